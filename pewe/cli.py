@@ -1,0 +1,116 @@
+"""Command lines from dataclasses: one field is one flag. Errors are one readable message and exit code 2."""
+
+import argparse
+import dataclasses
+import difflib
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+log = logging.getLogger("pewe")
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, line, flag or tensor and says what was expected."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Text for an unknown name: "'lorra'; did you mean 'lora'? Known: adapter, lora, prefix"."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{name!r}{hint} Known: {', '.join(known)}"
+
+
+def flag(default, help: str, **metadata):
+    """A dataclass field that becomes `--NAME`; `default` may be a list."""
+    metadata["help"] = help
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError instead of printing the usage, and suggests the nearest flag for an unknown one."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        flags = [option for action in self._actions for option in action.option_strings]
+        if unknown:
+            bad = unknown[0]
+            raise UserError(f"unknown flag {suggest(bad, flags)}" if bad.startswith("-") else f"unexpected {bad!r}")
+        return namespace
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -> None:
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    help = field.metadata.get("help", "").replace("%", "%%")
+    if shown not in (None, "", False):
+        help += f" (default: {shown})"
+    name = f"--{field.name}"
+    if kind is bool:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=help)
+        return
+    if isinstance(kind, types.UnionType):  # "int | None"
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    nargs = None
+    if typing.get_origin(kind) is list:
+        (kind,), nargs = typing.get_args(kind), "+"
+    parser.add_argument(
+        name, type=kind, nargs=nargs, default=default, choices=field.metadata.get("choices"), help=help, metavar=kind.__name__.upper()
+    )
+
+
+def parse(config_class: type, args: list[str] | None = None, description: str = ""):
+    """An instance of a dataclass from the command line. Raises UserError for unknown flags and bad values."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        _add_flag(parser, field, kinds[field.name])
+    return config_class(**vars(parser.parse_args(args)))
+
+
+def show(config) -> str:
+    """The resolved configuration, one field a line."""
+    fields = dataclasses.asdict(config)
+    width = max(map(len, fields))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields.items())
+
+
+def log_to(path: Path | None, quiet: bool = False) -> None:
+    """Log to the terminal (warnings only with `quiet`) and, where a path is given, append everything to that file."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in log.handlers[:]:
+        handler.close()
+        log.removeHandler(handler)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING if quiet else logging.INFO)
+    handlers: list[logging.Handler] = [terminal]
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+
+
+def main(run: Callable, config_class: type, description: str = "", args: list[str] | None = None) -> None:
+    """Parse, run, and turn every UserError into one line on stderr and exit code 2."""
+    try:
+        config = parse(config_class, args, description)
+        run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it left off", file=sys.stderr)
+        sys.exit(130)
+

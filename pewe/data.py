@@ -1,0 +1,233 @@
+"""CrossFit data: read and check TSV splits, tokenise, batch.
+
+`<task_dir>/<task>/<prefix>_{train,dev,test}.tsv`, UTF-8, one example a line: input TAB output [TAB further acceptable
+outputs]. `<task_dir>/<task>/<task>_full_train.tsv` holds the task's full training data (`--full_train`).
+"""
+
+import functools
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pewe.cli import UserError, flag, suggest
+from task_list import METRICS, TASK_LISTS
+
+IGNORED = -100  # label of a padded position
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass
+class DataConfig:
+    """Which tasks, where they are, and how they are cut."""
+
+    task_dir: str = flag("data/mini_gym", "folder with one sub-folder per task, in CrossFit format")
+    task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS))
+    tasks: list[str] = flag([], "task names instead of a list")
+    one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
+    full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
+    max_input_length: int = flag(512, "tokens of the input at most")
+    max_output_length: int = flag(64, "tokens of the output at most; also the length of generation, start token included")
+    as_original: bool = flag(False, "restore every quirk of the original code that changes a number (docs/DEVIATIONS.md)")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line: the input and its acceptable outputs, the first being the one that the dev and test loss use."""
+
+    input: str
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised split: token ids of each input, and of each acceptable output of each example."""
+
+    task: str
+    examples: tuple[Example, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def labels(self, as_original: bool = False) -> list[tuple[int, ...]]:
+        """The label of each line for a loss: its first output.
+
+        The original indexes the flat list of all outputs with the line's number, so that after a line with two outputs
+        every label belongs to an earlier line: `as_original`.
+        """
+        if as_original:
+            return [output for outputs in self.outputs for output in outputs][: len(self.outputs)]
+        return [outputs[0] for outputs in self.outputs]
+
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]  # input ids, label ids
+
+
+@dataclass
+class Batch:
+    """N sequences: input_ids and attention_mask (N, S), labels (N, T) with -100 on padding."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; asynchronous from pinned memory."""
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        if device.type == "cuda":
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def repeat(self, stack: int) -> "Batch":
+        """The batch once for each of `stack` members: (stack * N, ...)."""
+        return Batch(*(t.repeat(stack, 1) for t in (self.input_ids, self.attention_mask, self.labels)))
+
+
+def task_names(config: DataConfig) -> list[str]:
+    """The tasks that the flags name. Raises UserError for an unknown list, task or repeated task."""
+    if config.tasks:
+        unknown = [task for task in config.tasks if task not in METRICS]
+        if unknown:
+            raise UserError(f"task {suggest(unknown[0], METRICS)}. Add a new task, with its metric, to task_list.py")
+        repeated = [task for task in config.tasks if config.tasks.count(task) > 1]
+        if repeated:
+            raise UserError(f"--tasks names {repeated[0]!r} twice")
+        return list(config.tasks)
+    if config.task_list not in TASK_LISTS:
+        raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
+    return list(TASK_LISTS[config.task_list])
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Read one TSV file. Raises UserError naming file and line for anything that is not CrossFit format."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    examples = []
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
+        try:
+            cells = [cell.strip() for cell in raw.decode("utf-8-sig" if number == 1 else "utf-8").split("\t")]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 (byte {error.start})") from None
+        if len(cells) < 2:
+            raise UserError(f"{where}: no TAB; expected input TAB output [TAB further outputs]")
+        if not cells[0]:
+            raise UserError(f"{where}: empty input")
+        if not all(cells[1:]):
+            raise UserError(f"{where}: empty output in column {cells.index('', 1) + 1}")
+        examples.append(Example(cells[0], tuple(cells[1:])))
+    if not examples:
+        raise UserError(f"{path} is empty")
+    return tuple(examples)
+
+
+def find_prefixes(task_dir: Path, task: str) -> list[str]:
+    """The prefixes P for which `<task_dir>/<task>/P_train.tsv` exists, sorted; the full training file is not one."""
+    folder = task_dir / task
+    if not task_dir.is_dir():
+        raise UserError(f"there is no data folder {task_dir} (--task_dir)")
+    if not folder.is_dir():
+        present = sorted(child.name for child in task_dir.iterdir() if child.is_dir())
+        raise UserError(f"no data for task {suggest(task, present)} in {task_dir}")
+    names = (path.name.removesuffix("_train.tsv") for path in folder.glob("*_train.tsv"))
+    prefixes = sorted(name for name in names if name != f"{task}_full")
+    if not prefixes:
+        raise UserError(f"{folder} has no <prefix>_train.tsv, e.g. {task}_64_42_train.tsv")
+    return prefixes
+
+
+def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: bool = False) -> Path:
+    """The file of a split; `full_train` replaces the few-shot training file."""
+    stem = f"{task}_full" if full_train and split == "train" else prefix
+    return task_dir / task / f"{stem}_{split}.tsv"
+
+
+def load_split(tokenizer: PreTrainedTokenizerBase, config: DataConfig, task: str, prefix: str, split: str) -> Encoded:
+    """Read, check and tokenise a split; done once per process, file content and setting."""
+    path = split_path(Path(config.task_dir), task, prefix, split, config.full_train)
+    if not path.is_file():
+        raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")
+    stat = path.stat()
+    return _encode(tokenizer, path, (stat.st_mtime_ns, stat.st_size), task, config.max_input_length, config.max_output_length)
+
+
+@functools.lru_cache(maxsize=None)
+def _encode(tokenizer, path: Path, version: tuple[int, int], task: str, max_input: int, max_output: int) -> Encoded:
+    examples = read_examples(path)
+    inputs = _tokenise(tokenizer, [f" [{task}] {example.input}" for example in examples], max_input)
+    flat = iter(_tokenise(tokenizer, [f"<extra_id_0>{o}" for example in examples for o in example.outputs], max_output))
+    outputs = tuple(tuple(next(flat) for _ in example.outputs) for example in examples)
+    return Encoded(task, examples, inputs, outputs)
+
+
+def _tokenise(tokenizer, texts: list[str], length: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, tokenizer(texts, truncation=True, max_length=length)["input_ids"]))
+
+
+def digest(encoded: Encoded) -> str:
+    """A short fingerprint of a split's text, stored with every result that depends on it."""
+    text = "\n".join("\t".join((example.input, *example.outputs)) for example in encoded.examples)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Pad rows to the longest input and the longest label of the batch."""
+    inputs, labels = zip(*rows, strict=True)
+    input_ids = _pad(inputs, pad)
+    lengths = torch.tensor([len(ids) for ids in inputs])
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return Batch(input_ids, attention_mask, _pad(labels, IGNORED))
+
+
+def _pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(map(len, sequences))
+    return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])
+
+
+def collate_stack(members: Sequence[Sequence[Row]], pad: int) -> Batch:
+    """One batch for a stack: the rows of member k at [k*B, (k+1)*B), B the longest member.
+
+    A shorter member is filled with its last row without labels, which adds nothing to its loss; a member without rows
+    borrows the input of another one.
+    """
+    size = max(map(len, members))
+    spare = next(rows[-1] for rows in members if rows)
+    filled = []
+    for rows in members:
+        filler = ((rows[-1] if rows else spare)[0], (IGNORED,))
+        filled += [*rows, *[filler] * (size - len(rows))]
+    return collate(filled, pad)
+
+
+def scoring_batches(encoded: Encoded, batch_size: int, pad: int, as_original: bool = False) -> Iterator[Batch]:
+    """The lines of a dev or test split in file order, `batch_size` at a time, with the labels of the loss."""
+    rows = list(zip(encoded.inputs, encoded.labels(as_original), strict=True))
+    for start in range(0, len(rows), batch_size):
+        yield collate(rows[start : start + batch_size], pad)
+
+
+def training_updates(encoded: Encoded, seed: str, batch_size: int, accumulate: int, as_original: bool) -> Iterator[list[list[Row]]]:
+    """For each update, forever, its micro-batches of `batch_size` rows: a pure function of the data and the seed.
+
+    Each epoch is shuffled anew and each example draws one of its acceptable outputs. An update takes the next
+    `accumulate` micro-batches. The original steps after the first micro-batch of an epoch, then after every
+    `accumulate`-th, and drops the rest of the epoch: `as_original`.
+    """
+    epoch, window = 0, []
+    while True:
+        generator = random.Random(f"{seed}/{epoch}")
+        order = generator.sample(range(len(encoded.inputs)), len(encoded.inputs))
+        rows = [(encoded.inputs[i], generator.choice(encoded.outputs[i])) for i in order]
+        for number, start in enumerate(range(0, len(rows), batch_size)):
+            window.append(rows[start : start + batch_size])
+            full = number % accumulate == 0 if as_original else len(window) == accumulate
+            if full:
+                yield window
+                window = []
+        if as_original:
+            window = []
+        epoch += 1

@@ -1,0 +1,36 @@
+"""The paper's three deltas, each holding K stacked members on one frozen stock T5."""
+
+from transformers import PreTrainedModel
+
+from pewe.cli import UserError, suggest
+from pewe.deltas.adapter import HoulsbyAdapter, PfeifferAdapter
+from pewe.deltas.base import Delta, DeltaConfig, DeltaState
+from pewe.deltas.full import FullModel
+from pewe.deltas.lora import Lora
+from pewe.deltas.prefix import Prefix
+
+__all__ = ["ADAPTER_TYPES", "TUNE_METHODS", "Delta", "DeltaConfig", "DeltaState", "attach_delta"]
+
+ADAPTER_TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
+TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "model": FullModel}
+
+
+def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:
+    """Freeze `model` and insert `stack` deltas of this kind (all zero until `initialise` or `load`).
+
+    Raises UserError for an unknown method or adapter type, sizes below 1, or a model that is not a T5.
+    """
+    if config.tune_method not in TUNE_METHODS:
+        raise UserError(f"unknown --tune_method {suggest(config.tune_method, TUNE_METHODS)}")
+    if config.adapter_type not in ADAPTER_TYPES:
+        raise UserError(f"unknown --adapter_type {suggest(config.adapter_type, ADAPTER_TYPES)}")
+    for method in ("adapter", "lora", "prefix"):
+        if getattr(config, f"apply_{method}") and config.tune_method != method:
+            raise UserError(f"--apply_{method} contradicts --tune_method {config.tune_method}")
+    for name in ("adapter_size", "lora_r", "prefix_num", "prefix_r"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
+    if getattr(model.config, "model_type", "") != "t5":
+        raise UserError(f"the backbone must be a T5, not {getattr(model.config, 'model_type', type(model).__name__)!r}")
+    kind = TUNE_METHODS[config.tune_method] or ADAPTER_TYPES[config.adapter_type]
+    return kind(model, config, stack)

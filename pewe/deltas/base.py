@@ -1,0 +1,150 @@
+"""A delta is a stack: K delta modules of one kind over one frozen T5.
+
+Every tensor of a delta has a leading axis K. An input of K*B sequences is read as (K, B, ...): rows [k*B, (k+1)*B) go
+through member k. One forward of the shared backbone therefore serves K deltas, and K = 1 is the ordinary case.
+
+Symbols: K stacked deltas, B sequences per member, S tokens, d = d_model, r the bottleneck, h = num_heads * d_kv.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pewe.cli import UserError, flag
+from pewe.deltas.compat import DeltaBase
+
+DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
+Initialiser = Callable[[torch.Size, torch.Generator], Tensor]
+
+
+@dataclass
+class DeltaConfig:
+    """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
+
+    tune_method: str = flag("adapter", "adapter, lora, prefix, or model (full fine-tuning, no delta at all)")
+    adapter_type: str = flag("houlsby", "houlsby (after every sub-layer) or pfeiffer (after the feed-forward only)")
+    adapter_size: int = flag(12, "bottleneck r of an adapter")
+    lora_r: int = flag(10, "rank of LoRA")
+    lora_alpha: float = flag(16.0, "LoRA's scale is alpha / r")
+    prefix_num: int = flag(120, "number of prefix vectors P")
+    prefix_r: int = flag(24, "bottleneck of the prefix network")
+    apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)")
+    apply_lora: bool = flag(False, "same as --tune_method lora")
+    apply_prefix: bool = flag(False, "same as --tune_method prefix")
+
+
+def normal(std: float) -> Initialiser:
+    """N(0, std^2)."""
+    return lambda shape, generator: torch.randn(shape, generator=generator) * std
+
+
+def kaiming_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Kaiming uniform with a = sqrt(5) on a matrix (out, in): U(-1/sqrt(in), 1/sqrt(in))."""
+    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
+
+
+def zeros(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """All zeros; the generator is not used."""
+    return torch.zeros(shape)
+
+
+def by_member(hidden: Tensor, stack: int) -> Tensor:
+    """(K*B, S, d) -> (K, B*S, d)."""
+    return hidden.reshape(stack, -1, hidden.shape[-1])
+
+
+class Delta(DeltaBase):
+    """Base of the paper-exact deltas. A subclass creates its sites in `update_module` and names their tensors.
+
+    `named` maps each original parameter name to a parameter of shape (K, *original shape). Parameters are fp32 whatever
+    the dtype of the backbone, and are cast to the dtype of the activations where they are used.
+    """
+
+    sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
+
+    def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
+        DeltaBase.__init__(self, model, modified_modules=list(self.sites))
+        self.delta_config, self._stack = config, stack
+        self.delta_modules = nn.ModuleList()
+        self.named: dict[str, nn.Parameter] = {}
+        self.initialisers: dict[str, Initialiser] = {}
+        self.prepare(model.config)
+        training = model.training
+        self.add_all_delta_to_backbone(model, self.modified_modules)
+        model.train(training)
+        model.requires_grad_(False)
+        for parameter in self.named.values():
+            parameter.requires_grad_(True)
+        self._check_sites(model.config)
+
+    def _pseudo_data_to_instantiate(self, backbone: nn.Module | None = None) -> None:
+        """opendelta would run a dummy forward here to find sizes (and hide its errors); ours come from the config."""
+
+    def prepare(self, config) -> None:
+        """What a subclass needs before its sites are created."""
+
+    def expected_tensors(self, config) -> int:
+        """The number of delta tensors that this kind has on a T5 with this config."""
+        raise NotImplementedError
+
+    def _check_sites(self, config) -> None:
+        expected = self.expected_tensors(config)
+        if len(self.named) != expected:
+            raise UserError(
+                f"{self.delta_config.tune_method}: {len(self.named)} delta tensors were attached to this "
+                f"{config.model_type} model, {expected} expected; only T5 v1.0 and v1.1 are supported"
+            )
+
+    def new_parameter(self, name: str, shape: Sequence[int], initialiser: Initialiser) -> nn.Parameter:
+        """A parameter (K, *shape) under its original name, filled by `initialise` or `load`."""
+        device = self.backbone_model.device
+        parameter = nn.Parameter(torch.zeros(self._stack, *shape, device=device, dtype=torch.float32))
+        self.named[name], self.initialisers[name] = parameter, initialiser
+        return parameter
+
+    @property
+    def stack(self) -> int:
+        """K, the number of deltas that this module holds now."""
+        return next(iter(self.named.values())).shape[0]
+
+    def initialise(self, seeds: Sequence[str]) -> None:
+        """Random init of a stack of `len(seeds)`: member k from `seeds[k]` alone (a text such as "42/boolq")."""
+        generators = [torch.Generator().manual_seed(_number(seed)) for seed in seeds]
+        for name, parameter in self.named.items():
+            members = [self.initialisers[name](parameter.shape[1:], generator) for generator in generators]
+            self._set(parameter, torch.stack(members).to(parameter.device))
+
+    def load(self, states: Sequence[DeltaState]) -> None:
+        """Fill the stack with these states; its size becomes `len(states)`. The states must have been checked."""
+        for name, parameter in self.named.items():
+            stacked = torch.stack([state[name].to(torch.float32) for state in states])
+            self._set(parameter, stacked.to(parameter.device))
+
+    def states(self) -> list[DeltaState]:
+        """A copy on the CPU of each member's state, under the original names."""
+        stacked = {name: parameter.detach().cpu() for name, parameter in self.named.items()}
+        return [{name: tensor[k].clone() for name, tensor in stacked.items()} for k in range(self.stack)]
+
+    def keep(self, members: Tensor) -> None:
+        """Drop all members but these (indices into the stack)."""
+        for parameter in self.named.values():
+            self._set(parameter, parameter.detach()[members].clone())
+
+    @staticmethod
+    def _set(parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.grad = None
+        parameter.data = value
+
+
+def _number(seed: str) -> int:
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+
+
+def layer_name(key: str) -> str:
+    """`encoder.block.3.layer.1.DenseReluDense` -> `encoder.block.3.layer.1`."""
+    return key.rsplit(".", 1)[0]

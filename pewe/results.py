@@ -1,0 +1,104 @@
+"""Result files: written to a temporary name and renamed, read by column name, with their provenance beside them."""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from pewe.cli import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name that takes the place of `path` when the block ends well; a killed writer leaves `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, or None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a tab-separated table with a header, atomically."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False)
+
+
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A tab-separated table that has at least these columns; text stays text ("nan" and "null" are names, not gaps)."""
+    if not path.is_file():
+        raise UserError(f"there is no table {path}")
+    try:
+        table = pd.read_csv(path, sep="\t", dtype={"target": str, "source": str, "scope": str, "task": str}, na_values=[""],
+                            keep_default_na=False)  # fmt: skip
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a tab-separated table: {error}") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise UserError(f"{path}: column {missing[0]!r} is missing; the header must have: {', '.join(columns)}")
+    return table
+
+
+def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """A column as floats. Raises UserError with the first line that is not a number."""
+    values = pd.to_numeric(table[column], errors="coerce")
+    bad = values.isna() & (table[column].astype(str).str.lower() != "nan")
+    if bad.any():
+        line = int(bad.to_numpy().argmax())
+        raise UserError(f"{path}, line {line + 2}: {column} must be a number, not {table[column].iloc[line]!r}")
+    return values.astype(float)
+
+
+def provenance() -> dict:
+    """Versions, commit, machine and time: what a reader needs to trust or repeat a number."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    packages = ("torch", "transformers", "opendelta", "numpy")
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_config(folder: Path, config) -> None:
+    """`config.json`: the resolved settings (a dataclass or a dict) and the provenance."""
+    settings = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    write_json(folder / "config.json", {"settings": settings, "provenance": provenance()})

@@ -1,0 +1,327 @@
+"""Few-shot tuning of a stack of deltas in lockstep over one frozen backbone.
+
+Each member has its own data order, gradient clip, Adafactor statistics, learning rate, best dev score, early stop,
+checkpoint and resume file; its result is that of tuning it alone. A member that has finished leaves the stack.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import Adafactor
+
+from pewe.backbone import Backbone
+from pewe.checkpoint import BEST, write_checkpoint
+from pewe.cli import UserError, flag, log
+from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
+from pewe.deltas import Delta, DeltaState
+from pewe.evaluate import evaluate
+from pewe.results import replacing
+
+
+@dataclass
+class TrainConfig:
+    """How one delta is tuned; the defaults are the paper's."""
+
+    train_iters: int = flag(100_000, "updates at most")
+    warmup_steps: int = flag(200, "warm-up updates; only --lr_decay_style constant_with_warmup looks at them")
+    lr_decay_style: str = flag("constant", "constant (as the original, which ignores warmup_steps) or constant_with_warmup")
+    valid_interval: int = flag(100, "updates between two validations")
+    log_interval: int = flag(100, "updates between two log entries of the training loss")
+    early_stop: int = flag(10, "stop after this many validations without improvement")
+    predict_batch_size: int = flag(80, "dev and test lines per forward and delta")
+    micro_batch_size: int = flag(16, "a larger batch is cut into micro-batches of this size, gradients accumulated")
+    max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta")
+    seed: int = flag(42, "seed of init, data order and dropout")
+
+
+@dataclass
+class Progress:
+    """What a run has reached; stored in its resume file at every validation."""
+
+    updates: int = 0
+    best: float = -1.0
+    best_updates: int = 0
+    without_improvement: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
+
+
+@dataclass
+class Member:
+    """One run: a task's data, a learning rate, and the folder of its checkpoint and resume file."""
+
+    task: str
+    metric: str
+    train: Encoded
+    dev: Encoded
+    learning_rate: float
+    folder: Path
+    init: DeltaState
+    args: dict
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def resume_file(self) -> Path:
+        """Current delta, optimiser statistics and progress at the last validation."""
+        return self.folder / "resume.pt"
+
+
+class StackedAdafactor(Adafactor):
+    """Adafactor on tensors (K, ...) whose leading axis is the stack: the update of each member is clipped by its own RMS.
+
+    The factored statistics are taken over the last two axes, so they are per member already. The learning rate may be a
+    tensor (K, 1, 1).
+    """
+
+    @staticmethod
+    def _rms(tensor: Tensor) -> Tensor:
+        return tensor.flatten(1).norm(dim=1).div(math.sqrt(tensor[0].numel())).view(-1, *[1] * (tensor.dim() - 1))
+
+
+def make_optimizer(delta: Delta, learning_rates: Sequence[float]) -> Adafactor:
+    """Adafactor with a fixed learning rate per member (scale_parameter, relative_step and warmup_init off)."""
+    parameters = list(delta.named.values())
+    options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    if not isinstance(delta, Delta):  # full fine-tuning: no leading axis
+        return Adafactor(parameters, lr=learning_rates[0], **options)
+    rates = torch.tensor(learning_rates, device=parameters[0].device).view(-1, 1, 1)
+    return StackedAdafactor(parameters, lr=rates, **options)
+
+
+def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each label token, (N, T), zero on padding, and the mask of the tokens that count, (N, T)."""
+    counted = batch.labels != IGNORED
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
+        decoder_attention_mask=counted.long(),
+        use_cache=False,
+    ).logits
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(batch.labels.shape), counted
+
+
+def member_losses(model: nn.Module, batch: Batch, stack: int) -> Tensor:
+    """Mean token cross-entropy of each member on its own rows, (K,); 0 for a member without labels."""
+    losses, counted = token_losses(model, batch)
+    return losses.view(stack, -1).sum(1) / counted.view(stack, -1).sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def clip_gradients(delta: Delta, max_norm: float) -> Tensor:
+    """Scale each member's gradient to a norm of at most `max_norm` over all its tensors; the norms before, (K,)."""
+    gradients = [p.grad for p in delta.named.values() if p.grad is not None]
+    norms = torch.stack([gradient.reshape(delta.stack, -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)) if isinstance(delta, Delta) else scale)
+    return norms
+
+
+def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: TrainConfig, accumulate: int,
+        batch_size: int, max_length: int, as_original: bool, quiet: bool = False) -> None:  # fmt: skip
+    """Tune all members, which must have the same number of updates behind them, to the end.
+
+    `batch_size` is that of a micro-batch. Writes `checkpoint-best.pt` and `resume.pt` of every member at each
+    validation, and leaves the result in `member.progress`.
+    """
+    session = _Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
+    planned = config.train_iters * len(members)
+    done = sum(member.progress.updates for member in members)
+    with tqdm(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05) as bar:
+        session.start()
+        while session.members:
+            steps = min(config.valid_interval, config.train_iters - session.members[0].progress.updates)
+            losses = session.train(steps, bar)
+            session.validate(losses)
+            left = session.retire()
+            bar.total -= sum(config.train_iters - member.progress.updates for member in left)
+            bar.refresh()
+
+
+class _Session:
+    """The state of one lockstep: the members still in the stack, their optimiser and their data streams."""
+
+    def __init__(self, backbone, delta, members, config, accumulate, batch_size, max_length, as_original):
+        self.backbone, self.delta, self.members, self.config = backbone, delta, members, config
+        self.accumulate, self.max_length, self.as_original = accumulate, max_length, as_original
+        self.streams = [
+            islice(training_updates(m.train, f"{config.seed}/{m.task}", batch_size, accumulate, as_original), m.progress.updates, None)
+            for m in members
+        ]  # fmt: skip
+        self.writers = [SummaryWriter(str(m.folder / "tensorboard"), purge_step=m.progress.updates) for m in members]
+
+    def start(self) -> None:
+        """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""
+        resumed = [read_resume(member) for member in self.members]
+        self.delta.load([saved["delta"] if saved else m.init for saved, m in zip(resumed, self.members, strict=True)])
+        self.optimizer = make_optimizer(self.delta, [member.learning_rate for member in self.members])
+        if all(resumed):
+            _load_optimizer(self.optimizer, [saved["optimizer"] for saved in resumed], self.members[0].progress.updates)
+        elif not self.as_original:
+            self.validate([float("nan")] * len(self.members))
+
+    def train(self, steps: int, bar: tqdm) -> list[float]:
+        """`steps` updates of every member; returns the mean training loss of each."""
+        self.backbone.model.train()
+        start, total, since_log = time.perf_counter(), 0.0, 0.0
+        for step in range(1, steps + 1):
+            losses = self._update(self.members[0].progress.updates + step)
+            total, since_log = total + losses, since_log + losses
+            bar.update(len(self.members))
+            if step % self.config.log_interval == 0 or step == steps:
+                count = (step - 1) % self.config.log_interval + 1
+                self._log_losses((since_log / count).tolist(), step, bar)
+                since_log = 0.0
+        means = (total / steps).tolist()
+        for member in self.members:
+            member.progress.updates += steps
+            member.progress.seconds += (time.perf_counter() - start) / len(self.members)
+        return means
+
+    def _update(self, number: int) -> Tensor:
+        torch.manual_seed(self.config.seed * 1_000_003 + number)  # dropout is a function of seed and update: resumable
+        if self.config.lr_decay_style == "constant_with_warmup":
+            self._warm_up(number)
+        windows = [next(stream) for stream in self.streams]
+        total = torch.zeros(len(self.members), device=self.backbone.device)
+        for micro in range(max(map(len, windows))):
+            rows = [window[micro] if micro < len(window) else [] for window in windows]
+            batch = collate_stack(rows, self.backbone.pad).to(self.backbone.device)
+            losses = member_losses(self.backbone.model, batch, len(self.members))
+            (losses.sum() / self.accumulate).backward()
+            total += losses.detach()
+        clip_gradients(self.delta, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total / torch.tensor([len(window) for window in windows], device=total.device)
+
+    def _warm_up(self, number: int) -> None:
+        factor = min(1.0, number / max(1, self.config.warmup_steps))
+        group = self.optimizer.param_groups[0]
+        rates = torch.tensor([member.learning_rate * factor for member in self.members], device=self.backbone.device)
+        group["lr"] = rates.view(-1, 1, 1) if isinstance(self.delta, Delta) else float(rates)
+
+    def _log_losses(self, losses: list[float], step: int, bar: tqdm) -> None:
+        for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
+            writer.add_scalar("train/loss", loss, member.progress.updates + step)
+            if not math.isfinite(loss):
+                log.warning("%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step)
+        best = sum(member.progress.best for member in self.members) / len(self.members)
+        bar.set_postfix(deltas=len(losses), loss=f"{sum(losses) / len(losses):.3f}", best_dev=f"{best:.3f}")
+
+    def validate(self, losses: list[float]) -> None:
+        """Dev score of every member; write the better checkpoints, then the resume files."""
+        start = time.perf_counter()
+        scores = evaluate(self.backbone, [m.dev for m in self.members], [m.metric for m in self.members],
+                          self.config.predict_batch_size, self.max_length)  # fmt: skip
+        seconds = (time.perf_counter() - start) / len(self.members)
+        states = self.delta.states()
+        for member, writer, score, loss, state in zip(self.members, self.writers, scores, losses, states, strict=True):
+            progress = member.progress
+            progress.seconds += seconds
+            progress.history.append({"updates": progress.updates, "loss": loss, "dev": score})
+            writer.add_scalar(f"dev/{member.metric}", score, progress.updates)
+            self._compare(member, score, state)
+            progress.finished = progress.updates >= self.config.train_iters or (
+                progress.without_improvement >= self.config.early_stop
+            )
+        self._write_resume_files(states)
+
+    def _compare(self, member: Member, score: float, state: DeltaState) -> None:
+        progress = member.progress
+        better = not progress.best > score if self.as_original else score > progress.best
+        if better:
+            progress.best, progress.best_updates, progress.without_improvement = score, progress.updates, 0
+            epoch = progress.updates * self.accumulate // max(1, len(member.train.inputs))
+            method = member.args["tune_method"]
+            write_checkpoint(member.folder / BEST, method, state, member.args, progress.updates, epoch)
+        elif progress.updates:
+            progress.without_improvement += 1
+
+    def _write_resume_files(self, states: list[DeltaState]) -> None:
+        for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
+            saved = {
+                "delta": state,
+                "optimizer": _optimizer_slice(self.optimizer, k),
+                "progress": dataclasses.asdict(member.progress),
+            }
+            with replacing(member.resume_file) as temporary:
+                torch.save(saved, temporary)
+
+    def retire(self) -> list[Member]:
+        """Take the finished members out of the stack; returns them."""
+        going = [k for k, member in enumerate(self.members) if member.progress.finished]
+        staying = [k for k in range(len(self.members)) if k not in going]
+        left = [self.members[k] for k in going]
+        for k in going:
+            self.writers[k].close()
+            log.info("%s: best dev %.4f after %d of %d updates", self.members[k].folder, left[going.index(k)].progress.best,
+                     self.members[k].progress.best_updates, self.members[k].progress.updates)  # fmt: skip
+        if going and staying:
+            index = torch.tensor(staying, device=self.backbone.device)
+            self.delta.keep(index)
+            _keep(self.optimizer, index)
+        self.members, self.streams, self.writers = (
+            [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
+        )
+        return left
+
+
+_STATISTICS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
+
+
+def _optimizer_slice(optimizer: Adafactor, k: int) -> list[dict[str, Tensor]]:
+    """Member k's second-moment statistics, one dict per parameter; empty before the first update."""
+    stacked = isinstance(optimizer, StackedAdafactor)
+    parameters = optimizer.param_groups[0]["params"]
+    return [
+        {name: (state[name][k] if stacked else state[name]).cpu().clone() for name in _STATISTICS if name in state}
+        for state in (optimizer.state.get(parameter, {}) for parameter in parameters)
+    ]
+
+
+def _load_optimizer(optimizer: Adafactor, slices: list[list[dict[str, Tensor]]], updates: int) -> None:
+    stacked = isinstance(optimizer, StackedAdafactor)
+    for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        names = slices[0][number]
+        state = {
+            name: (torch.stack([s[number][name] for s in slices]) if stacked else names[name]).to(parameter.device)
+            for name in names
+        }
+        if state:
+            optimizer.state[parameter] = {"step": updates, "RMS": 0, **state}
+
+
+def _keep(optimizer: Adafactor, members: Tensor) -> None:
+    group = optimizer.param_groups[0]
+    group["lr"] = group["lr"][members]
+    for state in optimizer.state.values():
+        for name in _STATISTICS:
+            if name in state:
+                state[name] = state[name][members]
+
+
+def read_resume(member: Member) -> dict | None:
+    """The resume file of a member, its progress put into the member; None where there is none."""
+    if not member.resume_file.is_file():
+        return None
+    try:
+        saved = torch.load(member.resume_file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{member.resume_file} is damaged ({error}); delete it to start this run again") from None
+    member.progress = Progress(**saved["progress"])
+    return saved

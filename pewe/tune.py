@@ -1,0 +1,239 @@
+"""The experiment of one init: tune a delta on every task, prefix, batch size and learning rate, test the best step.
+
+Runs are folders: `<output_dir>/<task>/<prefix>/lr_<lr>_bsz_<bsz>_seed_<seed>/` with `run.json` (settings, provenance and,
+once finished, the result), `checkpoint-best.pt`, `resume.pt` and TensorBoard scalars. A run is skipped only if its
+result exists and its settings equal the current ones. The best run of a task by dev score is copied to
+`<output_dir>/<task>/checkpoint-best.pt`, where the ensembles look for it.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from pewe.backbone import Backbone, BackboneConfig, load_backbone
+from pewe.checkpoint import BEST, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
+from pewe.cli import UserError, flag, log, log_to, show
+from pewe.data import DataConfig, Encoded, digest, find_prefixes, load_split, task_names
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
+from pewe.evaluate import evaluate
+from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
+from pewe.train import Member, TrainConfig, fit, read_resume
+from task_list import METRICS
+
+COLUMNS = ["task", "prefix", "learning_rate", "batch_size", "seed", "metric", "dev", "test", "updates", "seconds"]
+
+
+@dataclass
+class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
+    """Few-shot tuning of each target task."""
+
+    do_train: bool = flag(False, "tune")
+    do_predict: bool = flag(False, "test the best checkpoint of each run, or --test_checkpoint where nothing is tuned")
+    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run")
+    bsz_list: list[int] = flag([8], "batch sizes; each is a run")
+    output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv")
+    train_checkpoint: str = flag("", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)")
+    test_checkpoint: str = flag("", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning")
+    stack: int = flag(1, "runs of equal batch size tuned in lockstep over one backbone")
+    quiet: bool = flag(False, "warnings only, no progress bar")
+
+
+@dataclass
+class Run:
+    """One cell of the experiment."""
+
+    task: str
+    prefix: str
+    batch_size: int
+    learning_rate: float
+    folder: Path
+    splits: dict[str, Encoded]
+    init: DeltaState
+    settings: dict
+
+
+def tune(config: TuneConfig) -> pd.DataFrame:
+    """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results."""
+    check(config)
+    out = Path(config.output_dir)
+    log_to(out / "log.txt", config.quiet)
+    log.info("settings:\n%s", show(config))
+    write_config(out, config)
+    backbone = load_backbone(config)
+    delta = attach_delta(backbone.model, config, config.stack)
+    runs = list(plan(config, backbone, delta))
+    pending = [run for run in runs if result_of(run) is None]
+    if len(pending) < len(runs):
+        log.info("%d of %d runs are finished already", len(runs) - len(pending), len(runs))
+    for stack in stacks(pending, config):
+        tune_stack(backbone, delta, stack, config)
+        write_results(out, runs)
+    table = write_results(out, runs)
+    if not config.quiet:
+        print(table.to_string(index=False))
+    return table
+
+
+def check(config: TuneConfig) -> None:
+    """Everything about the flags that can be told before a model is loaded."""
+    if not config.do_train and not config.do_predict:
+        raise UserError("nothing to do: give --do_train, --do_predict or both")
+    if not config.do_train and not config.test_checkpoint:
+        raise UserError("--do_predict without --do_train needs --test_checkpoint")
+    for name in ("train_iters", "valid_interval", "log_interval", "early_stop", "predict_batch_size", "micro_batch_size",
+                 "stack", "max_input_length", "max_output_length"):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
+    if config.lr_decay_style not in ("constant", "constant_with_warmup"):
+        raise UserError(f"--lr_decay_style must be constant or constant_with_warmup, not {config.lr_decay_style!r}")
+    for name, kind in (("learning_rate_list", "positive"), ("bsz_list", "at least 1")):
+        wrong = [value for value in getattr(config, name) if not value > 0]
+        if wrong:
+            raise UserError(f"--{name}: {wrong[0]} must be {kind}")
+    for size in config.bsz_list:
+        if size > config.micro_batch_size and size % config.micro_batch_size:
+            raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
+
+
+def plan(config: TuneConfig, backbone: Backbone, delta: Delta) -> Iterator[Run]:
+    """Every run of the configuration, with its data read and its init checked before anything is tuned."""
+    shapes = shapes_of(delta)
+    for task in task_names(config):
+        prefixes = find_prefixes(Path(config.task_dir), task)
+        init = initial_state(config, delta, task, shapes)
+        for prefix in prefixes[:1] if config.one_prefix else prefixes:
+            splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in ("train", "dev", "test")}
+            for batch_size in config.bsz_list:
+                lines = len(splits["train"].inputs)
+                if config.do_train and lines < batch_size:
+                    raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {batch_size}")
+                for learning_rate in config.learning_rate_list:
+                    name = f"lr_{learning_rate:g}_bsz_{batch_size}_seed_{config.seed}"
+                    folder = Path(config.output_dir) / task / prefix / name
+                    settings = run_settings(config, task, prefix, batch_size, learning_rate, splits, init)
+                    yield Run(task, prefix, batch_size, learning_rate, folder, splits, init, settings)
+
+
+def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
+    """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
+    if not config.do_train:
+        path = Path(config.test_checkpoint)
+        path = task_checkpoint(path, task) if path.is_dir() else path
+        return read_checkpoint(path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task")
+    if config.train_checkpoint:
+        path = ensemble_checkpoint(Path(config.train_checkpoint), task)
+        return read_checkpoint(path, config.tune_method, shapes, "make it with a script of unit_model/")
+    delta.initialise([f"{config.seed}/{task}"])
+    return delta.states()[0]
+
+
+# Settings that cannot change the result of a run, or that its own entries below replace.
+_NOT_IDENTITY = {"task_list", "tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device", "train_checkpoint",
+                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train",
+                 "apply_adapter", "apply_lora", "apply_prefix"}  # fmt: skip
+
+
+def run_settings(config, task, prefix, batch_size, learning_rate, splits, init) -> dict:
+    """What decides the result of a run: it is repeated when any of this changes."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IDENTITY}
+    return {
+        "task": task,
+        "prefix": prefix,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        **settings,
+        "data": {split: digest(encoded) for split, encoded in splits.items()},
+        "init": state_digest(init),
+    }
+
+
+def result_of(run: Run) -> dict | None:
+    """The stored result of a run with exactly these settings, or None."""
+    saved = read_json(run.folder / "run.json") or {}
+    return saved.get("result") if saved.get("settings") == run.settings else None
+
+
+def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
+    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them."""
+    pairs = [(run, prepare(run, config)) for run in runs]
+
+    def key(pair):
+        run, member = pair
+        return run.batch_size, member.resume_file.is_file(), member.progress.finished, member.progress.updates
+
+    for _, group in groupby(sorted(pairs, key=key), key):
+        together = list(group)
+        for start in range(0, len(together), config.stack):
+            yield together[start : start + config.stack]
+
+
+def prepare(run: Run, config: TuneConfig) -> Member:
+    """The member of a run: continues from its resume file if that was written under the same settings."""
+    saved = read_json(run.folder / "run.json") or {}
+    if saved.get("settings") != run.settings:
+        if run.folder.exists():
+            log.info("%s: the settings or the data have changed; starting again", run.folder)
+            shutil.rmtree(run.folder)
+        write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance()})
+    member = Member(
+        task=run.task, metric=METRICS[run.task], train=run.splits["train"], dev=run.splits["dev"],
+        learning_rate=run.learning_rate, folder=run.folder, init=run.init, args=run.settings,
+    )  # fmt: skip
+    read_resume(member)
+    return member
+
+
+def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> None:
+    """Tune, test and record one stack."""
+    runs, members = zip(*pairs, strict=True)
+    if config.do_train and not members[0].progress.finished:
+        micro = min(runs[0].batch_size, config.micro_batch_size)
+        fit(backbone, delta, members, config, runs[0].batch_size // micro, micro, config.max_output_length,
+            config.as_original, config.quiet)  # fmt: skip
+    start = time.perf_counter()
+    if config.do_train:
+        delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
+    else:
+        delta.load([run.init for run in runs])
+        for member, score in zip(members, _score(backbone, runs, "dev", config), strict=True):
+            member.progress.best = score
+    tests = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
+    seconds = (time.perf_counter() - start) / len(runs)
+    for run, member, test in zip(runs, members, tests, strict=True):
+        _record(run, member, test, seconds)
+
+
+def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
+    splits, names = [run.splits[split] for run in runs], [METRICS[run.task] for run in runs]
+    return evaluate(backbone, splits, names, config.predict_batch_size, config.max_output_length)
+
+
+def _record(run: Run, member: Member, test: float | None, seconds: float) -> None:
+    progress = member.progress
+    row = {
+        "task": run.task, "prefix": run.prefix, "learning_rate": run.learning_rate, "batch_size": run.batch_size,
+        "seed": run.settings["seed"], "metric": member.metric, "dev": progress.best, "test": test,
+        "updates": progress.updates, "seconds": round(progress.seconds + seconds, 2),
+    }  # fmt: skip
+    result = {**row, "best_updates": progress.best_updates, "history": progress.history}
+    write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance(), "result": result})
+    log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
+
+
+def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
+    """`result.tsv` of all finished runs, and each task's best checkpoint where the ensembles look for it."""
+    finished = [(run, result) for run in runs if (result := result_of(run)) is not None]
+    table = pd.DataFrame([{name: result[name] for name in COLUMNS} for _, result in finished], columns=COLUMNS)
+    write_table(out / "result.tsv", table)
+    for task, group in groupby(finished, key=lambda pair: pair[0].task):
+        best, _ = max(group, key=lambda pair: pair[1]["dev"])
+        if (best.folder / BEST).is_file():
+            with replacing(task_checkpoint(out, task)) as temporary:
+                shutil.copyfile(best.folder / BEST, temporary)
+    return table

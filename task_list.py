@@ -1,0 +1,87 @@
+"""The tasks: the paper's 32 and 51, the embedded mini gym, and every list that a script can name.
+
+`GROUPS` is the only place where a task, its group and its metric are written down; all other lists derive from it. To
+add your own task, add it to a group here, `{task: metric}` (docs/your_own_task.md).
+"""
+
+ACC, EM, QA_F1, ROUGE_L, CLASSIFICATION_F1 = "ACC", "EM", "QA-F1", "Rouge-L", "Classification-F1"
+
+GROUPS: dict[str, dict[str, str]] = {
+    # the paper's 32 question-answering tasks
+    "machine_reading_comprehension": {"adversarialqa": QA_F1, "hotpot_qa": QA_F1, "superglue-record": QA_F1},
+    "multiple_choice_qa": {
+        "ai2_arc": ACC,
+        "codah": CLASSIFICATION_F1,
+        "commonsense_qa": ACC,
+        "cosmos_qa": ACC,
+        "dream": ACC,
+        "hellaswag": ACC,
+        "openbookqa": ACC,
+        "qasc": ACC,
+        "quail": ACC,
+        "quarel": ACC,
+        "quartz-no_knowledge": ACC,
+        "quartz-with_knowledge": ACC,
+        "race-high": ACC,
+        "race-middle": ACC,
+        "sciq": ACC,
+        "superglue-copa": ACC,
+        "swag": ACC,
+        "wino_grande": ACC,
+        "wiqa": ACC,
+    },
+    "binary": {"boolq": ACC, "mc_taco": ACC},
+    "long_form_qa": {"eli5-askh": ROUGE_L, "eli5-asks": ROUGE_L, "eli5-eli5": ROUGE_L},
+    "closed_book_qa": {
+        "lama-conceptnet": EM,
+        "lama-google_re": EM,
+        "numer_sense": EM,
+        "search_qa": EM,
+        "web_questions": EM,
+    },
+    # the 19 others of the paper's larger list
+    "sentiment_analysis": {"amazon_polarity": CLASSIFICATION_F1, "financial_phrasebank": CLASSIFICATION_F1},
+    "natural_language_inference": {"anli": CLASSIFICATION_F1, "scitail": CLASSIFICATION_F1},
+    "fact_checking": {
+        "climate_fever": CLASSIFICATION_F1,
+        "health_fact": CLASSIFICATION_F1,
+        "liar": CLASSIFICATION_F1,
+        "tab_fact": CLASSIFICATION_F1,
+    },
+    "tweets": {
+        "tweet_eval-offensive": CLASSIFICATION_F1,
+        "tweet_eval-sentiment": CLASSIFICATION_F1,
+        "tweet_eval-irony": CLASSIFICATION_F1,
+    },
+    "paraphrase": {"glue-mrpc": ACC, "glue-qqp": ACC, "medical_questions_pairs": ACC},
+    "summarization": {"samsum": ROUGE_L, "xsum": ROUGE_L},
+    "linguistic_phenomenon": {
+        "blimp-ellipsis_n_bar_1": ACC,
+        "blimp-irregular_past_participle_adjectives": ACC,
+        "blimp-sentential_negation_npi_scope": ACC,
+    },
+}
+
+_QA_GROUPS = ("machine_reading_comprehension", "multiple_choice_qa", "binary", "long_form_qa", "closed_book_qa")
+_MINI_GROUPS = tuple(name for name in GROUPS if name.startswith("mini_"))
+
+
+def _tasks(groups) -> list[str]:
+    return [task for group in groups for task in GROUPS[group]]
+
+
+QA_task_list = _tasks(_QA_GROUPS)
+quan_task = _tasks(name for name in GROUPS if name not in _MINI_GROUPS)
+mini_task_list = _tasks(_MINI_GROUPS)
+
+METRICS: dict[str, str] = {task: metric for group in GROUPS.values() for task, metric in group.items()}
+GROUP_OF: dict[str, str] = {task: group for group, tasks in GROUPS.items() for task in tasks}
+TASK_LISTS: dict[str, list[str]] = {
+    "QA_task_list": QA_task_list,
+    "quan_task": quan_task,
+    "mini_task_list": mini_task_list,
+    **{group: list(tasks) for group, tasks in GROUPS.items()},
+}
+
+# The original README imports a group by its name: `from task_list import machine_reading_comprehension as TASK_LIST`.
+globals().update({group: list(tasks) for group, tasks in GROUPS.items()})

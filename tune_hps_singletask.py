@@ -1,0 +1,13 @@
+"""Few-shot tuning of a delta on each target task, for each batch size and learning rate; tests the best step.
+
+Step "downstream performance" of the paper. The shell scripts in scripts/ call it with the paper's settings:
+
+    bash scripts/adapter.sh                                             from random init
+    bash scripts/adapter.sh --train_checkpoint checkpoints/Loss         from the ensembles in a folder
+"""
+
+from pewe.cli import main
+from pewe.tune import TuneConfig, tune
+
+if __name__ == "__main__":
+    main(tune, TuneConfig, __doc__)
