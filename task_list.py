@@ -60,6 +60,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "blimp-irregular_past_participle_adjectives": ACC,
         "blimp-sentential_negation_npi_scope": ACC,
     },
+    # the embedded mini gym (data/mini_gym)
+    "mini_reading": {"mini_read_animals": QA_F1, "mini_read_towns": EM, "mini_read_people": ROUGE_L},
+    "mini_choice": {"mini_choice_animals": ACC, "mini_choice_towns": ACC, "mini_choice_people": ACC},
+    "mini_yesno": {"mini_yesno_animals": ACC, "mini_yesno_towns": ACC, "mini_yesno_people": CLASSIFICATION_F1},
+    "mini_closed": {"mini_closed_animals": EM, "mini_closed_towns": EM, "mini_closed_people": QA_F1},
 }
 
 _QA_GROUPS = ("machine_reading_comprehension", "multiple_choice_qa", "binary", "long_form_qa", "closed_book_qa")

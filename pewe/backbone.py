@@ -6,10 +6,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 from pewe.cli import UserError, flag, suggest
 
+transformers.logging.set_verbosity_error()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -17,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class BackboneConfig:
     """The frozen model and where it runs."""
 
-    model: str = flag("checkpoints/mini_t5", "T5 v1.0 or v1.1: a folder or a hub id (the paper: t5.1.1.lm100k.base)")
+    model: str = flag("google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)")
     tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)")
     device: str = flag("auto", "auto, cpu or cuda")
     dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16")
@@ -57,7 +64,9 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     tokenizer = _load_tokenizer(config.tokenizer_path or config.model)
     model = _load_model(config.model, DTYPES[config.dtype]).to(device)
     if len(tokenizer) > model.config.vocab_size + 100:
-        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.model} only {model.config.vocab_size}")
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config.model} only {model.config.vocab_size}"
+        )
     return Backbone(model, tokenizer, device)
 
 
@@ -81,7 +90,6 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
     _check_folder(name, "--model")
-    transformers.logging.set_verbosity_error()
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "t5":

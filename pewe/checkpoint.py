@@ -35,7 +35,9 @@ def ensemble_checkpoint(folder: Path, task: str) -> Path:
     return folder / f"without_{task}_checkpoint.pt"
 
 
-def write_checkpoint(path: Path, tune_method: str, state: DeltaState, args: dict, updates: int = 0, epoch: int = 0) -> None:
+def write_checkpoint(
+    path: Path, tune_method: str, state: DeltaState, args: dict, updates: int = 0, epoch: int = 0
+) -> None:
     """Write a delta state atomically; `args` must hold plain values only."""
     content = {tune_method: state, "args": args, "current_state": {"epoch": epoch, "num_updates": updates}}
     with replacing(path) as temporary:
@@ -71,8 +73,18 @@ def _load(path: Path):
             f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
             f"convert it first: python -m pewe.checkpoint --original {path} --out NEW.pt"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read the checkpoint {path}: {str(error).splitlines()[0] if str(error) else 'empty'}") from None
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as error:
+        raise UserError(
+            f"cannot read the checkpoint {path}: {str(error).splitlines()[0] if str(error) else 'empty'}"
+        ) from None
 
 
 def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
@@ -86,7 +98,9 @@ def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
         return
     missing, unexpected = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
     if missing:
-        raise UserError(f"{path}: {len(missing)} tensors are missing, e.g. {missing[0]} (another backbone or delta type?)")
+        raise UserError(
+            f"{path}: {len(missing)} tensors are missing, e.g. {missing[0]} (another backbone or delta type?)"
+        )
     if unexpected:
         raise UserError(f"{path}: {len(unexpected)} unexpected tensors, e.g. {unexpected[0]} (another backbone?)")
     for name, shape in shapes.items():
@@ -94,9 +108,14 @@ def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
             raise UserError(f"{path}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}")
 
 
+def shapes_of_state(state: DeltaState) -> Shapes:
+    """Names and shapes of a state."""
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
 def shapes_of(delta) -> Shapes:
     """Names and shapes that a state of this delta must have."""
-    return {name: tensor.shape for name, tensor in delta.states()[0].items()}
+    return shapes_of_state(delta.states()[0])
 
 
 def state_digest(state: DeltaState) -> str:
@@ -125,13 +144,23 @@ def convert(original: Path, out: Path) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(original)
         with torch.serialization.safe_globals([(type("Opaque", (_Opaque,), {}), name) for name in names]):
             content = torch.load(original, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError:
+        raise UserError(f"{original} holds objects that cannot be read safely") from None
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {original}: {str(error).splitlines()[0] if str(error) else 'empty'}") from None
-    method = next((name for name in TUNE_METHODS if isinstance(content, dict) and isinstance(content.get(name), dict)), None)
+    method = next(
+        (name for name in TUNE_METHODS if isinstance(content, dict) and isinstance(content.get(name), dict)), None
+    )
     if method is None:
-        raise UserError(f"{original} has none of the entries {', '.join(TUNE_METHODS)}: not a checkpoint of the original code")
+        raise UserError(
+            f"{original} has none of the entries {', '.join(TUNE_METHODS)}: not a checkpoint of the original code"
+        )
     check_state(content[method], None, original)
-    args = {key: value for key, value in vars(content.get("args", _Opaque())).items() if isinstance(value, str | int | float | bool)}
+    args = {
+        key: value
+        for key, value in vars(content.get("args", _Opaque())).items()
+        if isinstance(value, str | int | float | bool)
+    }
     progress = content.get("current_state", {})
     progress = progress if isinstance(progress, dict) else {}
     state = {name: tensor.clone() for name, tensor in content[method].items()}

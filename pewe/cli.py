@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import logging
+import os
 import sys
 import types
 import typing
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 log = logging.getLogger("pewe")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
@@ -56,7 +58,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -
         help += f" (default: {shown})"
     name = f"--{field.name}"
     if kind is bool:
-        parser.add_argument(name, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=help)
+        parser.add_argument(
+            name, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=help
+        )
         return
     if isinstance(kind, types.UnionType):  # "int | None"
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
@@ -64,7 +68,13 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -
     if typing.get_origin(kind) is list:
         (kind,), nargs = typing.get_args(kind), "+"
     parser.add_argument(
-        name, type=kind, nargs=nargs, default=default, choices=field.metadata.get("choices"), help=help, metavar=kind.__name__.upper()
+        name,
+        type=kind,
+        nargs=nargs,
+        default=default,
+        choices=field.metadata.get("choices"),
+        help=help,
+        metavar=kind.__name__.upper(),
     )
 
 
@@ -103,9 +113,13 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
 
 
 def main(run: Callable, config_class: type, description: str = "", args: list[str] | None = None) -> None:
-    """Parse, run, and turn every UserError into one line on stderr and exit code 2."""
+    """Parse, run, and turn every UserError into one line on stderr and exit code 2.
+
+    Relative paths start at the repository root, whatever folder the command is given in.
+    """
     try:
         config = parse(config_class, args, description)
+        os.chdir(ROOT)
         run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -113,4 +127,3 @@ def main(run: Callable, config_class: type, description: str = "", args: list[st
     except KeyboardInterrupt:
         print("stopped; the same command continues where it left off", file=sys.stderr)
         sys.exit(130)
-

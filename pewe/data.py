@@ -26,14 +26,18 @@ SPLITS = ("train", "dev", "test")
 class DataConfig:
     """Which tasks, where they are, and how they are cut."""
 
-    task_dir: str = flag("data/mini_gym", "folder with one sub-folder per task, in CrossFit format")
+    task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format")
     task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS))
     tasks: list[str] = flag([], "task names instead of a list")
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
     max_input_length: int = flag(512, "tokens of the input at most")
-    max_output_length: int = flag(64, "tokens of the output at most; also the length of generation, start token included")
-    as_original: bool = flag(False, "restore every quirk of the original code that changes a number (docs/DEVIATIONS.md)")
+    max_output_length: int = flag(
+        64, "tokens of the output at most; also the length of generation, start token included"
+    )
+    as_original: bool = flag(
+        False, "restore every quirk of the original code that changes a number (docs/DEVIATIONS.md)"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,12 @@ def load_split(tokenizer: PreTrainedTokenizerBase, config: DataConfig, task: str
     if not path.is_file():
         raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")
     stat = path.stat()
-    return _encode(tokenizer, path, (stat.st_mtime_ns, stat.st_size), task, config.max_input_length, config.max_output_length)
+    return _encode(
+        tokenizer, path, (stat.st_mtime_ns, stat.st_size), task, config.max_input_length, config.max_output_length
+    )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _encode(tokenizer, path: Path, version: tuple[int, int], task: str, max_input: int, max_output: int) -> Encoded:
     examples = read_examples(path)
     inputs = _tokenise(tokenizer, [f" [{task}] {example.input}" for example in examples], max_input)
@@ -210,7 +216,9 @@ def scoring_batches(encoded: Encoded, batch_size: int, pad: int, as_original: bo
         yield collate(rows[start : start + batch_size], pad)
 
 
-def training_updates(encoded: Encoded, seed: str, batch_size: int, accumulate: int, as_original: bool) -> Iterator[list[list[Row]]]:
+def training_updates(
+    encoded: Encoded, seed: str, batch_size: int, accumulate: int, as_original: bool
+) -> Iterator[list[list[Row]]]:
     """For each update, forever, its micro-batches of `batch_size` rows: a pure function of the data and the seed.
 
     Each epoch is shuffled anew and each example draws one of its acceptable outputs. An update takes the next

@@ -100,7 +100,10 @@ def _number(text: str) -> float:
 
 def _best_over_golds(score: Callable[[str, str], float]):
     def mean(predictions: Sequence[str], golds: Golds) -> float:
-        best = [max((score(p, gold) for gold in answers), default=0.0) for p, answers in zip(predictions, golds, strict=True)]
+        best = [
+            max((score(p, gold) for gold in answers), default=0.0)
+            for p, answers in zip(predictions, golds, strict=True)
+        ]
         return float(np.mean(best)) if best else float("nan")
 
     return mean

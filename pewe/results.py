@@ -14,9 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pewe.cli import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
+from pewe.cli import ROOT, UserError
 
 
 @contextlib.contextmanager

@@ -33,7 +33,9 @@ class TrainConfig:
 
     train_iters: int = flag(100_000, "updates at most")
     warmup_steps: int = flag(200, "warm-up updates; only --lr_decay_style constant_with_warmup looks at them")
-    lr_decay_style: str = flag("constant", "constant (as the original, which ignores warmup_steps) or constant_with_warmup")
+    lr_decay_style: str = flag(
+        "constant", "constant (as the original, which ignores warmup_steps) or constant_with_warmup"
+    )
     valid_interval: int = flag(100, "updates between two validations")
     log_interval: int = flag(100, "updates between two log entries of the training loss")
     early_stop: int = flag(10, "stop after this many validations without improvement")
@@ -158,10 +160,10 @@ class _Session:
     def __init__(self, backbone, delta, members, config, accumulate, batch_size, max_length, as_original):
         self.backbone, self.delta, self.members, self.config = backbone, delta, members, config
         self.accumulate, self.max_length, self.as_original = accumulate, max_length, as_original
-        self.streams = [
-            islice(training_updates(m.train, f"{config.seed}/{m.task}", batch_size, accumulate, as_original), m.progress.updates, None)
-            for m in members
-        ]  # fmt: skip
+        self.streams = []
+        for member in members:
+            stream = training_updates(member.train, f"{config.seed}/{member.task}", batch_size, accumulate, as_original)
+            self.streams.append(islice(stream, member.progress.updates, None))
         self.writers = [SummaryWriter(str(m.folder / "tensorboard"), purge_step=m.progress.updates) for m in members]
 
     def start(self) -> None:
@@ -219,7 +221,9 @@ class _Session:
         for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
             writer.add_scalar("train/loss", loss, member.progress.updates + step)
             if not math.isfinite(loss):
-                log.warning("%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step)
+                log.warning(
+                    "%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step
+                )
         best = sum(member.progress.best for member in self.members) / len(self.members)
         bar.set_postfix(deltas=len(losses), loss=f"{sum(losses) / len(losses):.3f}", best_dev=f"{best:.3f}")
 

@@ -108,7 +108,9 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta) -> Iterator[Run]:
         prefixes = find_prefixes(Path(config.task_dir), task)
         init = initial_state(config, delta, task, shapes)
         for prefix in prefixes[:1] if config.one_prefix else prefixes:
-            splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in ("train", "dev", "test")}
+            splits = {
+                split: load_split(backbone.tokenizer, config, task, prefix, split) for split in ("train", "dev", "test")
+            }
             for batch_size in config.bsz_list:
                 lines = len(splits["train"].inputs)
                 if config.do_train and lines < batch_size:
@@ -125,7 +127,9 @@ def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaS
     if not config.do_train:
         path = Path(config.test_checkpoint)
         path = task_checkpoint(path, task) if path.is_dir() else path
-        return read_checkpoint(path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task")
+        return read_checkpoint(
+            path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task"
+        )
     if config.train_checkpoint:
         path = ensemble_checkpoint(Path(config.train_checkpoint), task)
         return read_checkpoint(path, config.tune_method, shapes, "make it with a script of unit_model/")

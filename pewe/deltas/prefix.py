@@ -23,7 +23,7 @@ class PrefixNetwork(nn.Module):
 
     def forward(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, each (K, heads, P, d_kv). Only the rows that this layer reads are computed."""
-        layers, two, heads, length, d_kv = self.shape
+        _, two, heads, length, d_kv = self.shape
         width, size = self.up.shape[1], two * heads * length * d_kv
         first, last = layer * size // width, -(-(layer + 1) * size // width)
         rows = torch.bmm(torch.tanh(torch.bmm(self.prefix[:, first:last], self.down.mT)), self.up.mT)

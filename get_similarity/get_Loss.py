@@ -1,0 +1,25 @@
+"""Loss: how well source j already predicts the target's dev answers (Lv et al. 2023, section 3, "Loss").
+
+    S[i, j] = mean over label tokens of -log p(token | input, tokens before; theta_j)      lower is more similar
+
+on the first dev batch of target i, teacher forcing, no dropout.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from pewe.cli import main
+from pewe.data import Batch
+from pewe.similarity import Measure, SimilarityConfig, Sources, run
+
+
+def score(sources: Sources, batch: Batch, reference: Sources | None = None) -> dict[str, Tensor]:
+    """Mean token cross-entropy in nats of each of the K sources, (K,)."""
+    return {"all": sources.losses(batch)}
+
+
+MEASURE = Measure("Loss", score, higher_is_more_similar=False)
+
+if __name__ == "__main__":
+    main(partial(run, MEASURE), SimilarityConfig, __doc__)

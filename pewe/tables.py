@@ -1,0 +1,77 @@
+"""From stored results to the paper's table: rows are inits, columns are tasks and their mean. No model is run.
+
+    python -m pewe.tables --rows Random=checkpoints/adapter/random Loss=checkpoints/adapter/from_Loss --out results/mine
+
+reads `result.tsv` in each folder (written by tune_hps_singletask.py) and writes table.tsv and table.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pewe.cli import UserError, flag, main
+from pewe.results import numeric, read_table, write_config, write_table, write_text
+
+
+@dataclass
+class TableConfig:
+    """Which results become which rows."""
+
+    rows: list[str] = flag([], "NAME=FOLDER, one per row; FOLDER has a result.tsv")
+    value: str = flag("test", "column of result.tsv to show: test or dev")
+    out: str = flag("results/table", "folder of table.tsv and table.md")
+    title: str = flag("", "heading of table.md")
+
+
+def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
+    """Inits down, tasks across, the mean of the tasks last. A task with several runs shows its best by dev score.
+
+    Raises UserError where a result is missing or the rows do not have the same tasks.
+    """
+    columns = {}
+    for name, folder in rows.items():
+        path = folder / "result.tsv"
+        table = read_table(path, ["task", "dev", value])
+        scores = numeric(table, value, path)
+        best = (
+            table.assign(score=scores, dev=numeric(table, "dev", path))
+            .sort_values("dev", kind="stable")
+            .groupby("task", sort=False)
+            .tail(1)
+        )
+        columns[name] = best.set_index("task")["score"].reindex(pd.unique(table["task"]))
+    frame = pd.DataFrame(columns)
+    incomplete = frame.isna().any(axis=1)
+    if incomplete.any():
+        task = frame.index[incomplete][0]
+        raise UserError(f"task {task!r} has no {value} score for {frame.columns[frame.loc[task].isna()][0]!r}")
+    transposed = frame.T
+    transposed["mean"] = transposed.mean(axis=1)
+    return transposed
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table with three decimals, the best of each column in bold."""
+    lines = [" | ".join(["init", *map(str, frame.columns)]), "|".join(["---", *["---:"] * frame.shape[1]])]
+    for name, row in frame.iterrows():
+        cells = [f"**{v:.3f}**" if v == frame[column].max() else f"{v:.3f}" for column, v in row.items()]
+        lines.append(" | ".join([str(name), *cells]))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines) + "\n"
+
+
+def run(config: TableConfig) -> None:
+    """Read, print and write."""
+    if not config.rows or any("=" not in row for row in config.rows):
+        raise UserError("--rows needs NAME=FOLDER pairs, e.g. --rows Random=checkpoints/adapter/random")
+    rows = {name: Path(folder) for name, folder in (row.split("=", 1) for row in config.rows)}
+    frame = init_table(rows, config.value)
+    out = Path(config.out)
+    write_table(out / "table.tsv", frame.rename_axis("init").reset_index())
+    write_text(out / "table.md", (f"{config.title}\n\n" if config.title else "") + to_markdown(frame))
+    write_config(out, config)
+    print(frame.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main(run, TableConfig, __doc__)

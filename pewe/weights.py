@@ -1,0 +1,79 @@
+"""From similarities S[i, j] to ensemble weights W[i, j] (Lv et al. 2023, section 3).
+
+w_i = softmax over sources j != i of (orientation * S[i, j] / tau)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pewe.cli import UserError
+
+
+def similarity_frame(table: pd.DataFrame, where: str = "the similarity table") -> pd.DataFrame:
+    """Rows (target, source, value) of one scope as a matrix, targets down and sources across, in order of appearance.
+
+    Raises UserError where a pair stands twice, is missing (other than target = source), or is not finite.
+    """
+    pairs = table[["target", "source"]]
+    if pairs.duplicated().any():
+        target, source = pairs[pairs.duplicated()].iloc[0]
+        raise UserError(f"{where}: the pair target {target!r}, source {source!r} stands twice")
+    frame = table.pivot(index="target", columns="source", values="value")
+    frame = frame.loc[pd.unique(table["target"]), pd.unique(table["source"])].astype(float)
+    frame.columns.name = frame.index.name = None
+    bad = ~np.isfinite(frame.to_numpy())
+    for i, j in zip(*np.nonzero(bad), strict=True):
+        if frame.index[i] != frame.columns[j]:
+            problem = "is missing" if np.isnan(frame.iat[i, j]) else f"is {frame.iat[i, j]}"
+            raise UserError(f"{where}: the value of target {frame.index[i]!r}, source {frame.columns[j]!r} {problem}")
+    return frame
+
+
+def allowed_sources(targets: Sequence[str], sources: Sequence[str]) -> Tensor:
+    """(T, n) True where source j may help target i: everywhere but on itself."""
+    allowed = torch.tensor([[target != source for source in sources] for target in targets])
+    for target, row in zip(targets, allowed, strict=True):
+        if not row.any():
+            raise UserError(f"there is no source for target {target!r} but itself")
+    return allowed
+
+
+def softmax_weights(S: Tensor, temperature: float | Tensor, higher_is_more_similar: bool, allowed: Tensor) -> Tensor:
+    """Softmax of the oriented similarities over the allowed sources, (T, n), rows sum to 1, float64.
+
+    `temperature` has the unit of S; one number, or one per target (T, 1).
+    """
+    if not (torch.as_tensor(temperature) > 0).all():
+        raise UserError(f"the temperature must be above 0, not {temperature}")
+    logits = (S.double() if higher_is_more_similar else -S.double()) / temperature
+    return torch.softmax(logits.masked_fill(~allowed, float("-inf")), dim=1)
+
+
+def uniform_weights(allowed: Tensor) -> Tensor:
+    """The same weight for every allowed source, (T, n), float64."""
+    return allowed.double() / allowed.sum(1, keepdim=True)
+
+
+def effective_numbers(W: Tensor) -> Tensor:
+    """exp(entropy) of each row, (T,): 1 if one source has all the weight, n if n sources share it equally."""
+    return torch.exp(torch.special.entr(W).sum(1))
+
+
+def temperature_for(S: Tensor, effective: float, higher_is_more_similar: bool, allowed: Tensor) -> float:
+    """The temperature at which the median over targets of the effective number of sources is `effective`.
+
+    Bisection on the logarithm of the temperature; the effective number grows with it.
+    """
+    most = int(allowed.sum(1).median())
+    if not 1 < effective < most:
+        raise UserError(f"the effective number of sources must lie between 1 and {most}, not {effective:g}")
+    low, high = 1e-12, 1e12
+    for _ in range(120):
+        middle = (low * high) ** 0.5
+        median = effective_numbers(softmax_weights(S, middle, higher_is_more_similar, allowed)).median()
+        low, high = (middle, high) if median < effective else (low, middle)
+    return (low * high) ** 0.5

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Environment, linter, tests. Arguments go to pytest: bash scripts/test.sh -m slow, bash scripts/test.sh tests/test_data.py
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -n "${PYTHON:-}" ] || bash scripts/setup_env.sh
+source scripts/common.sh
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,150 @@
+"""Reading, tokenising and batching."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden_backbone, golden_npz
+
+from pewe.cli import UserError
+from pewe.data import (
+    DataConfig,
+    Encoded,
+    Example,
+    collate_stack,
+    find_prefixes,
+    load_split,
+    read_examples,
+    scoring_batches,
+    task_names,
+    training_updates,
+)
+
+
+def encoded(outputs: list[list[int]]) -> Encoded:
+    """Line i has input (i, 1) and one-token outputs."""
+    examples = tuple(Example(str(i), tuple(map(str, line))) for i, line in enumerate(outputs))
+    inputs = tuple((i, 1) for i in range(len(outputs)))
+    return Encoded("task", examples, inputs, tuple(tuple((token,) for token in line) for line in outputs))
+
+
+def test_read_examples(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_bytes("\ufeffein Käse\tja\r\n two \tb\tc \n".encode())
+    assert read_examples(path) == (Example("ein Käse", ("ja",)), Example("two", ("b", "c")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\tb\nno tab here\n", "line 2: no TAB"),
+        (b"a\tb\nc\t\n", "line 2: empty output in column 2"),
+        (b"a\tb\nc\td\t \te\n", "line 2: empty output in column 3"),
+        (b"\tb\n", "line 1: empty input"),
+        (b"a\tb\n\n", "line 2: no TAB"),
+        (b"a\tb\n\xff\xfe\tc\n", "line 2: not UTF-8"),
+        (b"", "is empty"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, content, message):
+    path = tmp_path / "task_64_42_train.tsv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_examples(path)
+    assert str(path) in str(error.value)
+
+
+def test_prefixes_leave_out_the_full_training_file(tmp_path):
+    folder = tmp_path / "boolq"
+    folder.mkdir()
+    for name in ("boolq_64_42", "boolq_64_13", "boolq_full"):
+        (folder / f"{name}_train.tsv").write_text("a\tb\n")
+    assert find_prefixes(tmp_path, "boolq") == ["boolq_64_13", "boolq_64_42"]
+    with pytest.raises(UserError, match="did you mean 'boolq'"):
+        find_prefixes(tmp_path, "bolq")
+
+
+def test_task_names():
+    assert task_names(DataConfig(task_list="binary")) == ["boolq", "mc_taco"]
+    assert len(task_names(DataConfig())) == 32
+    for config, message in (
+        (DataConfig(task_list="binarry"), "did you mean 'binary'"),
+        (DataConfig(tasks=["bolq"]), "did you mean 'boolq'"),
+        (DataConfig(tasks=["boolq", "boolq"]), "twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            task_names(config)
+
+
+def test_token_ids_of_the_original(golden):
+    tokenizer, arrays = golden_backbone().tokenizer, golden_npz("data/tokenized.npz")
+    config = DataConfig(task_dir=str(GOLDEN / "data"), max_input_length=32, max_output_length=12)
+    tasks = sorted({key.split("/")[0] for key in arrays})
+    assert len(tasks) == 32
+    for task in tasks:
+        for split in ("train", "dev", "test"):
+            ours = load_split(tokenizer, config, task, f"{task}_64_42", split)
+            masks = arrays[f"{task}/{split}/attention_mask"].astype(bool)
+            inputs = [tuple(row[mask]) for row, mask in zip(arrays[f"{task}/{split}/input_ids"], masks, strict=True)]
+            labels = [tuple(row[row != -100]) for row in arrays[f"{task}/{split}/decoder_input_ids"]]
+            bounds = arrays[f"{task}/{split}/metadata"]
+            assert list(ours.inputs) == inputs
+            assert list(ours.outputs) == [tuple(labels[start:end]) for start, end in bounds]
+
+
+def test_labels_of_the_loss():
+    """The first answer of each line; the original's flat index shifts after a line with two answers."""
+    split = encoded([[10], [20, 21], [30], [40]])
+    assert split.labels() == [(10,), (20,), (30,), (40,)]
+    assert split.labels(as_original=True) == [(10,), (20,), (21,), (30,)]
+
+
+def test_scoring_batches_keep_the_order():
+    batches = list(scoring_batches(encoded([[5], [6], [7]]), 2, pad=0))
+    assert [batch.labels.flatten().tolist() for batch in batches] == [[5, 6], [7]]
+    assert batches[1].input_ids.tolist() == [[2, 1]]
+
+
+def test_a_short_member_of_a_stack_is_filled_without_labels():
+    batch = collate_stack([[((3, 4, 1), (9, 1))], [((5, 1), (8,)), ((6, 1), (7, 1))], []], pad=0)
+    assert batch.input_ids.tolist() == [[3, 4, 1], [3, 4, 1], [5, 1, 0], [6, 1, 0], [3, 4, 1], [3, 4, 1]]
+    assert batch.labels.tolist() == [[9, 1], [-100, -100], [8, -100], [7, 1], [-100, -100], [-100, -100]]
+    assert batch.attention_mask.sum(1).tolist() == [3, 3, 2, 2, 3, 3]
+
+
+def rows_of(update) -> list[int]:
+    return [inputs[0] for micro in update for inputs, _ in micro]
+
+
+def test_training_updates_see_every_line_once_an_epoch_and_repeat_exactly():
+    split = encoded([[i] for i in range(10)])
+    first = list(islice(training_updates(split, "42/task", 4, 1, False), 6))
+    again = list(islice(training_updates(split, "42/task", 4, 1, False), 6))
+    other = list(islice(training_updates(split, "43/task", 4, 1, False), 6))
+    assert first == again != other
+    assert [len(rows_of(update)) for update in first] == [4, 4, 2, 4, 4, 2]
+    epochs = [sum((rows_of(u) for u in first[:3]), []), sum((rows_of(u) for u in first[3:]), [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
+
+
+def test_training_draws_one_of_the_answers():
+    split = encoded([[1, 2, 3]] * 50)
+    update = next(training_updates(split, "42/task", 50, 1, False))
+    assert {label for _, (label,) in update[0]} == {1, 2, 3}
+
+
+def test_accumulation_and_its_bug_in_the_original():
+    """Three micro-batches an epoch, two per update: ours fill up across epochs; the original steps after the first."""
+    split = encoded([[i] for i in range(10)])
+    ours = [len(update) for update in islice(training_updates(split, "s", 4, 2, False), 6)]
+    original = [len(update) for update in islice(training_updates(split, "s", 4, 2, True), 6)]
+    assert ours == [2] * 6
+    assert original == [1, 2, 1, 2, 1, 2]
+    longer = encoded([[i] for i in range(14)])  # four micro-batches: the fourth is dropped
+    assert [len(u) for u in islice(training_updates(longer, "s", 4, 2, True), 4)] == [1, 2, 1, 2]
+
+
+def test_batches_move_to_a_device():
+    batch = next(scoring_batches(encoded([[5]]), 2, pad=0)).to(torch.device("cpu")).repeat(3)
+    assert np.array_equal(batch.labels.numpy(), [[5], [5], [5]])

@@ -1,0 +1,251 @@
+"""Tuning: the original's traces, stacked against alone, killed against uninterrupted, and the rules of the best step."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import METHODS, MINI_TASKS, golden_backbone, golden_npz, golden_state, small, tiny_t5
+from safetensors.torch import load_file
+from transformers import Adafactor
+
+import pewe.train
+from pewe.cli import UserError
+from pewe.data import Batch
+from pewe.deltas import attach_delta
+from pewe.results import read_json, read_table
+from pewe.train import Member, Progress, StackedAdafactor, _Session, clip_gradients, make_optimizer, member_losses
+from pewe.tune import COLUMNS, TuneConfig, tune
+
+TRACES = [
+    (method, trace, 1)
+    for method in METHODS
+    for trace in ("source__boolq", "source__web_questions", "source__eli5-eli5", "source__adversarialqa", "random__boolq")
+] + [("adapter", "ensemble__codah", 1), ("adapter", "accum__adversarialqa", 2)]
+
+
+@pytest.mark.parametrize(("method", "trace", "accumulate"), TRACES, ids=str)
+def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
+    """Replays the batches that the original saw, through our clip and optimiser."""
+    arrays = golden_npz(f"{method}/trace/{trace}.npz")
+    backbone = golden_backbone()
+    delta = attach_delta(backbone.model, small(method), 1)
+    delta.load([{name.removeprefix("init/"): torch.tensor(a) for name, a in arrays.items() if name.startswith("init/")}])
+    optimizer = make_optimizer(delta, [1e-2])
+    backbone.model.train()
+    steps_after = set(arrays["update_after_step"].tolist())
+    norms = []
+    for step, expected in enumerate(arrays["loss"]):
+        batch = Batch(*(torch.tensor(arrays[f"step{step:03d}/{key}"]).long() for key in ("input_ids", "attention_mask", "labels")))
+        loss = member_losses(backbone.model, batch, 1)
+        assert loss.item() == pytest.approx(float(expected), rel=1e-3, abs=1e-5), step
+        (loss.sum() / accumulate).backward()
+        if step + 1 in steps_after:
+            norms.append(clip_gradients(delta, 0.1).item())
+            optimizer.step()
+            optimizer.zero_grad()
+        if accumulate > 1 and step % 3 == 2:  # the original drops what is left at the end of an epoch
+            optimizer.zero_grad()
+    assert norms == pytest.approx(arrays["grad_norm_before_clip"].tolist(), rel=1e-3, abs=1e-5)
+    final = delta.states()[0]
+    for name, tensor in final.items():
+        torch.testing.assert_close(tensor, torch.tensor(arrays[f"final/{name}"]), rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_checkpoint_of_the_original(golden):
+    assert golden_npz("adapter/trace/accum__adversarialqa.npz")["update_after_step"].tolist() == [1, 3, 4, 6, 7, 9, 10, 12]
+    best = load_file(golden / "adapter/trace/accum__adversarialqa_best.safetensors")
+    assert best.keys() == golden_state("adapter", "boolq").keys()
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "prefix"])
+def test_stacked_adafactor_is_the_library_adafactor_of_each_member(name):
+    torch.manual_seed(0)
+    rates, model = [1e-2, 3e-3], tiny_t5()
+    delta = attach_delta(model, small(name), 2)
+    delta.initialise(["1/a", "1/b"])
+    options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    alone = [[torch.nn.Parameter(p.detach()[k].clone()) for p in delta.named.values()] for k in range(2)]
+    singles = [Adafactor(parameters, lr=rate, **options) for parameters, rate in zip(alone, rates, strict=True)]
+    stacked = make_optimizer(delta, rates)
+    for _ in range(3):
+        for index, parameter in enumerate(delta.named.values()):
+            parameter.grad = torch.randn_like(parameter) * torch.tensor([1.0, 30.0]).view(2, 1, 1)
+            for k in range(2):
+                alone[k][index].grad = parameter.grad[k].clone()
+        for optimizer in (stacked, *singles):
+            optimizer.step()
+    for index, parameter in enumerate(delta.named.values()):
+        for k in range(2):
+            torch.testing.assert_close(parameter[k], alone[k][index], rtol=1e-5, atol=1e-7)
+
+
+def test_clip_is_per_member():
+    delta = attach_delta(tiny_t5(), small("adapter"), 2)
+    delta.initialise(["1/a", "1/b"])
+    for parameter in delta.named.values():
+        parameter.grad = torch.stack([torch.full(parameter.shape[1:], 1e-6), torch.ones(parameter.shape[1:])])
+    norms = clip_gradients(delta, 0.1)
+    after = [math.sqrt(sum(p.grad[k].square().sum().item() for p in delta.named.values())) for k in range(2)]
+    assert after == pytest.approx([norms[0].item(), 0.1], rel=1e-3)
+
+
+def settings(backbone, data, out, **changes) -> TuneConfig:
+    base = TuneConfig(
+        model=str(backbone), task_dir=str(data), tasks=list(MINI_TASKS), output_dir=str(out), device="cpu", do_train=True,
+        do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_iters=6, valid_interval=2, log_interval=1,
+        early_stop=10, max_input_length=32, max_output_length=6, adapter_size=4, quiet=True,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def outcome(out):
+    """Everything that must not depend on stacking or kills: scores, and all best and last tensors by run."""
+    table = read_table(out / "result.tsv", COLUMNS).drop(columns="seconds")
+    runs = sorted(path.parent for path in out.glob("*/*/*/run.json"))
+    best = {str(run.relative_to(out)): torch.load(run / "checkpoint-best.pt", weights_only=True)["adapter"] for run in runs}
+    last = {str(run.relative_to(out)): torch.load(run / "resume.pt", weights_only=True)["delta"] for run in runs}
+    history = {str(run.relative_to(out)): read_json(run / "run.json")["result"]["history"] for run in runs}
+    return table, best, last, history
+
+
+def assert_same(first, second, tolerance):
+    assert first[0].round(6).equals(second[0].round(6))
+    for a, b in zip(first[1:3], second[1:3], strict=True):
+        assert a.keys() == b.keys()
+        for run in a:
+            for name in a[run]:
+                torch.testing.assert_close(a[run][name], b[run][name], rtol=tolerance, atol=tolerance)
+    for run, history in first[3].items():
+        for one, other in zip(history, second[3][run], strict=True):
+            assert one == pytest.approx(other, rel=max(tolerance, 1e-12), nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def clean(tiny_backbone, tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("clean")
+    tune(settings(tiny_backbone, tiny_data, out, learning_rate_list=[1e-2, 3e-3]))
+    return out
+
+
+def test_stacked_equals_alone(clean, tiny_backbone, tiny_data, tmp_path):
+    tune(settings(tiny_backbone, tiny_data, tmp_path, learning_rate_list=[1e-2, 3e-3], stack=4))
+    assert_same(outcome(clean), outcome(tmp_path), 1e-5)
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_killed_at_any_write_and_started_again_equals_uninterrupted(tiny_backbone, tiny_data, tmp_path, monkeypatch, stack):
+    """Every file is written through `replacing`: die at each of its calls in turn, just before and just after the rename."""
+    config = settings(tiny_backbone, tiny_data, tmp_path / "clean", stack=stack, tasks=list(MINI_TASKS[:2]))
+    tune(config)
+    config = replace(config, output_dir=str(tmp_path / "killed"))
+    original, deaths = pewe.results.replacing, 0
+
+    class Killed(BaseException):
+        pass
+
+    def dying(path):
+        nonlocal calls
+        calls += 1
+        if calls == limit:
+            raise Killed
+        return original(path)
+
+    for module in (pewe.results, pewe.train, pewe.checkpoint, pewe.tune):
+        monkeypatch.setattr(module, "replacing", dying)
+    for limit in range(2, 12):
+        calls = 0
+        try:
+            tune(config)
+        except Killed:
+            deaths += 1
+    calls, limit = 0, 10**9
+    tune(config)
+    assert deaths == 10
+    assert_same(outcome(tmp_path / "clean"), outcome(tmp_path / "killed"), 0.0)
+
+
+def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_backbone, tiny_data, monkeypatch):
+    before = (clean / "result.tsv").read_text()
+    config = settings(tiny_backbone, tiny_data, clean, learning_rate_list=[1e-2, 3e-3])
+    monkeypatch.setattr(pewe.train._Session, "train", None)
+    tune(config)
+    assert (clean / "result.tsv").read_text() == before
+    with pytest.raises(TypeError):  # another seed is another run: it would train
+        tune(replace(config, seed=7))
+
+
+def test_best_checkpoint_of_a_task_is_its_best_run_by_dev(clean):
+    table = read_table(clean / "result.tsv", COLUMNS)
+    assert list(table.columns) == COLUMNS and len(table) == 6
+    for task, rows in table.groupby("task"):
+        best = rows.loc[rows["dev"].idxmax()]
+        run = clean / task / best["prefix"] / f"lr_{best['learning_rate']:g}_bsz_4_seed_42"
+        assert (clean / task / "checkpoint-best.pt").read_bytes() == (run / "checkpoint-best.pt").read_bytes()
+
+
+def test_tensorboard_scalars_and_log_are_there(clean):
+    assert list(clean.glob("*/*/*/tensorboard/events*")) and "best dev" in (clean / "log.txt").read_text()
+
+
+class FakeSession(_Session):
+    """A session without a model: feeds dev scores to the rules of the best checkpoint."""
+
+    def __init__(self, as_original):
+        self.as_original, self.accumulate = as_original, 1
+
+
+def run_scores(tmp_path, scores, as_original=False):
+    member = Member("t", "EM", None, None, 1e-2, tmp_path, {}, {"tune_method": "adapter"}, Progress())
+    member.train = type("Train", (), {"inputs": range(8)})()
+    session = FakeSession(as_original)
+    for number, score in enumerate(scores):
+        member.progress.updates = number * 10
+        session._compare(member, score, {"x": torch.tensor(float(number))})
+    best = torch.load(tmp_path / "checkpoint-best.pt", weights_only=True)["adapter"]["x"]
+    return member.progress.best, best.item(), member.progress.without_improvement
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.2, 0.5, 0.5, 0.4], (0.5, 1, 2)),  # a tie is no improvement
+        ([0.6, 0.5, 0.5, 0.4], (0.6, 0, 3)),  # the starting delta is a candidate
+        ([0.2, NAN, 0.3, NAN], (0.3, 2, 1)),  # NaN never is
+    ],
+)
+def test_rules_of_the_best_step(tmp_path, scores, expected):
+    assert run_scores(tmp_path, scores) == expected
+
+
+def test_rules_of_the_original(tmp_path):
+    assert run_scores(tmp_path, [0.2, 0.5, 0.5], as_original=True) == (0.5, 2, 0)
+    best, step, waited = run_scores(tmp_path, [0.2, NAN, 0.1], as_original=True)
+    assert (best, step, waited) == (0.1, 2, 0)
+
+
+def test_early_stop_ends_a_member_alone(tiny_backbone, tiny_data, tmp_path):
+    tune(settings(tiny_backbone, tiny_data, tmp_path, train_iters=40, early_stop=1, learning_rate_list=[1e-9], stack=3))
+    table = read_table(tmp_path / "result.tsv", COLUMNS)
+    assert (table["updates"] == 2).all()
+
+
+def test_warm_up_scales_the_learning_rate(tiny_backbone, tiny_data, tmp_path, monkeypatch):
+    seen = []
+    step = StackedAdafactor.step
+    monkeypatch.setattr(StackedAdafactor, "step", lambda self: (seen.append(self.param_groups[0]["lr"].item()), step(self)))
+    config = settings(tiny_backbone, tiny_data, tmp_path, tasks=[MINI_TASKS[0]], warmup_steps=4)
+    tune(replace(config, lr_decay_style="constant_with_warmup"))
+    assert seen == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+def test_full_fine_tuning_and_test_only(tiny_backbone, tiny_data, tmp_path):
+    config = settings(tiny_backbone, tiny_data, tmp_path / "model", tune_method="model", tasks=[MINI_TASKS[0]], train_iters=4)
+    first = tune(config)
+    again = tune(replace(config, output_dir=str(tmp_path / "test"), do_train=False, test_checkpoint=str(tmp_path / "model")))
+    assert again["test"].tolist() == first["test"].tolist()
+    with pytest.raises(UserError, match="--stack must be 1"):
+        tune(replace(config, stack=2, output_dir=str(tmp_path / "stack")))

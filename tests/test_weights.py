@@ -1,0 +1,192 @@
+"""Weights and merging: the original's numbers, and properties that do not need them."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import PAPER, golden_state
+from safetensors.torch import load_file
+
+from pewe.checkpoint import ensemble_checkpoint, read_checkpoint
+from pewe.cli import UserError
+from pewe.merge import merge
+from pewe.results import read_table
+from pewe.weights import (
+    allowed_sources,
+    effective_numbers,
+    similarity_frame,
+    softmax_weights,
+    temperature_for,
+    uniform_weights,
+)
+from task_list import QA_task_list
+from unit_model import unit_model_average, unit_model_others
+
+NAMES = ["a", "b", "c"]
+ALL = allowed_sources(NAMES, NAMES)
+S = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [2.0, 2.0, 0.0]])
+
+
+def test_softmax_by_hand_in_both_orientations():
+    lower = softmax_weights(S, 0.5, False, ALL)
+    higher = softmax_weights(S, 0.5, True, ALL)
+    expected = 1 / (1 + math.exp(-(2 - 1) / 0.5))
+    assert lower[0].tolist() == pytest.approx([0, expected, 1 - expected])
+    assert higher[0].tolist() == pytest.approx([0, 1 - expected, expected])
+    for W in (lower, higher, uniform_weights(ALL)):
+        assert torch.allclose(W.sum(1), torch.ones(3, dtype=torch.float64)) and not W.diagonal().any()
+
+
+def test_extreme_values_do_not_overflow():
+    W = softmax_weights(S * 1e8, 1e-3, False, ALL)
+    assert torch.isfinite(W).all() and W[0, 1] == 1
+
+
+def test_effective_number_and_its_temperature():
+    assert effective_numbers(uniform_weights(ALL)).tolist() == pytest.approx([2, 2, 2])
+    assert effective_numbers(torch.eye(3)).tolist() == [1, 1, 1]
+    big = torch.rand(9, 9, generator=torch.Generator().manual_seed(0)) * 5
+    allowed = allowed_sources("abcdefghi", "abcdefghi")
+    for wanted in (1.5, 3.0, 7.0):
+        tem = temperature_for(big, wanted, False, allowed)
+        reached = effective_numbers(softmax_weights(big, tem, False, allowed)).median()
+        assert reached.item() == pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(UserError, match="between 1 and 8"):
+        temperature_for(big, 8.0, False, allowed)
+
+
+def test_one_hot_weights_return_that_source_and_merging_is_linear():
+    generator = torch.Generator().manual_seed(0)
+    states = [{"x": torch.randn(2, 3, generator=generator), "y": torch.randn(4, generator=generator)} for _ in NAMES]
+    for j, merged in enumerate(merge(states, torch.eye(3))):
+        assert all(torch.equal(merged[name], states[j][name]) for name in merged)
+    W = softmax_weights(S, 1.0, False, ALL)
+    for row, merged in zip(W, merge(states, W), strict=True):
+        for name in merged:
+            slow = sum(float(w) * state[name] for w, state in zip(row, states, strict=True))
+            torch.testing.assert_close(merged[name], slow, rtol=1e-6, atol=1e-6)
+    with pytest.raises(UserError, match="source 1: its tensors do not fit"):
+        merge([states[0], {"x": torch.ones(2, 2), "y": torch.ones(4)}], torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", "b", 1.0), ("a", "b", 2.0)], "target 'a', source 'b' stands twice"),
+        ([("a", "b", 1.0), ("b", "c", 2.0), ("a", "c", 1.0)], None),
+        ([("a", "b", 1.0), ("a", "c", float("inf")), ("b", "c", 1.0)], "target 'a', source 'c' is inf"),
+        ([("a", "b", 1.0), ("a", "c", 1.0), ("b", "c", float("nan"))], "target 'b', source 'c' is missing"),
+        ([("a", "b", 1.0), ("d", "c", 1.0)], "target 'a', source 'c' is missing"),
+    ],
+)
+def test_similarity_tables_are_checked(rows, message):
+    table = pd.DataFrame(rows, columns=["target", "source", "value"])
+    if message is None:
+        assert similarity_frame(table).loc["b", "c"] == 2.0
+        return
+    with pytest.raises(UserError, match=message):
+        similarity_frame(table)
+
+
+def compare_weights(ours, expected_path):
+    expected = pd.read_csv(expected_path)
+    merged = read_table(ours, ["target", "source", "weight"]).merge(expected, on=["target", "source"])
+    assert len(merged) >= len(expected)
+    column = "weight_y" if "weight_y" in merged else "value"
+    assert (merged["weight_x" if "weight_x" in merged else "weight"] - merged[column]).abs().max() < 1e-5
+
+
+def compare_checkpoints(ours, golden_folder, method):
+    files = sorted(golden_folder.glob("without_*.safetensors"))
+    assert files
+    for path in files:
+        task = path.stem.removeprefix("without_")
+        merged, expected = read_checkpoint(ensemble_checkpoint(ours, task), method), load_file(path)
+        assert merged.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["adapter", "lora", "prefix"])
+def test_average_of_the_original(golden, golden_checkpoints, tmp_path, method):
+    config = unit_model_average.Config(
+        delta=method, source_ckpt_path=str(golden_checkpoints / method / "source"), save_ckpt_path=str(tmp_path)
+    )
+    unit_model_average.run(config)
+    if method == "adapter":  # the original's are stored for adapter only
+        compare_checkpoints(tmp_path, golden / method / "unit" / "average", method)
+    others = [task for task in QA_task_list if task != "dream"]
+    states = [golden_state(method, task) for task in others]
+    for name, tensor in read_checkpoint(ensemble_checkpoint(tmp_path, "dream"), method).items():
+        torch.testing.assert_close(tensor, sum(state[name] for state in states) / 31, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tem", [0.1, 1.0])
+def test_loss_weighting_of_the_original(golden, golden_checkpoints, tmp_path, tem):
+    table = pd.read_csv(golden / "adapter/similarity/Loss.csv").assign(scope="all")
+    table.to_csv(tmp_path / "result.tsv", sep="\t", index=False)
+    config = unit_model_others.Config(
+        tem=tem, origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "out"),
+        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
+    )  # fmt: skip
+    folder = golden / "adapter" / "unit" / f"others_Loss_tem{tem}"
+    with_checkpoints = any(folder.glob("without_*"))
+    unit_model_others.run(replace(config, weights_only=not with_checkpoints))
+    compare_weights(tmp_path / "out" / "final_weight.tsv", folder / "weights.csv")
+    if with_checkpoints:
+        compare_checkpoints(tmp_path / "out", folder, "adapter")
+
+
+@pytest.mark.skipif(not PAPER.is_dir(), reason="the authors' logged matrix is not here")
+def test_the_authors_matrix_gives_weights_and_a_heat_map_without_checkpoints(tmp_path, caplog):
+    path = PAPER / "adapter_Loss_32x32.tsv"
+    unit_model_others.run(
+        unit_model_others.Config(origin_data_path=str(path), save_ckpt_path=str(tmp_path), weights_only=True)
+    )
+    table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"])
+    frame = table.pivot(index="target", columns="source", values="weight")
+    assert frame.shape == (32, 32) and frame.sum(axis=1).to_numpy() == pytest.approx(1.0)
+    assert frame.loc["eli5-askh"].nlargest(2).index.isin(["eli5-asks", "eli5-eli5"]).all()
+    assert (tmp_path / "hot_pic_all.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_orientation_comes_from_the_config_beside_the_table(tmp_path):
+    rows = [(t, s, "all", 0.0 if t == s else v) for t in NAMES for s, v in zip(NAMES, (1.0, 5.0, 2.0), strict=True)]
+    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(tmp_path / "result.tsv", sep="\t", index=False)
+    (tmp_path / "config.json").write_text('{"higher_is_more_similar": true}')
+    config = unit_model_others.Config(origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True)
+
+    def best_source_of_a(**changes):
+        unit_model_others.run(replace(config, **changes))
+        table = read_table(tmp_path / "w" / "final_weight.tsv", ["target", "source", "weight"])
+        rows = table[table["target"] == "a"]
+        return rows.loc[rows["weight"].idxmax(), "source"]
+
+    assert best_source_of_a() == "b"
+    assert best_source_of_a(as_original=True) == best_source_of_a(orientation="lower") == "c"
+
+
+def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
+    names = list("abcdefgh")
+    generator = torch.Generator().manual_seed(0)
+    rows = [(t, s, "all", float(torch.rand((), generator=generator))) for t in names for s in names]
+    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(tmp_path / "result.tsv", sep="\t", index=False)
+    config = unit_model_others.Config(origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True)
+    unit_model_others.run(replace(config, tem=1e-4))
+    assert "--effective 3" in capsys.readouterr().err
+    unit_model_others.run(replace(config, effective=3.0))
+    assert "--effective 3" not in capsys.readouterr().err
+
+
+def test_manual_division_averages_the_own_group(golden_checkpoints, tmp_path):
+    config = unit_model_average.Config(
+        tasks=["boolq", "mc_taco", "eli5-askh", "eli5-asks", "eli5-eli5"], manual_division=True,
+        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path),
+    )  # fmt: skip
+    unit_model_average.run(config)
+    table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"]).set_index(["target", "source"])["weight"]
+    assert table["boolq", "mc_taco"] == 1.0 and table["eli5-askh", "eli5-eli5"] == 0.5 and table["eli5-askh", "boolq"] == 0
+    with pytest.raises(UserError, match="only task of its group"):
+        unit_model_average.run(replace(config, tasks=["boolq", "eli5-askh", "eli5-asks"]))

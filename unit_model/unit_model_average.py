@@ -1,0 +1,52 @@
+"""Average of Checkpoints, and Manual Division: the plain mean of the other tasks' deltas (Lv et al. 2023, section 3).
+
+    theta_i = 1/n * sum over sources j != i of theta_j
+
+over the whole list, over the list of one group (`--task_list closed_book_qa`), or, with `--manual_division`, over the
+own group of every target of the list.
+"""
+
+from dataclasses import dataclass
+
+from pewe.cli import UserError, flag, log_to, main
+from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
+from pewe.weights import allowed_sources, uniform_weights
+from task_list import GROUP_OF
+from task_list import QA_task_list as TASK_LIST
+
+delta = "adapter"
+source_ckpt_path = "checkpoints/adapter/full_data"
+save_ckpt_path = "checkpoints/adapter/average"
+
+
+@dataclass
+class Config(EnsembleConfig):
+    """Flags; the constants above are their defaults."""
+
+    delta: str = flag(delta, "adapter, lora or prefix")
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    manual_division: bool = flag(False, "average only over the target's own group in task_list.py")
+
+
+def run(config: Config) -> None:
+    """Weights, checkpoints and heat map."""
+    log_to(None)
+    tasks = ensemble_tasks(config, TASK_LIST)
+    allowed = allowed_sources(tasks, tasks)
+    title = f"{config.delta}: average of checkpoints"
+    if config.manual_division:
+        title = f"{config.delta}: manual division"
+        for i, target in enumerate(tasks):
+            for j, source in enumerate(tasks):
+                allowed[i, j] &= GROUP_OF[target] == GROUP_OF[source]
+            if not allowed[i].any():
+                raise UserError(f"--manual_division: {target!r} is the only task of its group {GROUP_OF[target]}")
+    states = read_states(config.source_ckpt_path, config.delta, tasks)
+    W = uniform_weights(allowed)
+    save_weights(config, tasks, tasks, W, title)
+    save_ensembles(config, tasks, states, W)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
