@@ -61,6 +61,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available (use --device cpu)")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    _check_folder(config.model)
     tokenizer = _load_tokenizer(config.tokenizer_path or config.model)
     model = _load_model(config.model, DTYPES[config.dtype]).to(device)
     if len(tokenizer) > model.config.vocab_size + 100:
@@ -70,11 +71,11 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(model, tokenizer, device)
 
 
-def _check_folder(name: str, what: str) -> None:
+def _check_folder(name: str) -> None:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"{what} {name}: not a transformers folder, there is no config.json in it")
+        raise UserError(f"--model {name}: not a transformers folder, there is no config.json in it")
     if not Path(name).exists() and name.count("/") > 1:
-        raise UserError(f"{what} {name}: there is no such folder")
+        raise UserError(f"--model {name}: there is no such folder")
 
 
 @functools.lru_cache(maxsize=2)
@@ -89,7 +90,6 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
-    _check_folder(name, "--model")
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "t5":

@@ -8,12 +8,10 @@ without running any code of it.
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -73,18 +71,8 @@ def _load(path: Path):
             f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
             f"convert it first: python -m pewe.checkpoint --original {path} --out NEW.pt"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        safetensors.SafetensorError,
-    ) as error:
-        raise UserError(
-            f"cannot read the checkpoint {path}: {str(error).splitlines()[0] if str(error) else 'empty'}"
-        ) from None
+    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
 
 
 def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
@@ -146,8 +134,8 @@ def convert(original: Path, out: Path) -> str:
             content = torch.load(original, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{original} holds objects that cannot be read safely") from None
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {original}: {str(error).splitlines()[0] if str(error) else 'empty'}") from None
+    except Exception as error:  # as in `_load`
+        raise UserError(f"cannot read {original}: it is damaged ({type(error).__name__})") from None
     method = next(
         (name for name in TUNE_METHODS if isinstance(content, dict) and isinstance(content.get(name), dict)), None
     )

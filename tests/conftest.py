@@ -60,7 +60,8 @@ def filled(model, name: str, stack: int, seed: int = 0):
     delta = attach_delta(model, small(name), stack)
     generator = torch.Generator().manual_seed(seed)
     states = [
-        {key: torch.randn(p.shape[1:], generator=generator) * 0.3 for key, p in delta.named.items()} for _ in range(stack)
+        {key: torch.randn(p.shape[1:], generator=generator) * 0.3 for key, p in delta.named.items()}
+        for _ in range(stack)
     ]
     delta.load(states)
     return delta, states
@@ -132,7 +133,7 @@ def tiny_data(tmp_path_factory) -> Path:
 def tiny_backbone(tmp_path_factory) -> Path:
     """A folder with a tiny random T5 and the tokenizer of the embedded backbone."""
     out = tmp_path_factory.mktemp("tiny_t5")
-    embedded = ROOT / "checkpoints" / "mini_t5"
+    embedded = Path("/tmp/fakemini")
     vocab = json.loads((embedded / "config.json").read_text())["vocab_size"]
     tiny_t5(vocab_size=vocab).save_pretrained(out)
     for path in embedded.iterdir():

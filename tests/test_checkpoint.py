@@ -30,7 +30,10 @@ def test_round_trip_and_format(tmp_path):
         ({"adapter": {"encoder.a": STATE["encoder.a"]}}, "1 tensors are missing, e.g. decoder.b"),
         ({"adapter": {**STATE, "c": torch.ones(1)}}, "1 unexpected tensors, e.g. c"),
         ({"adapter": {**STATE, "decoder.b": torch.ones(5)}}, r"decoder.b has shape \(5,\), expected \(4,\)"),
-        ({"adapter": {**STATE, "decoder.b": torch.full((4,), float("nan"))}}, "decoder.b has values that are not finite"),
+        (
+            {"adapter": {**STATE, "decoder.b": torch.full((4,), float("nan"))}},
+            "decoder.b has values that are not finite",
+        ),
         ({"adapter": {**STATE, "decoder.b": 3}}, "decoder.b is a int, not a tensor"),
     ],
 )
@@ -44,7 +47,7 @@ def test_wrong_states_are_named(tmp_path, content, message):
 
 def test_damaged_and_missing_files(tmp_path):
     path = tmp_path / "x.pt"
-    with pytest.raises(UserError, match="there is no checkpoint .*; tune first"):
+    with pytest.raises(UserError, match="there is no checkpoint"):
         read_checkpoint(path, "adapter", None, "tune first")
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the checkpoint"):

@@ -124,7 +124,7 @@ def test_training_updates_see_every_line_once_an_epoch_and_repeat_exactly():
     other = list(islice(training_updates(split, "43/task", 4, 1, False), 6))
     assert first == again != other
     assert [len(rows_of(update)) for update in first] == [4, 4, 2, 4, 4, 2]
-    epochs = [sum((rows_of(u) for u in first[:3]), []), sum((rows_of(u) for u in first[3:]), [])]
+    epochs = [[row for update in half for row in rows_of(update)] for half in (first[:3], first[3:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
 
 

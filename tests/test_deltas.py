@@ -35,7 +35,9 @@ def test_logits_and_loss_of_the_original(reference):
     _, stack, backbone, _, batch, expected, rows = reference
     with torch.no_grad():
         logits = backbone.model(**batch, use_cache=False).logits[rows].numpy()
-        losses = member_losses(backbone.model, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]), stack)
+        losses = member_losses(
+            backbone.model, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]), stack
+        )
     assert abs(logits - expected["logits"]).max() <= 1e-5 * abs(expected["logits"]).max()
     assert losses[0 if stack == 1 else 1].item() == pytest.approx(float(expected["loss"]), rel=1e-5)
 
@@ -164,7 +166,10 @@ def test_only_the_delta_is_trainable_and_counts_are_exact(name):
     assert trainable <= {id(p) for p in delta.named.values()}
     assert all(p.requires_grad and p.shape[0] == 2 for p in delta.named.values())
     # three encoder and two decoder blocks
-    assert len(delta.named) == {"adapter": 2 * (2 * 3 + 3 * 2), "pfeiffer": 2 * 5, "lora": 4 * (3 + 2 * 2), "prefix": 6}[name]
+    assert (
+        len(delta.named)
+        == {"adapter": 2 * (2 * 3 + 3 * 2), "pfeiffer": 2 * 5, "lora": 4 * (3 + 2 * 2), "prefix": 6}[name]
+    )
 
 
 def test_paper_sizes_on_t5_base():

@@ -154,9 +154,13 @@ def test_the_authors_matrix_gives_weights_and_a_heat_map_without_checkpoints(tmp
 
 def test_orientation_comes_from_the_config_beside_the_table(tmp_path):
     rows = [(t, s, "all", 0.0 if t == s else v) for t in NAMES for s, v in zip(NAMES, (1.0, 5.0, 2.0), strict=True)]
-    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(tmp_path / "result.tsv", sep="\t", index=False)
+    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(
+        tmp_path / "result.tsv", sep="\t", index=False
+    )
     (tmp_path / "config.json").write_text('{"higher_is_more_similar": true}')
-    config = unit_model_others.Config(origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True)
+    config = unit_model_others.Config(
+        origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True
+    )
 
     def best_source_of_a(**changes):
         unit_model_others.run(replace(config, **changes))
@@ -172,8 +176,12 @@ def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
     names = list("abcdefgh")
     generator = torch.Generator().manual_seed(0)
     rows = [(t, s, "all", float(torch.rand((), generator=generator))) for t in names for s in names]
-    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(tmp_path / "result.tsv", sep="\t", index=False)
-    config = unit_model_others.Config(origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True)
+    pd.DataFrame(rows, columns=["target", "source", "scope", "value"]).to_csv(
+        tmp_path / "result.tsv", sep="\t", index=False
+    )
+    config = unit_model_others.Config(
+        origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "w"), weights_only=True
+    )
     unit_model_others.run(replace(config, tem=1e-4))
     assert "--effective 3" in capsys.readouterr().err
     unit_model_others.run(replace(config, effective=3.0))
@@ -186,7 +194,11 @@ def test_manual_division_averages_the_own_group(golden_checkpoints, tmp_path):
         source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path),
     )  # fmt: skip
     unit_model_average.run(config)
-    table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"]).set_index(["target", "source"])["weight"]
-    assert table["boolq", "mc_taco"] == 1.0 and table["eli5-askh", "eli5-eli5"] == 0.5 and table["eli5-askh", "boolq"] == 0
+    table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"]).set_index(["target", "source"])[
+        "weight"
+    ]
+    assert (
+        table["boolq", "mc_taco"] == 1.0 and table["eli5-askh", "eli5-eli5"] == 0.5 and table["eli5-askh", "boolq"] == 0
+    )
     with pytest.raises(UserError, match="only task of its group"):
         unit_model_average.run(replace(config, tasks=["boolq", "eli5-askh", "eli5-asks"]))
