@@ -1,4 +1,4 @@
-"""Loss: how well source j already predicts the target's dev answers (Lv et al. 2023, section 3, "Loss").
+"""Loss: how well source j already predicts the target's dev answers (Lv et al. 2023, section 3).
 
     S[i, j] = mean over label tokens of -log p(token | input, tokens before; theta_j)      lower is more similar
 
@@ -7,16 +7,19 @@ on the first dev batch of target i, teacher forcing, no dropout.
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from pewe.cli import main
-from pewe.data import Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, run
+from pewe.data import IGNORED, Batch
+from pewe.similarity import Measure, SimilarityConfig, Sources, at_labels, run
 
 
-def score(sources: Sources, batch: Batch, reference: Sources | None = None) -> dict[str, Tensor]:
+@torch.no_grad()
+def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Mean token cross-entropy in nats of each of the K sources, (K,)."""
-    return {"all": sources.losses(batch)}
+    total = sources.over_tokens(batch, lambda log_p, labels: -at_labels(log_p, labels))
+    return {"all": total / (batch.labels != IGNORED).sum()}
 
 
 MEASURE = Measure("Loss", score, higher_is_more_similar=False)

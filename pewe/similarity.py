@@ -1,7 +1,7 @@
 """The one target x source loop that every get_similarity/get_*.py runs.
 
-A measure is a function `score(sources, batch, reference)`: the stacked sources on one batch of the target's dev set,
-scope -> (K,). The loop loads the sources K at a time, goes over the targets and their batches, resumes and writes:
+A measure is a function `score(sources, batch)`: the K stacked sources on one batch of the target's dev set, scope ->
+(K,). The loop loads the sources K at a time, goes over the targets and their batches, resumes and writes:
 
     <output_dir>/result.tsv          target, source, scope, value: one row per pair and scope
     <output_dir>/<scope>/result.tsv  the same for one scope, where there are several (blocks, layers)
@@ -24,11 +24,11 @@ from tqdm import tqdm
 from pewe.backbone import Backbone, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import Batch, Encoded, digest, find_prefixes, load_split, scoring_batches, task_names
+from pewe.data import IGNORED, Batch, Encoded, digest, find_prefixes, load_split, scoring_batches, task_names
 from pewe.deltas import Delta, DeltaState, attach_delta
 from pewe.plots import heat_map
 from pewe.results import provenance, read_json, read_table, write_json, write_table
-from pewe.train import member_losses
+from pewe.train import TrainConfig
 from pewe.tune import TuneConfig
 from pewe.weights import similarity_frame
 
@@ -58,27 +58,71 @@ class Measure:
     """What the loop must know about a measure besides its score."""
 
     name: str
-    score: Callable[["Sources", Batch, "Sources | None"], dict[str, Tensor]]
+    score: Callable[["Sources", Batch], dict[str, Tensor]]
     higher_is_more_similar: bool
-    max_batches: Callable[[str], int] | int = 1  # the original's budget; a function of the task where it depends on it
-    needs_target: bool = False  # compares with a delta tuned on the target
+    max_batches: Callable[[str], int | None] = lambda task: 1  # the original's budget for a target; None: all batches
+    needs_target: bool = False  # compares with a delta tuned on the target: member 0 of the stack
 
 
 @dataclass
 class Sources:
-    """K stacked source deltas on the backbone, and the generator of the target (dropout)."""
+    """K stacked source deltas on the backbone.
+
+    With `has_target`, member 0 of the stack is the delta tuned on the target, and the K sources follow it.
+    """
 
     backbone: Backbone
     delta: Delta
+    config: SimilarityConfig
+    has_target: bool = False
 
     @property
     def stack(self) -> int:
-        """K."""
+        """Members of the stack, the target's delta included."""
         return self.delta.stack
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Mean token cross-entropy of each source on the batch, (K,)."""
-        return member_losses(self.backbone.model, batch.repeat(self.stack), self.stack)
+    @property
+    def model(self):
+        """The backbone's model."""
+        return self.backbone.model
+
+    def over_tokens(self, batch: Batch, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Sum over the label tokens of `statistic(log_probabilities, labels)`, (K,).
+
+        The statistic gets the log-softmax in fp32 of each member, (members, n, V), and the labels (n,), and returns one
+        value per source and token, (K, n). Only label tokens reach the vocabulary, at most `CHUNK` numbers at a time.
+        """
+        counted = batch.labels != IGNORED
+        repeated = batch.repeat(self.stack)
+        hidden = decoder_states(self.model, repeated).view(self.stack, *batch.labels.shape, -1)[:, counted]
+        labels = batch.labels[counted]
+        step = max(1, CHUNK // (self.stack * self.model.config.vocab_size))
+        total = 0.0
+        for part, gold in zip(hidden.split(step, dim=1), labels.split(step), strict=True):
+            total = total + statistic(torch.log_softmax(self.model.lm_head(part).float(), dim=-1), gold).sum(1)
+        return total
+
+
+CHUNK = 2**26  # numbers of a chunk of logits: 256 MiB in fp32
+
+
+def decoder_states(model, batch: Batch) -> Tensor:
+    """What the language-model head reads, (N, T, d): the decoder's last states, scaled where T5 v1.0 ties its embeddings."""
+    counted = batch.labels != IGNORED
+    encoded = model.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    states = model.decoder(
+        input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
+        attention_mask=counted.long(),
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=batch.attention_mask,
+        use_cache=False,
+    ).last_hidden_state
+    return states * model.model_dim**-0.5 if model.config.tie_word_embeddings else states
+
+
+def at_labels(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """The log-probability of each label, (members, n, V) -> (members, n)."""
+    return log_probabilities.gather(2, labels.expand(log_probabilities.shape[0], -1)[..., None]).squeeze(2)
 
 
 def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
@@ -93,15 +137,16 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     )
     backbone = load_backbone(config)
     delta = attach_delta(backbone.model, config)
-    states = read_sources(config, delta, source_names)
+    states = read_sources(config, delta, config.source_ckpt_path, source_names)
+    tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
-    settings = identity(measure, config, states, dev)
+    settings = identity(measure, config, states, tuned, dev)
     table = previous_rows(out, settings)
     write_json(out / "config.json", {"settings": settings, "measure": measure.name,
                "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()})  # fmt: skip
     stack = config.stack or automatic_stack(backbone, config, len(states))
     rows = _Rows(table, out, targets, source_names)
-    _fill(rows, measure, config, Sources(backbone, delta), states, dev, stack)
+    _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish()
 
 
@@ -117,11 +162,13 @@ def check(measure: Measure, config: SimilarityConfig) -> None:
         raise UserError(f"{measure.name} compares with deltas tuned on the targets: give --random_tuned_ckpt_path")
 
 
-def read_sources(config: SimilarityConfig, delta: Delta, names: Sequence[str]) -> dict[str, DeltaState]:
-    """The source deltas by task, each checked against the backbone."""
-    folder, shapes = Path(config.source_ckpt_path), shapes_of(delta)
-    hint = f"tune the sources first: scripts/{config.tune_method}.sh --full_train --output_dir {folder}"
-    return {name: read_checkpoint(task_checkpoint(folder, name), config.tune_method, shapes, hint) for name in names}
+def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
+    """The deltas of these tasks in a folder, each checked against the backbone."""
+    shapes = shapes_of(delta)
+    hint = f"tune them first: scripts/{config.tune_method}.sh --output_dir {folder} (sources: with --full_train)"
+    return {
+        name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, shapes, hint) for name in names
+    }
 
 
 def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:
@@ -129,16 +176,21 @@ def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Enc
     return load_split(backbone.tokenizer, config, target, prefix, "dev")
 
 
-def identity(
-    measure: Measure, config: SimilarityConfig, states: dict[str, DeltaState], dev: dict[str, Encoded]
-) -> dict:
+# Flags that do not change a value of the matrix, or that the entries of `identity` stand for.
+_NOT_IDENTITY = {"task_list", "tasks", "source_tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device",
+                 "source_ckpt_path", "random_tuned_ckpt_path"} | {f.name for f in dataclasses.fields(TrainConfig)} | {
+                 "do_train", "do_predict", "learning_rate_list", "train_checkpoint", "test_checkpoint", "full_train"}  # fmt: skip
+_NOT_IDENTITY -= {"predict_batch_size", "seed"}
+
+
+def identity(measure: Measure, config: SimilarityConfig, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
+             dev: dict[str, Encoded]) -> dict:  # fmt: skip
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
-    names = ("model", "dtype", "tune_method", "lora_alpha", "max_input_length", "max_output_length", "as_original",
-             "predict_batch_size", "max_batches", "reduction", "seed", "random_tuned_ckpt_path")  # fmt: skip
     return {
         "measure": measure.name,
-        **{name: getattr(config, name) for name in names},
+        **{name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IDENTITY},
         "sources": {name: state_digest(state) for name, state in states.items()},
+        "tuned": {name: state_digest(state) for name, state in tuned.items()},
         "dev": {name: digest(encoded) for name, encoded in dev.items()},
     }
 
@@ -213,31 +265,43 @@ class _Rows:
         return table
 
 
-def _fill(rows: _Rows, measure: Measure, config: SimilarityConfig, sources: Sources, states: dict[str, DeltaState],
+def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
           dev: dict[str, Encoded], stack: int) -> None:  # fmt: skip
-    """Every (chunk of sources, target) that the table does not have yet."""
+    """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
     names = list(states)
-    chunks = [names[start : start + stack] for start in range(0, len(names), stack)]
-    with tqdm(total=len(names) * len(dev), unit="pair", disable=config.quiet, desc=measure.name) as bar:
-        for chunk in chunks:
+    with tqdm(total=len(names) * len(dev), unit="pair", disable=sources.config.quiet, desc=measure.name) as bar:
+        for start in range(0, len(names), stack):
+            chunk = names[start : start + stack]
             missing = [target for target in dev if not rows.has(target, chunk)]
             bar.update(len(chunk) * (len(dev) - len(missing)))
-            if missing:
-                sources.delta.load([states[name] for name in chunk])
             for target in missing:
-                rows.add(target, chunk, _score_target(measure, config, sources, dev[target]))
+                try:
+                    _load(sources, [states[name] for name in chunk], tuned.get(target), first=target == missing[0])
+                    values = _score_target(measure, sources, dev[target])
+                except torch.cuda.OutOfMemoryError:
+                    if stack == 1:
+                        raise UserError("one source does not fit on the GPU; lower --predict_batch_size") from None
+                    log.warning("out of GPU memory with %d stacked sources; going on with %d", stack, stack // 2)
+                    torch.cuda.empty_cache()
+                    bar.reset()
+                    return _fill(rows, measure, sources, states, tuned, dev, stack // 2)
+                rows.add(target, chunk, values)
                 bar.update(len(chunk))
 
 
-def _score_target(
-    measure: Measure, config: SimilarityConfig, sources: Sources, encoded: Encoded
-) -> dict[str, list[float]]:
-    totals: dict[str, Tensor] = {}
+def _load(sources: Sources, chunk: list[DeltaState], target: DeltaState | None, first: bool) -> None:
+    """The stack of a chunk of sources, with the target's delta in front where the measure needs it."""
+    if first or target is not None:
+        sources.delta.load(([target] if target is not None else []) + chunk)
+
+
+def _score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
+    config, totals = sources.config, {}
     batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
-    sources.backbone.model.eval()
+    sources.model.eval()
     for batch in batches:
-        for scope, values in measure.score(sources, batch.to(sources.backbone.device), None).items():
-            totals[scope] = totals.get(scope, 0) + values.double().cpu()
+        for scope, values in measure.score(sources, batch.to(sources.backbone.device)).items():
+            totals[scope] = totals.get(scope, 0) + values.detach().double().cpu()
     divisor = len(batches) if config.reduction == "mean" else 1
     result = {scope: (total / divisor).tolist() for scope, total in totals.items()}
     bad = [scope for scope, column in result.items() if not all(map(math.isfinite, column))]
@@ -248,6 +312,5 @@ def _score_target(
 
 def budgeted_batches(measure: Measure, config: SimilarityConfig, pad: int, encoded: Encoded) -> Iterator[Batch]:
     """The target's first dev batches: `--max_batches`, or as many as the original used."""
-    budget = measure.max_batches if isinstance(measure.max_batches, int) else measure.max_batches(encoded.task)
-    limit = {0: budget, -1: None}.get(config.max_batches, config.max_batches)
+    limit = {0: measure.max_batches(encoded.task), -1: None}.get(config.max_batches, config.max_batches)
     return islice(scoring_batches(encoded, config.predict_batch_size, pad, config.as_original), limit)

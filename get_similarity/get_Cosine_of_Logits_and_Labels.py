@@ -1,0 +1,31 @@
+"""Cosine of Logits and Labels: how much source j points at the target's dev answers (Lv et al. 2023, section 3).
+
+    S[i, j] = sum over label tokens of cos(P(theta_j), onehot(label)) = sum of p_label / ||P||_2      higher is more similar
+
+with P = softmax(logits), on all dev batches of target i. It is a sum: it grows with the dev set and the answers' length.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pewe.cli import main
+from pewe.data import Batch
+from pewe.similarity import Measure, SimilarityConfig, Sources, at_labels, run
+
+
+@torch.no_grad()
+def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
+    """Summed cosines of each of the K sources, (K,), without unit."""
+
+    def cosine(log_p: Tensor, labels: Tensor) -> Tensor:
+        return (at_labels(log_p, labels) - 0.5 * torch.logsumexp(2 * log_p, dim=2)).exp()
+
+    return {"all": sources.over_tokens(batch, cosine)}
+
+
+MEASURE = Measure("Cosine_of_Logits_and_Labels", score, higher_is_more_similar=True, max_batches=lambda task: None)
+
+if __name__ == "__main__":
+    main(partial(run, MEASURE), SimilarityConfig, __doc__)
