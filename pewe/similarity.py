@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pewe.backbone import Backbone, load_backbone
@@ -97,9 +97,10 @@ class Sources:
         hidden = decoder_states(self.model, repeated).view(self.stack, *batch.labels.shape, -1)[:, counted]
         labels = batch.labels[counted]
         step = max(1, CHUNK // (self.stack * self.model.config.vocab_size))
-        total = 0.0
+        head, total = self.model.lm_head.weight.float(), 0.0
         for part, gold in zip(hidden.split(step, dim=1), labels.split(step), strict=True):
-            total = total + statistic(torch.log_softmax(self.model.lm_head(part).float(), dim=-1), gold).sum(1)
+            log_probabilities = torch.log_softmax(nn.functional.linear(part.float(), head), dim=-1)
+            total = total + statistic(log_probabilities, gold).sum(1)
         return total
 
 

@@ -42,6 +42,7 @@ class TrainConfig:
     predict_batch_size: int = flag(80, "dev and test lines per forward and delta")
     micro_batch_size: int = flag(16, "a larger batch is cut into micro-batches of this size, gradients accumulated")
     max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta")
+    start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
     seed: int = flag(42, "seed of init, data order and dropout")
 
 
@@ -239,7 +240,8 @@ class _Session:
             progress.seconds += seconds
             progress.history.append({"updates": progress.updates, "loss": loss, "dev": score})
             writer.add_scalar(f"dev/{member.metric}", score, progress.updates)
-            self._compare(member, score, state)
+            if progress.updates or self.config.start_is_candidate:
+                self._compare(member, score, state)
             progress.finished = progress.updates >= self.config.train_iters or (
                 progress.without_improvement >= self.config.early_stop
             )

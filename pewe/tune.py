@@ -9,17 +9,17 @@ result exists and its settings equal the current ones. The best run of a task by
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
 
 import pandas as pd
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.checkpoint import BEST, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
+from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show
-from pewe.data import DataConfig, Encoded, digest, find_prefixes, load_split, task_names
+from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
@@ -46,9 +46,10 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
 
 @dataclass
 class Run:
-    """One cell of the experiment."""
+    """One cell of the experiment. `source` names the init where a task has several (tune_all_ckpt.py), else is empty."""
 
     task: str
+    source: str
     prefix: str
     batch_size: int
     learning_rate: float
@@ -60,6 +61,15 @@ class Run:
 
 def tune(config: TuneConfig) -> pd.DataFrame:
     """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results."""
+    if not config.do_train and not config.do_predict:
+        raise UserError("nothing to do: give --do_train, --do_predict or both")
+    if not config.do_train and not config.test_checkpoint:
+        raise UserError("--do_predict without --do_train needs --test_checkpoint")
+    return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)})
+
+
+def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]]) -> pd.DataFrame:
+    """Plan the runs of every task from each of its inits (source -> state), carry out those without a result."""
     check(config)
     out = Path(config.output_dir)
     log_to(out / "log.txt", config.quiet)
@@ -67,7 +77,7 @@ def tune(config: TuneConfig) -> pd.DataFrame:
     write_config(out, config)
     backbone = load_backbone(config)
     delta = attach_delta(backbone.model, config, config.stack)
-    runs = list(plan(config, backbone, delta))
+    runs = list(plan(config, backbone, delta, inits))
     pending = [run for run in runs if result_of(run) is None]
     if len(pending) < len(runs):
         log.info("%d of %d runs are finished already", len(runs) - len(pending), len(runs))
@@ -82,10 +92,6 @@ def tune(config: TuneConfig) -> pd.DataFrame:
 
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
-    if not config.do_train and not config.do_predict:
-        raise UserError("nothing to do: give --do_train, --do_predict or both")
-    if not config.do_train and not config.test_checkpoint:
-        raise UserError("--do_predict without --do_train needs --test_checkpoint")
     for name in ("train_iters", "valid_interval", "log_interval", "early_stop", "predict_batch_size", "micro_batch_size",
                  "stack", "max_input_length", "max_output_length"):  # fmt: skip
         if getattr(config, name) < 1:
@@ -101,25 +107,23 @@ def check(config: TuneConfig) -> None:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
 
 
-def plan(config: TuneConfig, backbone: Backbone, delta: Delta) -> Iterator[Run]:
+def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
     """Every run of the configuration, with its data read and its init checked before anything is tuned."""
     shapes = shapes_of(delta)
     for task in task_names(config):
         prefixes = find_prefixes(Path(config.task_dir), task)
-        init = initial_state(config, delta, task, shapes)
+        states = inits(delta, task, shapes)
         for prefix in prefixes[:1] if config.one_prefix else prefixes:
-            splits = {
-                split: load_split(backbone.tokenizer, config, task, prefix, split) for split in ("train", "dev", "test")
-            }
-            for batch_size in config.bsz_list:
-                lines = len(splits["train"].inputs)
-                if config.do_train and lines < batch_size:
-                    raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {batch_size}")
-                for learning_rate in config.learning_rate_list:
-                    name = f"lr_{learning_rate:g}_bsz_{batch_size}_seed_{config.seed}"
-                    folder = Path(config.output_dir) / task / prefix / name
-                    settings = run_settings(config, task, prefix, batch_size, learning_rate, splits, init)
-                    yield Run(task, prefix, batch_size, learning_rate, folder, splits, init, settings)
+            splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
+            lines, largest = len(splits["train"].inputs), max(config.bsz_list)
+            if config.do_train and lines < largest:
+                raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {largest}")
+            for source, batch_size, learning_rate in product(states, config.bsz_list, config.learning_rate_list):
+                name = f"lr_{learning_rate:g}_bsz_{batch_size}_seed_{config.seed}"
+                folder = Path(config.output_dir) / task / source / prefix / name
+                init = states[source]
+                settings = run_settings(config, task, prefix, batch_size, learning_rate, splits, init)
+                yield Run(task, source, prefix, batch_size, learning_rate, folder, splits, init, settings)
 
 
 def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
@@ -225,19 +229,51 @@ def _record(run: Run, member: Member, test: float | None, seconds: float) -> Non
         "seed": run.settings["seed"], "metric": member.metric, "dev": progress.best, "test": test,
         "updates": progress.updates, "seconds": round(progress.seconds + seconds, 2),
     }  # fmt: skip
+    if run.source:
+        row = {"task": run.task, "source": run.source, **row}
     result = {**row, "best_updates": progress.best_updates, "history": progress.history}
     write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance(), "result": result})
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
 
 
 def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
-    """`result.tsv` of all finished runs, and each task's best checkpoint where the ensembles look for it."""
+    """`result.tsv` of all finished runs, and the best checkpoint of each task (and source) where the ensembles look for it."""
     finished = [(run, result) for run in runs if (result := result_of(run)) is not None]
-    table = pd.DataFrame([{name: result[name] for name in COLUMNS} for _, result in finished], columns=COLUMNS)
+    columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else COLUMNS
+    rows = [{"target": result["task"], **result} for _, result in finished]
+    table = pd.DataFrame(rows, columns=columns)
     write_table(out / "result.tsv", table)
-    for task, group in groupby(finished, key=lambda pair: pair[0].task):
+    for (task, source), group in groupby(finished, key=lambda pair: (pair[0].task, pair[0].source)):
         best, _ = max(group, key=lambda pair: pair[1]["dev"])
         if (best.folder / BEST).is_file():
-            with replacing(task_checkpoint(out, task)) as temporary:
+            with replacing(
+                task_checkpoint(out / task / source if source else out, "" if source else task)
+            ) as temporary:
                 shutil.copyfile(best.folder / BEST, temporary)
     return table
+
+
+@dataclass
+class TuneAllConfig(TuneConfig):
+    """Every source on every target."""
+
+    source_ckpt_path: str = flag("checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt")
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
+
+
+def tune_all(config: TuneAllConfig) -> pd.DataFrame:
+    """Tune (`--do_train`) or only score every source delta on every target; rows (target, source, ..., dev, test).
+
+    The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
+    """
+    names = task_names(replace(config, tasks=config.source_tasks)) if config.source_tasks else task_names(config)
+    states: dict[str, DeltaState] = {}
+
+    def inits(delta: Delta, task: str, shapes: Shapes) -> dict[str, DeltaState]:
+        for name in names:
+            if name not in states:
+                path = task_checkpoint(Path(config.source_ckpt_path), name)
+                states[name] = read_checkpoint(path, config.tune_method, shapes, "tune the sources first")
+        return states
+
+    return execute(config, inits)

@@ -133,7 +133,7 @@ def tiny_data(tmp_path_factory) -> Path:
 def tiny_backbone(tmp_path_factory) -> Path:
     """A folder with a tiny random T5 and the tokenizer of the embedded backbone."""
     out = tmp_path_factory.mktemp("tiny_t5")
-    embedded = Path("/tmp/fakemini")
+    embedded = ROOT / "checkpoints" / "mini_t5"
     vocab = json.loads((embedded / "config.json").read_text())["vocab_size"]
     tiny_t5(vocab_size=vocab).save_pretrained(out)
     for path in embedded.iterdir():

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
-from conftest import golden_backbone, golden_state, small
+from conftest import golden_backbone
 
 import pewe.similarity
 from get_similarity import get_Loss
 from pewe.data import DataConfig, load_split
-from pewe.deltas import attach_delta
 from pewe.results import read_json, read_table
 from pewe.similarity import COLUMNS, SimilarityConfig, run
 
@@ -64,30 +62,6 @@ def test_stacks_of_any_size_agree(config, tmp_path):
     for table in tables[1:]:
         assert table[COLUMNS[:3]].equals(tables[0][COLUMNS[:3]])
         assert table["value"].to_numpy() == pytest.approx(tables[0]["value"].to_numpy(), rel=1e-5)
-
-
-def test_loss_by_a_slow_loop(config, tmp_path):
-    """One source, one sequence and one token at a time."""
-    some = replace(config, tasks=["boolq", "sciq"], output_dir=str(tmp_path))
-    table = run(get_Loss.MEASURE, some).set_index(["target", "source"])["value"]
-    backbone = golden_backbone()
-    attach_delta(backbone.model, small("adapter")).load([golden_state("adapter", "sciq")])
-    encoded = load_split(backbone.tokenizer, some, "boolq", "boolq_64_42", "dev")
-    losses = []
-    for inputs, labels in list(zip(encoded.inputs, encoded.labels(), strict=True))[:5]:
-        for position, label in enumerate(labels):
-            decoder = torch.tensor([[0, *labels[:position]]])
-            with torch.no_grad():
-                logits = backbone.model(input_ids=torch.tensor([inputs]), decoder_input_ids=decoder).logits[0, -1]
-            losses.append(-torch.log_softmax(logits, -1)[label].item())
-    assert table["boolq", "sciq"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-def test_a_delta_tuned_on_the_target_is_nearest(config):
-    """The sign: where the source was trained on the target (the diagonal), the loss is mostly below the median source."""
-    frame = run(get_Loss.MEASURE, config).pivot(index="target", columns="source", values="value")
-    diagonal = pd.Series({task: frame.loc[task, task] for task in frame.index})
-    assert (diagonal < frame.median(axis=1)).mean() > 0.75
 
 
 def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path, monkeypatch):

@@ -1,0 +1,26 @@
+"""Zero-shot dev score of every source delta on every target: what Performance weights are compared with.
+
+Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N` scores N pairs in one forward.
+"""
+
+from dataclasses import dataclass
+
+from pewe.cli import flag, main
+from pewe.tune import TuneAllConfig, tune_all
+
+
+@dataclass
+class Config(TuneAllConfig):
+    """Flags."""
+
+    output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv")
+
+
+def run(config: Config):
+    """Score only, whatever the flags of training say (the original's script gives them)."""
+    config.do_train = config.do_predict = False
+    return tune_all(config)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

@@ -1,0 +1,24 @@
+"""Tune every source delta a few steps on every target: what Euclidean and Performance weights are made of.
+
+Writes `<output_dir>/<target>/<source>/checkpoint-best.pt` and `result.tsv` (target, source, ..., dev, test). The best
+checkpoint is that of a tuned step, never the source itself. Resumes; `--stack N` tunes N pairs in lockstep.
+"""
+
+from dataclasses import dataclass
+
+from pewe.cli import flag, main
+from pewe.tune import TuneAllConfig, tune_all
+
+
+@dataclass
+class Config(TuneAllConfig):
+    """Flags."""
+
+    do_train: bool = flag(True, "tune")
+    start_is_candidate: bool = flag(False, "the source itself competes for the best checkpoint")
+    train_iters: int = flag(200, "updates at most")
+    output_dir: str = flag("checkpoints/adapter/tuned_all", "folder of the tuned pairs")
+
+
+if __name__ == "__main__":
+    main(tune_all, Config, __doc__)

@@ -1,0 +1,63 @@
+"""Cosine: sources whose weights point where a delta tuned on the target points (Lv et al. 2023, section 3).
+
+    S[i, j] = mean over delta tensors of cos(theta_i, theta_j),    w_i = softmax over j != i of (S[i, j] / temperature)
+
+theta_i is tuned on the target's few-shot data (`tuned_64shot_ckpt_path`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pewe.cli import flag, log_to, main
+from pewe.deltas import DeltaState
+from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
+from pewe.weights import allowed_sources, softmax_weights
+from task_list import QA_task_list as TASK_LIST
+
+delta = "adapter"
+temperature = 0.001
+tuned_64shot_ckpt_path = "checkpoints/adapter/random"
+source_ckpt_path = "checkpoints/adapter/full_data"
+save_ckpt_path = "checkpoints/adapter/cos"
+
+
+@dataclass
+class Config(EnsembleConfig):
+    """Flags; the constants above are their defaults."""
+
+    delta: str = flag(delta, "adapter, lora or prefix")
+    temperature: float = flag(temperature, "temperature of the softmax")
+    tuned_64shot_ckpt_path: str = flag(
+        tuned_64shot_ckpt_path, "folder with <target>/checkpoint-best.pt, tuned from random"
+    )
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+
+
+def cosines(targets: list[DeltaState], sources: list[DeltaState]) -> Tensor:
+    """Mean over tensors of the cosine of the flattened tensors, (T, n), without unit."""
+    total = 0.0
+    for name in sources[0]:
+        rows, columns = (
+            torch.nn.functional.normalize(torch.stack([state[name].double().flatten() for state in states]), dim=1)
+            for states in (targets, sources)
+        )
+        total = total + rows @ columns.T
+    return total / len(sources[0])
+
+
+def run(config: Config) -> None:
+    """Weights, checkpoints and heat map."""
+    log_to(None)
+    tasks = ensemble_tasks(config, TASK_LIST)
+    sources = read_states(config.source_ckpt_path, config.delta, tasks)
+    tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks)
+    W = softmax_weights(cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks))
+    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Cosine, temperature {config.temperature:g}")
+    save_ensembles(config, tasks, sources, W)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
