@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,12 +26,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"{name!r}{hint} Known: {', '.join(known)}"
 
 
-def flag(default, help: str, **metadata):
+def flag(default, help: str):
     """A dataclass field that becomes `--NAME`; `default` may be a list."""
-    metadata["help"] = help
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,20 +60,10 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -
             name, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=help
         )
         return
-    if isinstance(kind, types.UnionType):  # "int | None"
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
     nargs = None
     if typing.get_origin(kind) is list:
         (kind,), nargs = typing.get_args(kind), "+"
-    parser.add_argument(
-        name,
-        type=kind,
-        nargs=nargs,
-        default=default,
-        choices=field.metadata.get("choices"),
-        help=help,
-        metavar=kind.__name__.upper(),
-    )
+    parser.add_argument(name, type=kind, nargs=nargs, default=default, help=help, metavar=kind.__name__.upper())
 
 
 def parse(config_class: type, args: list[str] | None = None, description: str = ""):

@@ -30,10 +30,7 @@ from pewe.plots import heat_map
 from pewe.results import provenance, read_json, read_table, write_json, write_table
 from pewe.train import TrainConfig
 from pewe.tune import TuneConfig
-from pewe.weights import similarity_frame
-
-COLUMNS = ["target", "source", "scope", "value"]
-RESULT = "result.tsv"
+from pewe.weights import COLUMNS, RESULT, similarity_frame
 
 
 @dataclass

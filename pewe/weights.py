@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pewe.cli import UserError
 
+COLUMNS = ["target", "source", "scope", "value"]  # of a similarity table
+RESULT = "result.tsv"  # its name in the folder of a measure
+
 
 def similarity_frame(table: pd.DataFrame, where: str = "the similarity table") -> pd.DataFrame:
     """Rows (target, source, value) of one scope as a matrix, targets down and sources across, in order of appearance.

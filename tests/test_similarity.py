@@ -10,7 +10,8 @@ import pewe.similarity
 from get_similarity import get_Loss
 from pewe.data import DataConfig, load_split
 from pewe.results import read_json, read_table
-from pewe.similarity import COLUMNS, SimilarityConfig, run
+from pewe.similarity import SimilarityConfig, run
+from pewe.weights import COLUMNS
 
 SHIFTED = 12  # tasks with a dev line of two answers, where the original takes labels from the wrong line
 

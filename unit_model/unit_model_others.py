@@ -14,8 +14,15 @@ import pandas as pd
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.ensemble import EnsembleConfig, as_tensor, ensemble_tasks, read_states, save_ensembles, save_weights
 from pewe.results import numeric, read_json, read_table
-from pewe.similarity import COLUMNS, RESULT
-from pewe.weights import allowed_sources, effective_numbers, similarity_frame, softmax_weights, temperature_for
+from pewe.weights import (
+    COLUMNS,
+    RESULT,
+    allowed_sources,
+    effective_numbers,
+    similarity_frame,
+    softmax_weights,
+    temperature_for,
+)
 
 delta = "adapter"
 tem = 0.1
