@@ -1,0 +1,1 @@
+"""Data sets: the embedded mini gym, and the builder of the paper's tasks."""

@@ -1,0 +1,6 @@
+"""Builds the paper's 51 tasks in CrossFit's text format: `python -m data.build --help`.
+
+`entry.py` says what an entry is, `choice.py`, `answer.py` and `classify.py` hold one entry per task, `rows.py` reads rows
+from the hub or from files on disk, `sample.py` draws the few-shot lines, `task.py` builds one task, `run.py` all of them,
+`summary.py` makes the tables and the picture, and `check.py` says what is wrong with a folder, line by line.
+"""

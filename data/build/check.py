@@ -1,0 +1,224 @@
+"""Say what is wrong with a folder of data, file by file and line by line.
+
+    python -m data.build.check FOLDER                  a task's folder, or a folder of such folders
+    python -m data.build.check FOLDER --tasks boolq    one task of a folder of tasks
+
+A fault is what the training or its result would suffer from: a missing split, a line that is not input TAB output, an empty
+output, a label that the task does not have, an answer that is not among the options, the same input in two splits. The exit
+code is 1 where there is one. Remarks (a repeated line, an uneven class) are only told.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.build import choice
+from data.build.registry import ENTRIES
+from pewe.cli import UserError, flag, main
+from pewe.data import SPLITS, find_prefixes, split_path
+from task_list import METRICS
+
+BATCH = 8  # the smallest default batch of the training commands
+
+
+@dataclass
+class CheckConfig:
+    """What to check."""
+
+    folders: list[str] = flag([], "task folders, or folders of task folders; --folders may be left out")
+    tasks: list[str] = flag([], "only these tasks of a folder of tasks")
+    show: int = flag(20, "findings shown of each file at most; 0: all")
+    no_remarks: bool = flag(False, "show faults only")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one line (0: the file)."""
+
+    path: Path
+    line: int
+    text: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        place = f"{self.path}, line {self.line}" if self.line else f"{self.path}"
+        return f"{place}: {'' if self.fault else 'remark: '}{self.text}"
+
+
+Lines = list[tuple[int, str, list[str]]]  # number, input, outputs
+
+
+def run(config: CheckConfig) -> None:
+    """Check every task of the folders; exit with code 1 where there is a fault."""
+    if not config.folders:
+        raise UserError("name a folder: python -m data.build.check FOLDER")
+    faults = 0
+    for folder in _task_folders(config):
+        findings, files, lines = check_task(folder)
+        _print(findings, config)
+        found = sum(finding.fault for finding in findings)
+        print(f"{folder.name}: {files} files, {lines} lines, {found} faults, {len(findings) - found} remarks")
+        faults += found
+    if faults:
+        print(f"{faults} faults", file=sys.stderr)
+        sys.exit(1)
+
+
+def _task_folders(config: CheckConfig) -> list[Path]:
+    found: list[Path] = []
+    for folder in map(Path, config.folders):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        if any(folder.glob("*.tsv")) and not (folder / "summary.tsv").is_file():
+            found.append(folder)
+            continue
+        below = sorted(child for child in folder.iterdir() if child.is_dir() and any(child.glob("*.tsv")))
+        names = {child.name for child in below}
+        missing = [task for task in config.tasks if task not in names]
+        if not below or missing:
+            what = f"for task {missing[0]!r}" if missing else "with .tsv files"
+            raise UserError(f"{folder} has no folder {what}; expected {folder}/TASK/TASK_64_42_train.tsv and so on")
+        found += [child for child in below if not config.tasks or child.name in config.tasks]
+    return found
+
+
+def _print(findings: list[Finding], config: CheckConfig) -> None:
+    shown = Counter()
+    for finding in findings:
+        if config.no_remarks and not finding.fault:
+            continue
+        shown[finding.path] += 1
+        if not config.show or shown[finding.path] <= config.show:
+            print(finding)
+    for path, number in shown.items():
+        if config.show and number > config.show:
+            print(f"{path}: {number - config.show} more (--show 0 shows all)")
+
+
+def check_task(folder: Path) -> tuple[list[Finding], int, int]:
+    """Check one task's folder; returns the findings, the number of files and the number of lines."""
+    task, findings, files, lines = folder.name, [], 0, 0
+    if task not in METRICS:
+        findings.append(
+            Finding(folder, 0, "not in task_list.py: add the task, with its metric, to a group there", fault=False)
+        )
+    try:
+        prefixes = find_prefixes(folder.parent, task)
+    except UserError as error:
+        return [*findings, Finding(folder, 0, str(error))], files, lines
+    full = folder / f"{task}_full_train.tsv"
+    beyond = {}
+    if full.is_file():
+        beyond["full_train"] = full, read(full, task, findings)
+        files, lines = files + 1, lines + len(beyond["full_train"][1])
+    for prefix in prefixes:
+        splits = {}
+        for split in SPLITS:
+            path = split_path(folder.parent, task, prefix, split)
+            if not path.is_file():
+                findings.append(Finding(path, 0, "the file is missing; every prefix needs train, dev and test"))
+                continue
+            splits[split] = path, read(path, task, findings)
+            files, lines = files + 1, lines + len(splits[split][1])
+        findings += _balance(task, splits)
+        findings += _overlaps(splits | beyond)
+    return findings, files, lines
+
+
+def read(path: Path, task: str, findings: list[Finding]) -> Lines:
+    """The good lines of a file; what is wrong with the others is added to the findings."""
+    good: Lines = []
+    before: dict[str, int] = {}
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            cells = [cell.strip() for cell in raw.decode("utf-8-sig" if number == 1 else "utf-8").split("\t")]
+        except UnicodeDecodeError as error:
+            findings.append(Finding(path, number, f"not UTF-8 (byte {error.start})"))
+            continue
+        problem = line_fault(task, cells)
+        if problem:
+            findings.append(Finding(path, number, problem))
+            continue
+        if cells[0] in before:
+            findings.append(Finding(path, number, f"the same input as line {before[cells[0]]}", fault=False))
+        before.setdefault(cells[0], number)
+        good.append((number, cells[0], cells[1:]))
+    if not good and not any(finding.path == path for finding in findings):
+        findings.append(Finding(path, 0, "the file is empty"))
+    return good
+
+
+def line_fault(task: str, cells: list[str]) -> str:
+    """What is wrong with one line, whose cells are input and outputs; empty where nothing is."""
+    if len(cells) < 2:
+        return "no TAB; expected input TAB output [TAB further outputs]"
+    if not cells[0]:
+        return "empty input"
+    if not all(cells[1:]):
+        return f"empty output in column {cells.index('', 1) + 1}"
+    entry = ENTRIES.get(task)
+    if entry and entry.labels and cells[1] not in entry.labels:
+        return f"unknown label {cells[1]!r}; the task has: {', '.join(entry.labels)}"
+    if entry in choice.ENTRIES and cells[1] not in cells[0]:
+        return f"the answer {cells[1]!r} is not among the options of the input"
+    return _metric_fault(METRICS.get(task, ""), cells[1:])
+
+
+def _metric_fault(metric: str, outputs: list[str]) -> str:
+    """Outputs that the task's metric is not defined for."""
+    if metric == "Rouge-L" and not all(output.replace(".", "").strip() for output in outputs):
+        return "Rouge-L is not defined for an output of dots only"
+    if metric == "Pearson-Correlation":
+        try:
+            float(outputs[0])
+        except ValueError:
+            return f"Pearson-Correlation needs a number, not {outputs[0]!r}"
+    return ""
+
+
+def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Finding]:
+    """Remarks on the train file's size and, for classification, on the balance and completeness of its labels."""
+    if "train" not in splits:
+        return
+    path, lines = splits["train"]
+    if 0 < len(lines) < BATCH:
+        yield Finding(
+            path, 0, f"{len(lines)} lines are fewer than a batch of {BATCH}; use --bsz_list {len(lines)}", fault=False
+        )
+    counts = Counter(outputs[0] for _, _, outputs in lines)
+    entry = ENTRIES.get(task)
+    few_labels = len(counts) <= 10 and sum(counts.values()) >= 4 * len(counts)  # a guess, for tasks without an entry
+    if not (entry.labels if entry else few_labels):
+        return
+    if len(set(counts.values())) > 1:
+        yield Finding(
+            path, 0, f"uneven labels: {', '.join(f'{n} {label}' for label, n in counts.most_common())}", fault=False
+        )
+    for split in ("dev", "test"):
+        other, found = splits.get(split, (None, []))
+        for number, _, outputs in found:
+            if outputs[0] not in counts:
+                yield Finding(other, number, f"the label {outputs[0]!r} is not in {path.name}", fault=False)
+
+
+def _overlaps(files: dict[str, tuple[Path, Lines]]) -> Iterator[Finding]:
+    """Faults for inputs that stand in two files. The few-shot train lines may be among the full train lines."""
+    where: dict[str, tuple[str, int]] = {}
+    for split, (path, lines) in files.items():
+        for number, text, _ in lines:
+            first, line = where.setdefault(text, (split, number))
+            if first != split:
+                harmless = {first, split} == {"train", "full_train"}
+                other = files[first][0].name
+                yield Finding(path, number, f"the same input as line {line} of {other}", fault=not harmless)
+
+
+def with_flag(args: list[str]) -> list[str]:
+    """The arguments with `--folders` put before leading folder names."""
+    return ["--folders", *args] if args and not args[0].startswith("-") else args
+
+
+if __name__ == "__main__":
+    main(run, CheckConfig, __doc__, with_flag(sys.argv[1:]))
