@@ -26,4 +26,9 @@ flow() {
   cp "$CKPT/Loss/hot_pic_all.png" "$CKPT/Loss/final_weight.tsv" "$OUT/"
   cp "$CKPT/similarity/result.tsv" "$OUT/loss_similarity.tsv"
   cp "$CKPT/similarity/similarity.png" "$OUT/loss_similarity.png"
+  local run
+  for run in full_data from_random from_average from_Loss; do
+    cp "$CKPT/$run/result.tsv" "$OUT/result_$run.tsv"
+    cp "$CKPT/$run/config.json" "$OUT/config_$run.json"
+  done
 }

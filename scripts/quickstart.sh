@@ -15,8 +15,8 @@ PICK=(--task_list "$TASKS")
 COMMON=(--device cpu --max_input_length 64 --max_output_length 8)
 SCORING=("${COMMON[@]}")
 TUNED=("${COMMON[@]}" --stack 12 --predict_batch_size 200 --max_grad_norm 1.0)
-SOURCE=("${TUNED[@]}" --learning_rate_list 3e-3 --bsz_list 32 --micro_batch_size 32 --train_iters 400 --valid_interval 100)
-TARGET=("${TUNED[@]}" --learning_rate_list 1e-3 --bsz_list 8 --train_iters 100 --valid_interval 25)
+SOURCE=("${TUNED[@]}" --learning_rate_list 6e-3 --bsz_list 16 --train_iters 450 --valid_interval 90)
+TARGET=("${TUNED[@]}" --learning_rate_list 3e-3 --bsz_list 8 --train_iters 80 --valid_interval 20)
 
 SETTINGS="$* $(cat scripts/*.sh data/mini_gym/*/*.tsv "$MODEL/model.safetensors" | cksum)"
 if [ "$(cat "$OUT/settings.txt" 2>/dev/null)" = "$SETTINGS" ]; then
