@@ -11,9 +11,9 @@ source scripts/flow.sh
 CKPT=checkpoints/flan_t5_small OUT=results/flan_t5_small
 WHAT=(--model "$1" --task_dir "$2")
 PICK=(--tasks commonsense_qa openbookqa qasc numer_sense lama-conceptnet lama-google_re)
-COMMON=("${WHAT[@]}" --device cpu --max_input_length 128 --max_output_length 16 --predict_batch_size 100 --stack 6)
-SCORING=("${COMMON[@]}" --stack 6 --predict_batch_size 50)
-SOURCE=("${COMMON[@]}" --learning_rate_list 3e-3 --train_iters "${SOURCE_ITERS:-100}" --valid_interval 50)
-TARGET=("${COMMON[@]}" --learning_rate_list 3e-3 --train_iters "${TARGET_ITERS:-40}" --valid_interval 20)
+COMMON=("${WHAT[@]}" --device cpu --max_input_length 128 --max_output_length 16)
+SCORING=("${COMMON[@]}")
+SOURCE=("${COMMON[@]}" --predict_batch_size 100 --learning_rate_list 3e-3 --train_iters "${SOURCE_ITERS:-60}" --valid_interval 60)
+TARGET=("${COMMON[@]}" --predict_batch_size 100 --learning_rate_list 3e-3 --train_iters "${TARGET_ITERS:-24}" --valid_interval 12)
 flow
 cat "$OUT/table.txt"
