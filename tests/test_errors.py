@@ -156,7 +156,7 @@ CASES = {
         lambda w: w.tune("--model", broken_model(w, lambda c: (c / "config.json").write_text('{"model_type": "bert"}'))),
         "a T5 is needed, this is a 'bert' model"),
     # checkpoints
-    "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune the sources first"),
+    "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune them first"),
     "other size": (lambda w: (other_size(w), w.similarity()), "has shape (3, 3), expected"),
     "not finite": (lambda w: (not_finite(w), w.similarity()), "not finite"),
     "other kind": (lambda w: w.similarity("--tune_method", "lora"), "is a adapter checkpoint; expected one of --tune_method lora"),

@@ -185,7 +185,8 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
     calls, limit = 0, 10**9
     tune(config)
     assert deaths >= 5
-    assert_same(outcome(tmp_path / "clean"), outcome(tmp_path / "killed"), 0.0)
+    # alone to the last bit; a kill can split a stack, and a smaller stack rounds differently
+    assert_same(outcome(tmp_path / "clean"), outcome(tmp_path / "killed"), 0.0 if stack == 1 else 1e-5)
 
 
 def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_backbone, tiny_data, monkeypatch):
