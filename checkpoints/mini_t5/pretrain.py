@@ -104,7 +104,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> T5Tokeni
 def question_words() -> list[str]:
     """The words of the world's questions, which the prose uses little."""
     relations = [rel for domain in world.DOMAINS for rel in domain.facts + domain.scenes]
-    phrases = [phrase for rel in relations for phrase in (*rel.asks, rel.seeks, rel.checks)]
+    phrases = [phrase for rel in relations for phrase in (*rel.asks, rel.checks)]
     return sorted(
         {word for phrase in phrases for word in phrase.split() if "{" not in word}
         | {"?", "which", "true", "that", "yes", "no"}

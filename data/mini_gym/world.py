@@ -1,9 +1,9 @@
-"""The world of the mini gym: three domains of invented entities, their facts, and a small English grammar.
+"""The world of the mini gym: three domains of invented entities, their facts, and a small grammar.
 
-A domain has *facts*, which always hold (`the brint eats nuts`) and are what a backbone can know by heart, and *scene*
-relations, which hold for one paragraph only (`Tamo is at the mill`) and must be read there. Each relation brings the
-phrases that say it, ask for it and check it. `paragraph` writes plain prose from them (the pre-training corpus);
-`generate.py` writes the tasks. Everything is drawn from `random.Random` seeded by strings, so it never changes.
+A domain has *facts*, which always hold (`the nox eats seeds`) and are what a backbone can know by heart, and *scene*
+relations, which hold for one paragraph only (`Pena carries keys`) and must be read there. Each relation has two verbs that
+say the same. `paragraph` writes plain prose (the pre-training corpus); `generate.py` writes the tasks. Everything is drawn
+from `random.Random` seeded by strings, so it never changes.
 """
 
 from dataclasses import dataclass
@@ -56,11 +56,6 @@ class Relation:
     def denies(self) -> str:
         """The negated statement."""
         return self.says[0].replace("{e} ", "{e} not ")
-
-    @property
-    def seeks(self) -> str:
-        """The question for the entity."""
-        return self.says[0].replace("{e}", "who")
 
     @property
     def checks(self) -> str:
