@@ -1,6 +1,6 @@
 """Pre-train the mini backbone: a small T5 v1.1 by span corruption on prose about the world of `data/mini_gym`.
 
-The corpus is written by `data/mini_gym/world.py` (prose only, never the format of a task). A quarter of the sequences
+The corpus is written by `data/mini_gym/world.py` (prose only, never the format of a task). One sequence in seven
 has a random span masked, as in T5 (Raffel et al. 2020, arXiv:1910.10683); the others have content words masked, the
 salient spans that make a T5 answer closed-book questions (Roberts et al. 2020, arXiv:2002.08910).
 
