@@ -10,7 +10,7 @@ if ! "$PYTHON" -c "import pewe" 2>/dev/null; then
   exit 2
 fi
 
-# Idle threads sleep instead of spinning: on a shared machine that is many times faster, alone it costs next to nothing.
+# Idle threads sleep instead of spinning, so that runs side by side on one machine do not starve each other.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 # The backbone, the data and the list of tasks. For the paper:
