@@ -51,13 +51,19 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
     return transposed
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table with three decimals, the best of each column in bold."""
-    lines = [" | ".join(["init", *map(str, frame.columns)]), "|".join(["---", *["---:"] * frame.shape[1]])]
-    for name, row in frame.iterrows():
-        cells = [f"**{v:.3f}**" if v == frame[column].max() else f"{v:.3f}" for column, v in row.items()]
-        lines.append(" | ".join([str(name), *cells]))
-    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines) + "\n"
+def markdown(cells: pd.DataFrame, corner: str) -> str:
+    """A Markdown table of these cells, under the heading `corner` the row names, numbers to the right."""
+    lines = [
+        [corner, *cells.columns],
+        ["---", *["---:"] * cells.shape[1]],
+        *([n, *row] for n, *row in cells.itertuples()),
+    ]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def best_in_bold(frame: pd.DataFrame) -> pd.DataFrame:
+    """Three decimals, the best of each column in bold."""
+    return frame.apply(lambda column: [f"**{v:.3f}**" if v == column.max() else f"{v:.3f}" for v in column])
 
 
 def run(config: TableConfig) -> None:
@@ -68,7 +74,9 @@ def run(config: TableConfig) -> None:
     frame = init_table(rows, config.value)
     out = Path(config.out)
     write_table(out / "table.tsv", frame.rename_axis("init").reset_index())
-    write_text(out / "table.md", (f"{config.title}\n\n" if config.title else "") + to_markdown(frame))
+    write_text(
+        out / "table.md", (f"{config.title}\n\n" if config.title else "") + markdown(best_in_bold(frame), "init")
+    )
     write_config(out, config)
     print(frame.round(3).to_string())
 

@@ -26,7 +26,19 @@ from pewe.results import provenance, read_json, replacing, write_config, write_j
 from pewe.train import Member, TrainConfig, fit, read_resume
 from task_list import METRICS
 
-COLUMNS = ["task", "prefix", "learning_rate", "batch_size", "seed", "metric", "dev", "test", "updates", "seconds"]
+COLUMNS = [
+    "task",
+    "prefix",
+    "learning_rate",
+    "batch_size",
+    "seed",
+    "metric",
+    "dev",
+    "test",
+    "updates",
+    "seconds",
+    "run",
+]
 
 
 @dataclass
@@ -59,16 +71,20 @@ class Run:
     settings: dict
 
 
-def tune(config: TuneConfig) -> pd.DataFrame:
-    """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results."""
+def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
+    """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results.
+
+    `finished` is told how many runs have a result now that had none, or none known, before.
+    """
     if not config.do_train and not config.do_predict:
         raise UserError("nothing to do: give --do_train, --do_predict or both")
     if not config.do_train and not config.test_checkpoint:
         raise UserError("--do_predict without --do_train needs --test_checkpoint")
-    return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)})
+    return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
 
 
-def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]]) -> pd.DataFrame:
+def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]],
+            finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
     """Plan the runs of every task from each of its inits (source -> state), carry out those without a result."""
     check(config)
     out = Path(config.output_dir)
@@ -81,9 +97,11 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
     pending = [run for run in runs if result_of(run) is None]
     if len(pending) < len(runs):
         log.info("%d of %d runs are finished already", len(runs) - len(pending), len(runs))
+    finished(len(runs) - len(pending))
     for stack in stacks(pending, config):
         tune_stack(backbone, delta, stack, config)
         write_results(out, runs)
+        finished(len(stack))
     table = write_results(out, runs)
     if not config.quiet:
         print(table.to_string(index=False))
@@ -168,7 +186,10 @@ def result_of(run: Run) -> dict | None:
 
 
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
-    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them."""
+    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
+
+    Runs of like input lengths come together, since a stack pads to its longest input.
+    """
     pairs = [(run, prepare(run, config)) for run in runs]
 
     def key(pair):
@@ -176,7 +197,7 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
         return run.batch_size, member.resume_file.is_file(), member.progress.finished, member.progress.updates
 
     for _, group in groupby(sorted(pairs, key=key), key):
-        together = list(group)
+        together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
         for start in range(0, len(together), config.stack):
             yield together[start : start + config.stack]
 
@@ -240,7 +261,7 @@ def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """`result.tsv` of all finished runs, and the best checkpoint of each task (and source) where the ensembles look for it."""
     finished = [(run, result) for run in runs if (result := result_of(run)) is not None]
     columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else COLUMNS
-    rows = [{"target": result["task"], **result} for _, result in finished]
+    rows = [{"target": result["task"], **result, "run": str(run.folder.relative_to(out))} for run, result in finished]
     table = pd.DataFrame(rows, columns=columns)
     write_table(out / "result.tsv", table)
     for (task, source), group in groupby(finished, key=lambda pair: (pair[0].task, pair[0].source)):
@@ -261,7 +282,7 @@ class TuneAllConfig(TuneConfig):
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
 
 
-def tune_all(config: TuneAllConfig) -> pd.DataFrame:
+def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
     """Tune (`--do_train`) or only score every source delta on every target; rows (target, source, ..., dev, test).
 
     The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
@@ -276,4 +297,4 @@ def tune_all(config: TuneAllConfig) -> pd.DataFrame:
                 states[name] = read_checkpoint(path, config.tune_method, shapes, "tune the sources first")
         return states
 
-    return execute(config, inits)
+    return execute(config, inits, finished)

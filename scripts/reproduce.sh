@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The paper's tables: every row (init) for adapter, LoRA and prefix, with statistics and a report. Resumes; computes only
+# what is missing. Without arguments: the mini gym, all rows, three deltas, three seeds (an hour on 2 cores).
+#
+#   bash scripts/reproduce.sh --suite mini --delta adapter --seeds 42 --init Random Average Loss
+#   bash scripts/reproduce.sh --suite qa32 --dry_run
+[ -n "${PYTHON:-}" ] || bash "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+exec "$PYTHON" -m pewe.reproduce "$@"

@@ -1,0 +1,256 @@
+"""The grid and its report, on a tiny backbone and three tasks."""
+
+import json
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MINI_TASKS
+
+from pewe import report, reproduce, stats
+from pewe.cli import UserError
+from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, SOURCES, plan
+from pewe.reproduce import Config
+from pewe.results import read_json
+from pewe.suite import read_suite
+
+SUITE = """
+title = "Tiny"
+[all]
+model = "{model}"
+task_dir = "{data}"
+task_list = "mini_task_list"
+device = "cpu"
+max_input_length = 32
+max_output_length = 6
+[tuning]
+stack = 3
+bsz_list = [4]
+train_iters = 4
+valid_interval = 2
+[weights]
+effective = 1.5
+[delta.adapter]
+adapter_size = 4
+targets = {{ learning_rate_list = [1e-2, 3e-3] }}
+[delta.prefix]
+prefix_num = 5
+prefix_r = 4
+"""
+
+
+@pytest.fixture
+def here(tiny_backbone, tiny_data, tmp_path, monkeypatch):
+    """A folder to run in, with a suite of three tasks; `run(**flags)` runs the grid there."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    (tmp_path / "tiny.toml").write_text(SUITE.format(model=tiny_backbone, data=data))
+    monkeypatch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
+
+    def run(**flags):
+        reproduce.run(
+            Config(**{"suite": "tiny.toml", "delta": ["adapter"], "seeds": [1], "init": ["Random", "Average"], **flags})
+        )
+        path = tmp_path / "results/tiny/cells.tsv"
+        return pd.read_csv(path, sep="\t") if path.is_file() else None
+
+    run.folder = tmp_path
+    return run
+
+
+def test_every_row_of_the_paper_for_two_seeds(here, capsys):
+    inits = [init for init in DEFAULT_INITS if init != "Manual"]  # one of the three tasks is alone in its group
+    inits += FUSION
+    cells = here(init=[*inits, "GraNd_block"], seeds=[1, 2])
+    capsys.readouterr()
+    blocks = [init for init in cells["init"].unique() if "/" in init]
+    assert {*cells["init"]} == {*inits, SOURCES, *blocks} and len(blocks) == 5  # 3 encoder, 2 decoder blocks
+    assert cells["test"].notna().all()
+    sizes = cells.groupby(["init", "seed"]).size()
+    assert (sizes.drop(SOURCES) == 6).all() and (
+        sizes[SOURCES] == 3
+    ).all()  # three tasks, two learning rates for targets
+    pictures = here.folder / "checkpoints/tiny/adapter/seed_1/weights/GraNd_block"
+    assert (pictures / f"overview_{MINI_TASKS[0]}.png").is_file() and (pictures / "importance.png").is_file()
+    assert (pd.read_csv(pictures / "importance.tsv", sep="\t")["spread"] > 0).all()
+    _two_cells_by_hand(here.folder)
+    _the_page_is_well_formed(here.folder / "results/tiny/report.html")
+    before = (here.folder / "results/tiny/table.md").read_bytes()
+    report.write(here.folder / "results/tiny")
+    assert (here.folder / "results/tiny/table.md").read_bytes() == before
+    assert (
+        "booktabs" in (here.folder / "results/tiny/table.tex").read_text()
+        or "toprule" in (here.folder / "results/tiny/table.tex").read_text()
+    )
+
+
+def _two_cells_by_hand(folder):
+    """Two numbers of the table from the files of the runs themselves."""
+    table = pd.read_csv(folder / "results/tiny/table.csv").set_index("init")
+    for init, task in (("Random", MINI_TASKS[0]), ("Loss", MINI_TASKS[2])):
+        of_seeds = []
+        for seed in (1, 2):
+            runs = (folder / f"checkpoints/tiny/adapter/seed_{seed}/from_{init}/{task}").glob("*/*/run.json")
+            results = [read_json(run)["result"] for run in sorted(runs)]
+            assert len(results) == 2
+            of_seeds.append(max(results, key=lambda result: result["dev"])["test"])
+        assert table.loc[init, task] == pytest.approx(np.mean(of_seeds), abs=1e-5)
+
+
+class _Page(HTMLParser):
+    """Collects open tags, pictures and outside references."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.pictures, self.outside = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.pictures.append(attributes)
+        elif tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+        self.outside += [v for k, v in attributes.items() if k in ("src", "href") and not v.startswith("data:")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _the_page_is_well_formed(path):
+    page = _Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert not page.open and not page.outside
+    assert len(page.pictures) > 10 and all(picture["alt"] for picture in page.pictures)
+
+
+def test_a_second_call_does_nothing_and_a_removed_result_is_redone_alone(here, monkeypatch, capsys):
+    here()
+    table = (here.folder / "results/tiny/table.txt").read_text()
+    monkeypatch.setattr("pewe.grid.tune", None)
+    here()
+    assert (here.folder / "results/tiny/table.txt").read_text() == table
+    monkeypatch.undo()
+    monkeypatch.chdir(here.folder)
+    monkeypatch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
+    runs = sorted((here.folder / "checkpoints/tiny/adapter/seed_1").rglob("run.json"))
+    times = {run: run.stat().st_mtime_ns for run in runs}
+    gone = next(run for run in runs if "from_Average" in str(run))
+    gone.unlink()
+    here()
+    changed = [run for run in runs if run.stat().st_mtime_ns != times[run]]
+    assert changed == [gone]
+    assert (here.folder / "results/tiny/table.txt").read_text() == table
+
+
+def test_changed_settings_are_computed_again(here):
+    first = here()
+    path = here.folder / "tiny.toml"
+    path.write_text(path.read_text().replace("train_iters = 4", "train_iters = 2"))
+    again = here()
+    assert (first["updates"] == 4).all() and (again["updates"] == 2).all()
+
+
+def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
+    bad = here.folder / "data" / MINI_TASKS[1]
+    next(bad.glob("*_dev.tsv")).write_text("no tab\n")
+    with pytest.raises(UserError, match="cells or steps failed"):
+        here()
+    printed = capsys.readouterr().out
+    assert f"failed: tiny/adapter/seed_1/sources/{MINI_TASKS[1]}:" in printed and "line 1: no TAB" in printed
+    cells = pd.read_csv("results/tiny/cells.tsv", sep="\t")
+    assert set(cells["task"]) == {MINI_TASKS[0], MINI_TASKS[2]} and set(cells["init"]) == {"Random", "Average", SOURCES}
+
+
+def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):
+    reproduce.run(Config(suite="tiny.toml", seeds=[1], init=["Loss"], dry_run=True))
+    printed = capsys.readouterr().out
+    assert "to do   tiny/prefix/seed_1/from_Loss" in printed and "not timed yet" in printed
+    assert not (here.folder / "checkpoints").exists()
+
+
+def test_a_reduced_run_is_kept_apart(here):
+    some = list(MINI_TASKS[:2])
+    here(init=["Random"], limit_train_iters=2, tasks=some, name="mine")
+    cells = pd.read_csv("results/mine_iters2/cells.tsv", sep="\t")
+    assert set(cells["task"]) == set(some) and (cells["updates"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[tuning]", "[tunning]"), "unknown section 'tunning'; did you mean 'tuning'"),
+        (("train_iters", "train_iter"), r"\[tuning\]: unknown flag 'train_iter'; did you mean 'train_iters'"),
+        (("[delta.prefix]", "[delta.prefx]"), "unknown delta 'prefx'; did you mean 'prefix'"),
+        (("[all]", "[all"), "tiny.toml: "),
+    ],
+)
+def test_a_bad_suite_is_refused(here, change, message):
+    path = here.folder / "tiny.toml"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(UserError, match=message):
+        here()
+
+
+def test_unknown_names_are_refused(here):
+    with pytest.raises(UserError, match="'Losss'; did you mean 'Loss'"):
+        here(init=["Losss"])
+    with pytest.raises(UserError, match=r"'lora'.*Known: adapter, prefix"):
+        here(delta=["lora"])
+    with pytest.raises(UserError, match="no suite 'minni'; did you mean 'mini'"):
+        reproduce.run(Config(suite="minni"))
+
+
+def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
+    monkeypatch.chdir(reproduce.Path(reproduce.__file__).parent.parent)
+    for name, tasks in (("mini", 12), ("qa32", 32), ("all51", 51)):
+        suite = read_suite(name)
+        assert len(suite.tasks()) == tasks and suite.deltas == ["adapter", "lora", "prefix"]
+        grid = next(reproduce.grids(Config(suite=name), suite))
+        folders = [step.folder for step in plan(grid, [*DEFAULT_INITS, *BY_MODULE])]
+        assert len(folders) == len(set(folders))
+        for number, step in enumerate(plan(grid, list(DEFAULT_INITS))):
+            assert all(need.folder in folders[:number] for need in step.needs)
+
+
+def test_statistics_by_hand():
+    cells = pd.DataFrame(
+        [("adapter", init, seed, task, "p", dev, test) for init, seed, task, dev, test in [
+            ("Random", 1, "a", 0.5, 0.4), ("Random", 1, "a", 0.6, 0.2), ("Random", 1, "b", 0.5, 0.6), ("Random", 2, "a", 0.1, 0.4),
+            ("Random", 2, "b", 0.1, 0.4), ("Loss", 1, "a", 0.5, 0.3), ("Loss", 1, "b", 0.5, 0.8), ("Loss", 2, "a", 0.1, 0.6),
+            ("Loss", 2, "b", 0.1, 0.5)]],
+        columns=["delta", "init", "seed", "task", "prefix", "dev", "test"],
+    )  # fmt: skip
+    scored = stats.scores(cells)
+    assert scored[(scored["init"] == "Random") & (scored["seed"] == 1)]["test"].tolist() == [
+        0.2,
+        0.6,
+    ]  # the best dev decides
+    (row,) = stats.paired(scored, "Random").to_dict("records")
+    assert row["difference"] == pytest.approx(0.15) and row["improvement_percent"] == pytest.approx(100 * 0.15 / 0.4)
+    assert row["pairs"] == 4 and row["better"] == 4 and row["low"] < 0.15 < row["high"]
+    assert row["wilcoxon_p"] == pytest.approx(0.125)  # all four positive: 2 / 2^4
+
+
+def test_weights_statistics_by_hand():
+    tasks = [*MINI_TASKS[:2], "mini_closed_towns"]  # two of one group, one alone
+    rows = [("adapter", init, 1, t, s, 0.0 if s == t else w) for init, ws in (("Loss", (0.9, 0.1)), ("EL2N", (0.6, 0.4)))
+            for t in tasks for s, w in zip([t, *[x for x in tasks if x != t]], (0.0, *ws), strict=True)]  # fmt: skip
+    weights = pd.DataFrame(rows, columns=["delta", "init", "seed", "target", "source", "weight"])
+    found = stats.own_group(weights).set_index("init")
+    assert found.loc["Loss", "own_group"] == pytest.approx(0.9) and found.loc["Loss", "chance"] == pytest.approx(0.5)
+    expected = float(torch.exp(-torch.tensor([0.9, 0.1]).xlogy(torch.tensor([0.9, 0.1])).sum()))
+    assert stats.effective(weights).loc["Loss", "adapter"] == pytest.approx(expected, rel=1e-5)
+    assert stats.rank_correlations(weights).loc["Loss", "EL2N"] == pytest.approx(1.0)
+
+
+def test_settings_and_title_are_on_the_page(here):
+    here()
+    page = (here.folder / "results/tiny/report.html").read_text()
+    assert "<h1>Tiny</h1>" in page and "5 to 8 %" in page
+    stored = json.loads((here.folder / "results/tiny/provenance.json").read_text())
+    assert stored["settings"]["seeds"] == [1] and replace(Config(), seeds=[1]).seeds == [1]
