@@ -56,7 +56,8 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Gradient norm of the batch's mean loss for each of the K sources and each scope, from one backward."""
     config = sources.config
     sources.model.train(not config.eval_mode)
-    torch.manual_seed(zlib.crc32(batch.input_ids.cpu().numpy().tobytes()) + config.seed)
+    torch.manual_seed(zlib.crc32(batch.input_ids.numpy().tobytes()) + config.seed)
+    batch = batch.to(sources.backbone.device)
     losses = member_losses(sources.model, batch.repeat(sources.stack), sources.stack)
     if config.as_original:
         losses = losses / max(1, config.bsz_list[0] // 16)  # it divides by the accumulation steps of the training
@@ -80,7 +81,7 @@ def run_mode(config: GraNdConfig):
     """Run the measure in the mode of the flags."""
     if config.mode not in MODES:
         raise UserError(f"--mode {suggest(config.mode, MODES)}")
-    return run(Measure("GraNd", score, False, max_batches=partial(original_budget, config.mode)), config)
+    return run(Measure("GraNd", score, False, partial(original_budget, config.mode), gradients=True), config)
 
 
 if __name__ == "__main__":

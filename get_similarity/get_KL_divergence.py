@@ -20,7 +20,7 @@ from pewe.similarity import Measure, SimilarityConfig, Sources, run
 def divergence(log_p: Tensor, labels: Tensor) -> Tensor:
     """KL of the target's distribution (member 0) from each source's, in nats, (1 + K, n, V) -> (K, n)."""
     target, sources = log_p[:1], log_p[1:]
-    return (target.exp() * (target - sources)).sum(2)
+    return sources.sub_(target).mul_(target.exp()).sum(2).neg()
 
 
 def divergence_of_the_original(log_p: Tensor, labels: Tensor) -> Tensor:

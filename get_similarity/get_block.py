@@ -49,12 +49,14 @@ def block_outputs(sources: Sources, batch: Batch) -> dict[str, Tensor]:
 @torch.no_grad()
 def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Summed cosines of each block and each of the K sources, (K,), without unit."""
-    masks = {"encoder": batch.attention_mask.bool(), "decoder": batch.labels != IGNORED}
-    values = {}
-    for name, states in block_outputs(sources, batch).items():
-        mask = masks[name.split(".")[0]]
-        rows = states.float().view(sources.stack, *mask.shape, -1).masked_fill(~mask[..., None], 0.0).flatten(2)
-        values[name] = nn.functional.cosine_similarity(rows[:1], rows[1:], dim=2, eps=1e-12).sum(1)
+    values: dict[str, Tensor] = {}
+    for piece in sources.pieces(batch):
+        masks = {"encoder": piece.attention_mask.bool(), "decoder": piece.labels != IGNORED}
+        for name, states in block_outputs(sources, piece).items():
+            mask = masks[name.split(".")[0]]
+            rows = states.float().view(sources.stack, *mask.shape, -1).masked_fill(~mask[..., None], 0.0).flatten(2)
+            cosines = nn.functional.cosine_similarity(rows[:1], rows[1:], dim=2, eps=1e-12)
+            values[name] = values.get(name, 0) + cosines.sum(1)
     return values
 
 

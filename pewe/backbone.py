@@ -1,4 +1,4 @@
-"""Load the frozen T5 and its tokenizer, once per process."""
+"""Load the frozen T5 and its tokenizer."""
 
 import functools
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Backbone:
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:
-    """Load model and tokenizer; a delta is attached to a copy of its own (see `fresh_model`)."""
+    """Load a fresh model, to which a delta can be attached, and its tokenizer."""
     if config.dtype not in DTYPES:
         raise UserError(f"unknown --dtype {suggest(config.dtype, DTYPES)}")
     if config.device not in ("auto", "cpu", "cuda"):

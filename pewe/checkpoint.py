@@ -8,7 +8,7 @@ without running any code of it.
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,20 +37,27 @@ def write_checkpoint(
     path: Path, tune_method: str, state: DeltaState, args: dict, updates: int = 0, epoch: int = 0
 ) -> None:
     """Write a delta state atomically; `args` must hold plain values only."""
-    content = {tune_method: state, "args": args, "current_state": {"epoch": epoch, "num_updates": updates}}
+    own = {
+        name: tensor.clone() for name, tensor in state.items()
+    }  # of a view, torch.save writes all that lies behind it
+    content = {tune_method: own, "args": args, "current_state": {"epoch": epoch, "num_updates": updates}}
     with replacing(path) as temporary:
         torch.save(content, temporary)
 
 
-def read_checkpoint(path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "") -> DeltaState:
+def read_checkpoint(
+    path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False
+) -> DeltaState:
     """The delta state in a checkpoint (`.pt` or `.safetensors`), checked against the expected names and shapes.
+
+    `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once.
 
     Raises UserError that names the file and the tensor: a missing file, another tune method, missing or unexpected
     names, another shape, a value that is not finite.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
-    content = _load(path)
+    content = _load(path, mapped)
     if not isinstance(content, dict) or not isinstance(content.get(tune_method), dict):
         found = next((name for name in TUNE_METHODS if isinstance(content, dict) and name in content), None)
         what = f"a {found} checkpoint" if found else "no delta checkpoint"
@@ -60,12 +67,31 @@ def read_checkpoint(path: Path, tune_method: str, shapes: Shapes | None = None, 
     return state
 
 
-def _load(path: Path):
+class Checkpoints(Sequence[DeltaState]):
+    """The delta states in files, all with the tensors of the first; each is read from its file whenever it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
+        self.paths, self.tune_method, self.hint = list(paths), tune_method, hint
+        self.shapes = shapes_of_state(read_checkpoint(self.paths[0], tune_method, None, hint))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> DeltaState:
+        return read_checkpoint(self.paths[number], self.tune_method, self.shapes, self.hint, mapped=True)
+
+    def loaded(self, limit: int) -> Sequence[DeltaState]:
+        """The states in memory where their files are smaller than `limit` bytes together, else this sequence."""
+        size = sum(path.stat().st_size for path in self.paths if path.is_file())
+        return list(self) if size < limit else self
+
+
+def _load(path: Path, mapped: bool):
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
             return dict.fromkeys(TUNE_METHODS, state)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "

@@ -67,6 +67,10 @@ class Encoded:
             return [output for outputs in self.outputs for output in outputs][: len(self.outputs)]
         return [outputs[0] for outputs in self.outputs]
 
+    def mean_length(self) -> float:
+        """Tokens of an input, on average."""
+        return sum(map(len, self.inputs)) / len(self.inputs)
+
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # input ids, label ids
 
@@ -85,6 +89,21 @@ class Batch:
         if device.type == "cuda":
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def pieces(self, tokens: int) -> Iterator["Batch"]:
+        """The rows in pieces, longest input first, each without the padding that it does not need.
+
+        A piece has at most `tokens` positions of input and label together, or is a single row.
+        """
+        lengths, label_lengths = self.attention_mask.sum(1), (self.labels != IGNORED).sum(1)
+        order = lengths.argsort(descending=True, stable=True)
+        while len(order):
+            width, label_width = int(lengths[order[0]]), int(label_lengths[order].max())
+            count = max(1, tokens // (width + label_width))
+            rows, order = order[:count], order[count:]
+            yield Batch(
+                self.input_ids[rows, :width], self.attention_mask[rows, :width], self.labels[rows, :label_width]
+            )
 
     def repeat(self, stack: int) -> "Batch":
         """The batch once for each of `stack` members: (stack * N, ...)."""
@@ -155,14 +174,12 @@ def load_split(tokenizer: PreTrainedTokenizerBase, config: DataConfig, task: str
     path = split_path(Path(config.task_dir), task, prefix, split, config.full_train)
     if not path.is_file():
         raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")
-    stat = path.stat()
-    return _encode(
-        tokenizer, path, (stat.st_mtime_ns, stat.st_size), task, config.max_input_length, config.max_output_length
-    )
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _encode(tokenizer, path, content, task, config.max_input_length, config.max_output_length)
 
 
 @functools.cache
-def _encode(tokenizer, path: Path, version: tuple[int, int], task: str, max_input: int, max_output: int) -> Encoded:
+def _encode(tokenizer, path: Path, content: str, task: str, max_input: int, max_output: int) -> Encoded:
     examples = read_examples(path)
     inputs = _tokenise(tokenizer, [f" [{task}] {example.input}" for example in examples], max_input)
     flat = iter(_tokenise(tokenizer, [f"<extra_id_0>{o}" for example in examples for o in example.outputs], max_output))

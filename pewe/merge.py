@@ -1,27 +1,59 @@
-"""Weighted averages of delta states: one product of the weight matrix with the stacked states."""
+"""Weighted averages of delta states: products of the weight matrix with the stacked states, streamed in blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pewe.cli import UserError
 from pewe.deltas.base import DeltaState
 
+MEMORY = 2**30  # bytes: of a block of sources, and of a block of merged states
 
-def merge(states: Sequence[DeltaState], weights: Tensor) -> list[DeltaState]:
-    """theta_i = sum_j w_ij theta_j for every row of the weights (T, n); T states of the sources' dtype and shapes.
 
-    Raises UserError where the states do not have the same tensors.
+def merge(states: Sequence[DeltaState], weights: Tensor, memory: int = MEMORY) -> Iterator[DeltaState]:
+    """theta_i = sum_j w_ij theta_j for every row of the weights (T, n), in order; dtype and shapes are those of the sources.
+
+    `states` may read its items when they are asked for (`checkpoint.Checkpoints`): each is taken once per block of
+    targets, and neither the sources nor the merged states need to fit in memory. The tensors of a merged state are views
+    of one block. Raises UserError where the states do not have the same tensors.
     """
     if len(states) != weights.shape[1]:
         raise UserError(f"{len(states)} states for {weights.shape[1]} weights per target")
-    merged: list[DeltaState] = [{} for _ in range(weights.shape[0])]
-    for name, first in states[0].items():
-        for number, state in enumerate(states):
-            if state.keys() != states[0].keys() or state[name].shape != first.shape:
-                raise UserError(f"source {number}: its tensors do not fit those of source 0, e.g. {name}")
-        stacked = torch.stack([state[name].flatten() for state in states]).float()
-        for target, row in enumerate((weights.float() @ stacked).to(first.dtype)):
-            merged[target][name] = row.view(first.shape).clone()
-    return merged
+    first = {name: tensor.to("meta") for name, tensor in states[0].items()}
+    numbers = sum(tensor.numel() for tensor in first.values())
+    size = max(1, memory // (4 * max(1, numbers)))
+    for rows in weights.float().split(size):
+        merged = torch.from_numpy(
+            np.empty((len(rows), numbers), np.float32)
+        )  # on Linux numpy asks for large pages: faster
+        for start in range(0, len(states), size):
+            chunk = [_fitting(states[number], first, number) for number in range(start, min(start + size, len(states)))]
+            _add_products(merged, rows[:, start : start + size], chunk, list(first), beta=0 if start == 0 else 1)
+        for row in merged:
+            yield _unflatten(row, first)
+
+
+def _fitting(state: DeltaState, first: DeltaState, number: int) -> DeltaState:
+    same_names = state.keys() == first.keys()
+    for name, expected in first.items():
+        if not same_names or state[name].shape != expected.shape:
+            raise UserError(f"source {number}: its tensors do not fit those of source 0, e.g. {name}")
+    return state
+
+
+def _add_products(merged: Tensor, weights: Tensor, chunk: list[DeltaState], names: list[str], beta: int) -> None:
+    """merged = beta * merged + weights @ stacked chunk, tensor by tensor, so that what is stacked stays in the cache."""
+    start = 0
+    for name in names:
+        stacked = torch.stack([state[name].flatten().float() for state in chunk])
+        part = merged[:, start : start + stacked.shape[1]]
+        torch.addmm(part, weights, stacked, beta=beta, out=part)
+        start += stacked.shape[1]
+
+
+def _unflatten(row: Tensor, first: DeltaState) -> DeltaState:
+    """The row as a state with the shapes and dtypes of the first one."""
+    parts = row.split([tensor.numel() for tensor in first.values()])
+    return {name: part.view(old.shape).to(old.dtype) for (name, old), part in zip(first.items(), parts, strict=True)}

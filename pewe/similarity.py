@@ -48,6 +48,7 @@ class SimilarityConfig(TuneConfig):
     max_batches: int = flag(0, "dev batches used per target; 0: as many as the original, -1: all")
     reduction: str = flag("sum", "sum or mean over the batches used")
     stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows")
+    pictures: bool = flag(True, "draw a heat map of every scope")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Measure:
     score: Callable[["Sources", Batch], dict[str, Tensor]]
     higher_is_more_similar: bool
     max_batches: Callable[[str], int | None] = lambda task: 1  # the original's budget for a target; None: all batches
+    gradients: bool = False  # goes backwards: keeps the activations of every layer
     needs_target: bool = False  # compares with a delta tuned on the target: member 0 of the stack
 
 
@@ -83,25 +85,45 @@ class Sources:
         """The backbone's model."""
         return self.backbone.model
 
+    def pieces(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in pieces of rows that fit into memory for all members, on the device of the model."""
+        for piece in batch.pieces(positions(self.backbone, batch.input_ids.shape[1]) // self.stack):
+            yield piece.to(self.backbone.device)
+
     def over_tokens(self, batch: Batch, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Sum over the label tokens of `statistic(log_probabilities, labels)`, (K,).
 
         The statistic gets the log-softmax in fp32 of each member, (members, n, V), and the labels (n,), and returns one
-        value per source and token, (K, n). Only label tokens reach the vocabulary, at most `CHUNK` numbers at a time.
+        value per source and token, (K, n); it may overwrite the former. Only label tokens reach the vocabulary.
         """
+        return torch.stack([self._over_piece(piece, statistic) for piece in self.pieces(batch)]).sum(0)
+
+    def _over_piece(self, batch: Batch, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         counted = batch.labels != IGNORED
-        repeated = batch.repeat(self.stack)
-        hidden = decoder_states(self.model, repeated).view(self.stack, *batch.labels.shape, -1)[:, counted]
-        labels = batch.labels[counted]
-        step = max(1, CHUNK // (self.stack * self.model.config.vocab_size))
-        head, total = self.model.lm_head.weight.float(), 0.0
-        for part, gold in zip(hidden.split(step, dim=1), labels.split(step), strict=True):
-            log_probabilities = torch.log_softmax(nn.functional.linear(part.float(), head), dim=-1)
-            total = total + statistic(log_probabilities, gold).sum(1)
-        return total
+        hidden = decoder_states(self.model, batch.repeat(self.stack)).view(self.stack, *batch.labels.shape, -1)[
+            :, counted
+        ]
+        head = self.model.lm_head.weight.float()
+        return sum_over_tokens(
+            statistic, hidden, batch.labels[counted], lambda part: nn.functional.linear(part.float(), head), len(head)
+        )
 
 
-CHUNK = 2**26  # numbers of a chunk of logits: 256 MiB in fp32
+CHUNK = {"cpu": 2**21, "cuda": 2**26}  # numbers of a chunk of logits: what a CPU's cache holds; 256 MiB on a GPU
+
+
+def sum_over_tokens(statistic: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor,
+                    to_logits: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:  # fmt: skip
+    """Sum over the tokens of `statistic(log_softmax(to_logits(hidden)), labels)`, a few tokens at a time.
+
+    `hidden` (members, tokens, d), `labels` (tokens,), logits (members, n, vocabulary), a statistic (K, n); returns (K,).
+    """
+    step, total = max(1, CHUNK[hidden.device.type] // (len(hidden) * vocabulary)), 0.0
+    by_token = hidden.transpose(0, 1).contiguous()
+    for part, gold in zip(by_token.split(step), labels.split(step), strict=True):
+        log_probabilities = torch.log_softmax(to_logits(part), dim=-1).transpose(0, 1)
+        total = total + statistic(log_probabilities, gold).sum(1)
+    return total
 
 
 def decoder_states(model, batch: Batch) -> Tensor:
@@ -142,10 +164,10 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     table = previous_rows(out, settings)
     write_json(out / "config.json", {"settings": settings, "measure": measure.name,
                "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()})  # fmt: skip
-    stack = config.stack or automatic_stack(backbone, config, len(states))
+    stack = config.stack or automatic_stack(backbone, config, measure, len(states))
     rows = _Rows(table, out, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
-    return rows.finish()
+    return rows.finish(config.pictures)
 
 
 def check(measure: Measure, config: SimilarityConfig) -> None:
@@ -176,7 +198,7 @@ def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Enc
 
 # Flags that do not change a value of the matrix, or that the entries of `identity` stand for.
 _NOT_IDENTITY = {"task_list", "tasks", "source_tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device",
-                 "source_ckpt_path", "random_tuned_ckpt_path"} | {f.name for f in dataclasses.fields(TrainConfig)} | {
+                 "pictures", "source_ckpt_path", "random_tuned_ckpt_path"} | {f.name for f in dataclasses.fields(TrainConfig)} | {
                  "do_train", "do_predict", "learning_rate_list", "train_checkpoint", "test_checkpoint", "full_train"}  # fmt: skip
 _NOT_IDENTITY -= {"predict_batch_size", "seed"}
 
@@ -205,20 +227,25 @@ def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     return pd.DataFrame(columns=COLUMNS)
 
 
-def automatic_stack(backbone: Backbone, config: SimilarityConfig, sources: int) -> int:
-    """How many sources fit into half of the free memory, from the size of logits and activations of one batch."""
+def positions(backbone: Backbone, length: int) -> int:
+    """Token positions of inputs of this length that one forward may hold: half of the free memory, without a gradient."""
     model = backbone.model.config
-    tokens = config.predict_batch_size * (config.max_input_length + config.max_output_length)
-    activations = (
-        tokens * (8 * model.d_model + 4 * model.d_ff)
-        + config.predict_batch_size * model.num_heads * config.max_input_length**2
-    )
-    logits = 3 * config.predict_batch_size * config.max_output_length * model.vocab_size
+    numbers = 8 * model.d_model + 4 * model.d_ff + 2 * model.num_heads * length  # of one position, in one layer
     if backbone.device.type == "cuda":
-        free = torch.cuda.mem_get_info(backbone.device)[0]
-    else:
-        free = 4 * 2**30
-    return max(1, min(sources, int(free / 2 / (4 * (activations + logits)))))
+        unused = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
+        return (torch.cuda.mem_get_info(backbone.device)[0] + unused) // (2 * 4 * numbers)
+    return min(2**14, 2**31 // (4 * numbers))  # more does not make a CPU faster
+
+
+def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measure, sources: int) -> int:
+    """How many sources fit into memory: with one row each, as a batch is cut into pieces, or with a batch for gradients."""
+    model = backbone.model.config
+    room = positions(backbone, config.max_input_length)
+    needed = config.max_input_length + config.max_output_length
+    if measure.gradients:
+        room //= model.num_layers + model.num_decoder_layers
+        needed *= config.predict_batch_size
+    return max(1, min(sources, room // needed - measure.needs_target))
 
 
 class _Rows:
@@ -249,16 +276,16 @@ class _Rows:
         ]
         return pd.DataFrame([(*key, self.rows[key]) for key in order], columns=COLUMNS)
 
-    def finish(self) -> pd.DataFrame:
+    def finish(self, pictures: bool) -> pd.DataFrame:
         table = self.table()
         write_table(self.out / RESULT, table)
         scopes = list(table["scope"].unique())
         for scope in scopes:
             part, folder = table[table["scope"] == scope], self.out / scope if len(scopes) > 1 else self.out
             write_table(folder / RESULT, part)
-            heat_map(
-                similarity_frame(part), folder / "similarity.png", f"{self.out.name}, {scope}", percentiles=(0, 95)
-            )
+            if pictures:
+                title = f"{self.out.name}, {scope}"
+                heat_map(similarity_frame(part), folder / "similarity.png", title, percentiles=(0, 95))
         log.info("%s: %d pairs, %d scopes", self.out / RESULT, len(self.pairs), len(scopes))
         return table
 
@@ -274,8 +301,8 @@ def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, Del
             bar.update(len(chunk) * (len(dev) - len(missing)))
             for target in missing:
                 try:
-                    _load(sources, [states[name] for name in chunk], tuned.get(target), first=target == missing[0])
-                    values = _score_target(measure, sources, dev[target])
+                    load_stack(sources, [states[name] for name in chunk], tuned.get(target), first=target == missing[0])
+                    values = score_target(measure, sources, dev[target])
                 except torch.cuda.OutOfMemoryError:
                     if stack == 1:
                         raise UserError("one source does not fit on the GPU; lower --predict_batch_size") from None
@@ -287,18 +314,18 @@ def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, Del
                 bar.update(len(chunk))
 
 
-def _load(sources: Sources, chunk: list[DeltaState], target: DeltaState | None, first: bool) -> None:
+def load_stack(sources: Sources, chunk: list[DeltaState], target: DeltaState | None, first: bool) -> None:
     """The stack of a chunk of sources, with the target's delta in front where the measure needs it."""
     if first or target is not None:
         sources.delta.load(([target] if target is not None else []) + chunk)
 
 
-def _score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
+def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
     config, totals = sources.config, {}
     batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
     sources.model.eval()
     for batch in batches:
-        for scope, values in measure.score(sources, batch.to(sources.backbone.device)).items():
+        for scope, values in measure.score(sources, batch).items():
             totals[scope] = totals.get(scope, 0) + values.detach().double().cpu()
     divisor = len(batches) if config.reduction == "mean" else 1
     result = {scope: (total / divisor).tolist() for scope, total in totals.items()}

@@ -9,9 +9,11 @@ from conftest import GOLDEN, golden_backbone, golden_npz
 
 from pewe.cli import UserError
 from pewe.data import (
+    IGNORED,
     DataConfig,
     Encoded,
     Example,
+    collate,
     collate_stack,
     find_prefixes,
     load_split,
@@ -148,3 +150,21 @@ def test_accumulation_and_its_bug_in_the_original():
 def test_batches_move_to_a_device():
     batch = next(scoring_batches(encoded([[5]]), 2, pad=0)).to(torch.device("cpu")).repeat(3)
     assert np.array_equal(batch.labels.numpy(), [[5], [5], [5]])
+
+
+def test_pieces_hold_every_row_once_and_pad_little():
+    lengths = [3, 9, 1, 9, 4, 2, 7]
+    rows = [(list(range(1, n + 1)), [n] * (1 + n % 3)) for n in lengths]
+    batch = collate(rows, pad=0)
+    for tokens in (1, 12, 24, 1000):
+        pieces = list(batch.pieces(tokens))
+        seen = [
+            (ids[: int(mask.sum())].tolist(), labels[labels != IGNORED].tolist())
+            for piece in pieces
+            for ids, mask, labels in zip(piece.input_ids, piece.attention_mask, piece.labels, strict=True)
+        ]
+        assert sorted(seen) == sorted(rows)
+        for piece in pieces:
+            assert len(piece.input_ids) == 1 or piece.input_ids.numel() + piece.labels.numel() <= tokens
+            assert piece.attention_mask.sum(1).max() == piece.input_ids.shape[1]  # no column of padding only
+    assert len(list(batch.pieces(1))) == 7 and len(list(batch.pieces(1000))) == 1

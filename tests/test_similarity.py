@@ -70,7 +70,7 @@ def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path,
     clean = run(get_Loss.MEASURE, replace(some, output_dir=str(tmp_path / "clean")))
     broken = replace(some, output_dir=str(tmp_path / "broken"))
     monkeypatch.setattr(pewe.similarity.time, "monotonic", iter(range(0, 10_000, 10)).__next__)  # write every time
-    score, deaths = pewe.similarity._score_target, 0
+    score, deaths = pewe.similarity.score_target, 0
     for _ in range(10):
         calls = 0
 
@@ -81,7 +81,7 @@ def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path,
                 raise KeyboardInterrupt
             return score(*args)
 
-        monkeypatch.setattr(pewe.similarity, "_score_target", dying)
+        monkeypatch.setattr(pewe.similarity, "score_target", dying)
         try:
             table = run(get_Loss.MEASURE, broken)
         except KeyboardInterrupt:

@@ -1,0 +1,52 @@
+"""The arithmetic of KL-divergence alone: logits of the target and of K sources, (K, tokens, V), to K numbers.
+
+    python -m benchmarks.kl_arithmetic
+
+The plain way is the token loop of benchmarks/plain.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import measure, plain
+from get_similarity.get_KL_divergence import divergence
+from pewe.cli import flag, main
+from pewe.similarity import sum_over_tokens
+
+
+@dataclass
+class Config:
+    """Sizes."""
+
+    vocabulary: int = flag(32128, "entries V (T5's)")
+    sources: int = flag(32, "sources K")
+    tokens: int = flag(32, "label tokens of a target's batch")
+    repeats: int = flag(5, "turns")
+
+
+def bench(config: Config) -> None:
+    """Both ways in turns on the same random logits."""
+    generator = torch.Generator().manual_seed(0)
+    # in memory as the head of the model leaves them: the members of one token side by side
+    logits = (
+        torch.randn(config.tokens, 1 + config.sources, config.vocabulary, generator=generator).mul(3).transpose(0, 1)
+    )
+    labels, values = torch.zeros(config.tokens, dtype=torch.long), {}
+
+    def plain_way() -> None:
+        target, tokens = logits[0][None], [(0, j) for j in range(config.tokens)]
+        values["plain"] = torch.tensor([plain.kl_token_loop(target, source[None], tokens) for source in logits[1:]])
+
+    def our_way() -> None:
+        values["ours"] = sum_over_tokens(divergence, logits, labels, lambda part: part, config.vocabulary)
+
+    our_way()
+    times = measure.in_turns({"plain": plain_way, "ours": our_way}, config.repeats)
+    error = ((values["plain"] - values["ours"]).abs() / values["plain"]).max().item()
+    rows = [measure.row("KL arithmetic", times, largest_relative_difference=float(f"{error:.1e}"))]
+    measure.write("kl_arithmetic", config, rows)
+
+
+if __name__ == "__main__":
+    main(bench, Config, __doc__)

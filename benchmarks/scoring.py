@@ -1,0 +1,84 @@
+"""The similarity matrix of every measure: the plain way (benchmarks/plain.py) against get_similarity/, files to files.
+
+    python -m benchmarks.scoring                                                            mini T5, 12 tasks of the mini gym
+    python -m benchmarks.scoring --model FOLDER --task_dir FOLDER --task_list QA_task_list --name scoring_reference ...
+
+The deltas are random, which costs the same as tuned ones. The values of both ways are compared.
+"""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import measure, plain
+from get_similarity import MEASURES
+from pewe.backbone import load_backbone
+from pewe.checkpoint import task_checkpoint, write_checkpoint
+from pewe.cli import flag, main
+from pewe.data import task_names
+from pewe.deltas import attach_delta
+from pewe.similarity import SimilarityConfig
+from pewe.weights import similarity_frame
+
+
+@dataclass
+class Config(measure.Embedded, SimilarityConfig):
+    """Flags of the similarity, with the embedded default, and of the benchmark."""
+
+    predict_batch_size: int = flag(5, "dev lines per batch")
+    as_original: bool = flag(True, "the same numbers as the plain way")
+    pictures: bool = flag(False, "draw the heat maps, which the plain way does not have")
+    measures: list[str] = flag(list(plain.SCORES), "measures")
+    name: str = flag("scoring", "name of the result file")
+
+
+@contextlib.contextmanager
+def random_deltas(config: Config) -> Iterator[Config]:
+    """The same flags with a random delta for every task as sources and references, every tensor N(0, 0.1^2)."""
+    delta = attach_delta(load_backbone(config).model, config, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, task in enumerate(task_names(config)):
+            generator = torch.Generator().manual_seed(number)
+            shapes = {name: tensor.shape[1:] for name, tensor in delta.named.items()}
+            state = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+            write_checkpoint(task_checkpoint(Path(folder), task), config.tune_method, state, {})
+        yield replace(config, source_ckpt_path=folder, random_tuned_ckpt_path=folder)
+
+
+def compare(name: str, config: Config, folder: Path) -> dict:
+    """Both ways in turns on one measure, into a fresh folder each time."""
+    tasks, values, turns = task_names(config), {}, iter(range(1000))
+    our_measure, kind = MEASURES[name]
+
+    def plain_way() -> None:
+        values["plain"] = plain.matrix(name, config, tasks)
+
+    def our_way() -> None:
+        flags = {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}
+        with contextlib.redirect_stdout(io.StringIO()):
+            table = our_measure(kind(**{**flags, "output_dir": f"{folder}/{name}_{next(turns)}"}))
+        summed = table.groupby(["target", "source"], sort=False)["value"].sum().reset_index()
+        values["ours"] = similarity_frame(summed).loc[tasks, tasks].to_numpy()
+
+    times = measure.in_turns({"plain": plain_way, "ours": our_way}, config.repeats)
+    error = np.abs(values["plain"] - values["ours"]).max() / np.abs(values["plain"]).max()
+    return measure.row(name, times, largest_relative_difference=float(f"{error:.1e}"))
+
+
+def bench(config: Config) -> None:
+    """All measures."""
+    rows: list[dict] = []
+    with random_deltas(config) as ready, tempfile.TemporaryDirectory() as folder:
+        for name in config.measures:
+            rows.append(compare(name, ready, Path(folder)))
+            measure.write(config.name, config, rows)
+
+
+if __name__ == "__main__":
+    main(bench, Config, __doc__)

@@ -1,0 +1,65 @@
+"""The benchmarks: the plain way and ours give the same numbers, and every command runs on small sizes."""
+
+from pathlib import Path
+
+import pytest
+from conftest import METHODS, MINI_TASKS, SMALL
+
+from benchmarks import gpu, kl_arithmetic, measure, merging, plain, scoring, table, tuning
+from pewe.results import read_json
+
+
+@pytest.fixture
+def small_config(tiny_backbone, tiny_data, tmp_path, monkeypatch):
+    """Three tasks, a tiny backbone, results in a folder of the test."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+
+    def config(kind, **flags):
+        return kind(model=str(tiny_backbone), task_dir=str(tiny_data), tasks=list(MINI_TASKS), max_input_length=32,
+                    max_output_length=6, repeats=1, **flags)  # fmt: skip
+
+    return config
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plain_way_is_a_slow_oracle_of_every_measure(small_config, method):
+    config = small_config(scoring.Config, **SMALL[method], predict_batch_size=4)
+    scoring.bench(config)
+    rows = {row["case"]: row for row in read_json(measure.RESULTS / "scoring.json")["rows"]}
+    assert rows.keys() == plain.SCORES.keys()
+    for row in rows.values():
+        assert row["largest_relative_difference"] < 1e-4, row
+
+
+def test_stacked_tuning_gives_the_scores_of_tuning_alone(small_config):
+    tuning.bench(small_config(tuning.Config, methods=["lora"], lora_r=3, train_iters=4, valid_interval=2, bsz_list=[4]))
+    (row,) = read_json(measure.RESULTS / "tuning.json")["rows"]
+    assert row["largest_difference_of_a_score"] < 1e-6
+
+
+def test_kl_arithmetic_and_the_table(small_config):
+    kl_arithmetic.bench(kl_arithmetic.Config(vocabulary=300, sources=2, tokens=5, repeats=1))
+    (row,) = read_json(measure.RESULTS / "kl_arithmetic.json")["rows"]
+    assert row["largest_relative_difference"] < 1e-4
+    readme = measure.RESULTS / "README.md"
+    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    table.run(table.Config(readme=str(readme)))
+    text = readme.read_text()
+    assert "KL arithmetic" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")
+
+
+def test_plain_merging_and_ours_agree():
+    states = [merging.random_state({"x": (3, 2), "y": (4,)}, seed) for seed in range(4)]
+    weights = merging.leave_one_out(4)
+    for slow, fast in zip(merging.plain_loop(states, weights), merging.merge(states, weights), strict=True):
+        assert all((slow[name] - fast[name]).abs().max() < 1e-6 for name in slow)
+    numbers = {name: sum(a * b for a, b in shapes.values()) for name, shapes in
+               (("adapter", merging.adapter_shapes()), ("lora", merging.lora_shapes()))}  # fmt: skip
+    assert numbers["adapter"] == 1_105_920 and 2.4e6 < numbers["lora"] < 2.8e6
+
+
+def test_the_gpu_benchmark_on_the_cpu(small_config):
+    gpu.bench(gpu.Config(device="cpu", dtype="float32", layers=1, width=64, feed_forward=64, vocabulary=100, tasks_count=2, lines=6,
+                         updates=2, repeats=1))  # fmt: skip
+    assert [row["ratio"] > 0 for row in read_json(Path(measure.RESULTS) / "gpu.json")["rows"]] == [True, True]
