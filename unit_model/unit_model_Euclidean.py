@@ -12,8 +12,8 @@ import torch
 
 from pewe.cli import flag, log_to, main
 from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
-from pewe.weights import allowed_sources, softmax_weights
+from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
+from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
@@ -41,7 +41,7 @@ def distance(first: DeltaState, second: DeltaState) -> float:
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    log_to(None)
+    log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
     S = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
@@ -51,8 +51,8 @@ def run(config: Config) -> None:
         S[i, others] = torch.tensor(
             [distance(sources[j], state) for j, state in zip(others, tuned, strict=True)]
         ).double()
-    W = softmax_weights(S, config.tem, False, allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {config.tem:g}")
+    W, tem = ensemble_weights(config, S, config.tem, False, allowed_sources(tasks, tasks))
+    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}")
     save_ensembles(config, tasks, sources, W)
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 from pewe.cli import UserError, flag, log_to, main
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
+from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
 from pewe.results import numeric, read_table
-from pewe.weights import allowed_sources, softmax_weights
+from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
@@ -53,14 +53,14 @@ def dev_scores(path: Path, tasks: list[str]) -> pd.DataFrame:
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    log_to(None)
+    log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     tuned, zero = (
         dev_scores(path, tasks) for path in (Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path))
     )
     gains = torch.tensor((tuned - zero).fillna(0.0).to_numpy())
-    W = softmax_weights(gains, config.tem, True, allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Performance, tem {config.tem:g}")
+    W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
+    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}")
     for i, target in enumerate(tasks):
         others = [j for j in range(len(tasks)) if j != i]
         states = read_states(str(Path(config.tuned_ckpt_path) / target), config.delta, [tasks[j] for j in others])

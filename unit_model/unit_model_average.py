@@ -31,7 +31,7 @@ class Config(EnsembleConfig):
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    log_to(None)
+    log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     allowed = allowed_sources(tasks, tasks)
     title = f"{config.delta}: average of checkpoints"

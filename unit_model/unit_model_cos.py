@@ -5,6 +5,7 @@
 theta_i is tuned on the target's few-shot data (`tuned_64shot_ckpt_path`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from pewe.cli import flag, log_to, main
 from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
-from pewe.weights import allowed_sources, softmax_weights
+from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
+from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
@@ -36,26 +37,27 @@ class Config(EnsembleConfig):
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
 
 
-def cosines(targets: list[DeltaState], sources: list[DeltaState]) -> Tensor:
+def directions(state: DeltaState) -> Tensor:
+    """The state as one vector, each tensor scaled to norm 1, (P,), float64."""
+    return torch.cat([torch.nn.functional.normalize(state[name].double().flatten(), dim=0) for name in sorted(state)])
+
+
+def cosines(targets: Sequence[DeltaState], sources: Sequence[DeltaState]) -> Tensor:
     """Mean over tensors of the cosine of the flattened tensors, (T, n), without unit."""
-    total = 0.0
-    for name in sources[0]:
-        rows, columns = (
-            torch.nn.functional.normalize(torch.stack([state[name].double().flatten() for state in states]), dim=1)
-            for states in (targets, sources)
-        )
-        total = total + rows @ columns.T
-    return total / len(sources[0])
+    rows = torch.stack([directions(state) for state in targets])
+    return torch.stack([rows @ directions(state) for state in sources], dim=1) / len(sources[0])
 
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    log_to(None)
+    log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
     tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks)
-    W = softmax_weights(cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Cosine, temperature {config.temperature:g}")
+    W, temperature = ensemble_weights(
+        config, cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks)
+    )
+    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Cosine, temperature {temperature:g}")
     save_ensembles(config, tasks, sources, W)
 
 

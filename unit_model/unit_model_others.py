@@ -12,17 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.ensemble import EnsembleConfig, as_tensor, ensemble_tasks, read_states, save_ensembles, save_weights
-from pewe.results import numeric, read_json, read_table
-from pewe.weights import (
-    COLUMNS,
-    RESULT,
-    allowed_sources,
-    effective_numbers,
-    similarity_frame,
-    softmax_weights,
-    temperature_for,
+from pewe.ensemble import (
+    EnsembleConfig,
+    as_tensor,
+    ensemble_tasks,
+    ensemble_weights,
+    read_states,
+    save_ensembles,
+    save_overview,
+    save_weights,
 )
+from pewe.results import numeric, read_json, read_table
+from pewe.weights import COLUMNS, RESULT, allowed_sources, similarity_frame
 
 delta = "adapter"
 tem = 0.1
@@ -43,14 +44,14 @@ class Config(EnsembleConfig):
     orientation: str = flag(
         "auto", "auto (as config.json beside the table says, else lower), lower or higher is more similar"
     )
-    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this")
+    overview: list[str] = flag([], "targets of the overview pictures by block or layer (default: the first)")
     weights_only: bool = flag(False, "weights and heat map only; no checkpoints are needed")
     as_original: bool = flag(False, "lower is more similar for every measure, as in the original")
 
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map for each scope of the table."""
-    log_to(None)
+    log_to(None, config.quiet)
     path = Path(config.origin_data_path)
     path = path / RESULT if path.is_dir() else path
     table = read_table(path, COLUMNS)
@@ -60,17 +61,18 @@ def run(config: Config) -> None:
     states = None
     if not config.weights_only:
         states = read_states(config.source_ckpt_path, config.delta, list(pd.unique(table["source"])))
-    scopes = list(pd.unique(table["scope"]))
+    scopes, weights = list(pd.unique(table["scope"])), {}
     for scope in scopes:
         folder = Path(config.save_ckpt_path) / (scope if len(scopes) > 1 else "")
-        _one_scope(
-            replace(config, save_ckpt_path=str(folder)), table[table["scope"] == scope], scope, path, higher, states
-        )
+        rows, of_scope = table[table["scope"] == scope], replace(config, save_ckpt_path=str(folder))
+        weights[scope] = _one_scope(of_scope, rows, scope, path, higher, states)
+    if len(scopes) > 1:
+        save_overview(config, weights, config.overview or list(weights[scopes[0]].index[:1]))
 
 
 def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     wanted = ensemble_tasks(config, [])
-    for task in wanted:
+    for task in [*wanted, *config.overview]:
         if task not in set(table["target"]) & set(table["source"]):
             raise UserError(f"{path} has no row for {suggest(task, pd.unique(table['target']))}")
     return table[table["target"].isin(wanted) & table["source"].isin(wanted)] if wanted else table
@@ -88,28 +90,16 @@ def _higher_is_more_similar(config: Config, path: Path) -> bool:
     return False
 
 
-def _one_scope(config: Config, rows: pd.DataFrame, scope: str, path: Path, higher: bool, states) -> None:
+def _one_scope(config: Config, rows: pd.DataFrame, scope: str, path: Path, higher: bool, states) -> pd.DataFrame:
     frame = similarity_frame(rows, str(path))
     targets, sources = list(frame.index), list(frame.columns)
     allowed, S = allowed_sources(targets, sources), as_tensor(frame)
-    if config.effective:
-        config = replace(config, tem=temperature_for(S, config.effective, higher, allowed))
-        log.info("temperature %.3g gives an effective number of sources of %g", config.tem, config.effective)
-    W = softmax_weights(S, config.tem, higher, allowed)
-    _warn_of_collapse(W, S, higher, allowed, config)
-    save_weights(
-        config, targets, sources, W, f"{config.delta}: weights from {path.parent.name}, {scope}, tem {config.tem:g}"
-    )
+    W, tem = ensemble_weights(config, S, config.tem, higher, allowed)
+    title = f"{config.delta}: weights from {path.parent.name}, {scope}, tem {tem:g}"
+    weights = save_weights(config, targets, sources, W, title)
     if states is not None:
         save_ensembles(config, targets, states, W)
-
-
-def _warn_of_collapse(W, S, higher: bool, allowed, config: Config) -> None:
-    collapsed = effective_numbers(W) < 1.5
-    if collapsed.float().mean() > 0.5 and allowed.sum(1).median() > 3:
-        advice = temperature_for(S, 3, higher, allowed)
-        log.warning("with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
-                    "effective number of 3 (--effective 3)", config.tem, collapsed.sum(), len(collapsed), advice)  # fmt: skip
+    return weights
 
 
 if __name__ == "__main__":
