@@ -16,10 +16,10 @@ class Config(TuneAllConfig):
     output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv")
 
 
-def run(config: Config):
+def run(config: Config, *progress):
     """Score only, whatever the flags of training say (the original's script gives them)."""
     config.do_train = config.do_predict = False
-    return tune_all(config)
+    return tune_all(config, *progress)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 <save_ckpt_path>/without_<target>_checkpoint.pt   the initialisation for each target
 <save_ckpt_path>/final_weight.tsv                 target, source, weight
 <save_ckpt_path>/hot_pic_all.png                  targets down, sources across, effective number of sources at the side
+
+and, of a similarity by block or layer, whose ensembles lie in a folder per scope:
+
+<save_ckpt_path>/overview_<target>.png            scopes down, sources across
+<save_ckpt_path>/importance.tsv, .png             scope, spread of its weights
 """
 
 import dataclasses
@@ -15,20 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pewe.checkpoint import (
-    ensemble_checkpoint,
-    read_checkpoint,
-    shapes_of_state,
-    state_digest,
-    task_checkpoint,
-    write_checkpoint,
-)
+from pewe.checkpoint import Checkpoints, ensemble_checkpoint, state_digest, task_checkpoint, write_checkpoint
 from pewe.cli import UserError, flag, log, suggest
 from pewe.deltas import TUNE_METHODS, DeltaState
-from pewe.merge import merge
-from pewe.plots import heat_map
+from pewe.merge import MEMORY, merge
+from pewe.plots import bars, heat_map
 from pewe.results import write_config, write_table
-from pewe.weights import effective_numbers
+from pewe.weights import effective_numbers, softmax_weights, temperature_for
 from task_list import METRICS, TASK_LISTS
 
 
@@ -41,6 +39,8 @@ class EnsembleConfig:
     save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles")
     task_list: str = flag("", "list of task_list.py: targets and sources (default: the script's constant)")
     tasks: list[str] = flag([], "task names instead of a list")
+    quiet: bool = flag(False, "warnings only")
+    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this")
 
 
 def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
@@ -55,18 +55,32 @@ def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
     return list(config.tasks or TASK_LISTS.get(config.task_list, default))
 
 
-def read_states(folder: str, delta: str, tasks: Sequence[str]) -> list[DeltaState]:
-    """The deltas of these tasks in a folder, all with the tensors of the first."""
-    states: list[DeltaState] = []
-    for task in tasks:
-        hint = f"run scripts/{delta}.sh --full_train --output_dir {folder}"
-        shapes = shapes_of_state(states[0]) if states else None
-        states.append(read_checkpoint(task_checkpoint(Path(folder), task), delta, shapes, hint))
-    return states
+def read_states(folder: str, delta: str, tasks: Sequence[str]) -> Sequence[DeltaState]:
+    """The deltas of these tasks in a folder, all with the tensors of the first; read one by one where they are large."""
+    paths = [task_checkpoint(Path(folder), task) for task in tasks]
+    return Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
 
 
-def save_weights(config: EnsembleConfig, targets: Sequence[str], sources: Sequence[str], W: Tensor, title: str) -> Path:
-    """Write `final_weight.tsv`, `config.json` and the heat map; returns the folder."""
+def ensemble_weights(
+    config: EnsembleConfig, S: Tensor, temperature: float, higher: bool, allowed: Tensor
+) -> tuple[Tensor, float]:
+    """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse."""
+    if config.effective:
+        temperature = temperature_for(S, config.effective, higher, allowed)
+        log.info("temperature %.3g gives an effective number of sources of %g", temperature, config.effective)
+    W = softmax_weights(S, temperature, higher, allowed)
+    collapsed = effective_numbers(W) < 1.5
+    if collapsed.float().mean() > 0.5 and allowed.sum(1).median() > 3:
+        advice = temperature_for(S, 3, higher, allowed)
+        log.warning("with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
+                    "effective number of 3 (--effective 3)", temperature, collapsed.sum(), len(collapsed), advice)  # fmt: skip
+    return W, temperature
+
+
+def save_weights(
+    config: EnsembleConfig, targets: Sequence[str], sources: Sequence[str], W: Tensor, title: str
+) -> pd.DataFrame:
+    """Write `final_weight.tsv`, `config.json` and the heat map; returns the weights, targets down and sources across."""
     folder = Path(config.save_ckpt_path)
     frame = pd.DataFrame(W.numpy(), index=list(targets), columns=list(sources))
     write_table(
@@ -82,7 +96,29 @@ def save_weights(config: EnsembleConfig, targets: Sequence[str], sources: Sequen
         len(targets),
         np.median(effective),
     )
-    return folder
+    return frame
+
+
+def save_overview(config: EnsembleConfig, weights: dict[str, pd.DataFrame], targets: Sequence[str]) -> None:
+    """Draw the weights of each of these targets in every scope, and the importance of the scopes.
+
+    The importance of a scope is the spread of its weights: their standard deviation over the sources other than the
+    target, averaged over the targets. Equal weights everywhere have spread 0: the scope does not tell sources apart.
+    """
+    folder = Path(config.save_ckpt_path)
+    for target in targets:
+        rows = pd.DataFrame({scope: frame.loc[target] for scope, frame in weights.items()}).T
+        title = f"{config.delta}: weights for {target}"
+        heat_map(rows, folder / f"overview_{target}.png", title, down="scope")
+    spread = pd.Series({scope: _spread(frame) for scope, frame in weights.items()}, name="spread")
+    write_table(folder / "importance.tsv", spread.rename_axis("scope").reset_index())
+    bars(spread, folder / "importance.png", f"{config.delta}: importance", "spread of the weights (standard deviation)")
+    log.info("%s: overview of %s, and the importance of %d scopes", folder, ", ".join(targets), len(spread))
+
+
+def _spread(frame: pd.DataFrame) -> float:
+    """Mean over targets of the standard deviation of the weights of the other tasks."""
+    return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
 
 
 def save_ensembles(config: EnsembleConfig, targets: Sequence[str], states: Sequence[DeltaState], W: Tensor) -> None:

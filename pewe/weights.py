@@ -77,6 +77,6 @@ def temperature_for(S: Tensor, effective: float, higher_is_more_similar: bool, a
     low, high = 1e-12, 1e12
     for _ in range(120):
         middle = (low * high) ** 0.5
-        median = effective_numbers(softmax_weights(S, middle, higher_is_more_similar, allowed)).median()
+        median = effective_numbers(softmax_weights(S, middle, higher_is_more_similar, allowed)).quantile(0.5)
         low, high = (middle, high) if median < effective else (low, middle)
     return (low * high) ** 0.5

@@ -17,6 +17,7 @@ from pewe.deltas import DeltaConfig, attach_delta
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN_FUSION = ROOT.parent / "shared" / "golden_fusion"
 PAPER = ROOT.parent / "shared" / "paper"
 CROSSFIT = ROOT.parent / "shared" / "data" / "crossfit"
 METHODS = ("adapter", "lora", "prefix")
@@ -85,6 +86,14 @@ def golden() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="session")
+def golden_fusion() -> Path:
+    """The folder of reference numbers of Dataless Knowledge Fusion; tests that need it are skipped where it is absent."""
+    if not GOLDEN_FUSION.is_dir():
+        pytest.skip("the reference numbers of Dataless Knowledge Fusion are not here")
+    return GOLDEN_FUSION
+
+
 def golden_backbone() -> Backbone:
     """A fresh copy of the reference backbone, on the CPU."""
     return load_backbone(BackboneConfig(model=str(GOLDEN / "backbone"), device="cpu"))
@@ -110,6 +119,12 @@ def golden_npz(path: str) -> dict[str, np.ndarray]:
     """All arrays of one reference file."""
     with np.load(GOLDEN / path) as arrays:
         return dict(arrays)
+
+
+def fusion_npz(path: str) -> dict[str, torch.Tensor]:
+    """All arrays of one reference file of Dataless Knowledge Fusion, as tensors."""
+    with np.load(GOLDEN_FUSION / path) as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 MINI_TASKS = ("mini_read_towns", "mini_read_people", "mini_yesno_towns")

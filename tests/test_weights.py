@@ -9,7 +9,7 @@ import torch
 from conftest import PAPER, golden_state
 from safetensors.torch import load_file
 
-from pewe.checkpoint import ensemble_checkpoint, read_checkpoint
+from pewe.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.merge import merge
 from pewe.results import read_table
@@ -51,7 +51,7 @@ def test_effective_number_and_its_temperature():
     allowed = allowed_sources("abcdefghi", "abcdefghi")
     for wanted in (1.5, 3.0, 7.0):
         tem = temperature_for(big, wanted, False, allowed)
-        reached = effective_numbers(softmax_weights(big, tem, False, allowed)).median()
+        reached = effective_numbers(softmax_weights(big, tem, False, allowed)).quantile(0.5)
         assert reached.item() == pytest.approx(wanted, rel=1e-3)
     with pytest.raises(UserError, match="between 1 and 8"):
         temperature_for(big, 8.0, False, allowed)
@@ -68,7 +68,35 @@ def test_one_hot_weights_return_that_source_and_merging_is_linear():
             slow = sum(float(w) * state[name] for w, state in zip(row, states, strict=True))
             torch.testing.assert_close(merged[name], slow, rtol=1e-6, atol=1e-6)
     with pytest.raises(UserError, match="source 1: its tensors do not fit"):
-        merge([states[0], {"x": torch.ones(2, 2), "y": torch.ones(4)}], torch.eye(2))
+        list(merge([states[0], {"x": torch.ones(2, 2), "y": torch.ones(4)}], torch.eye(2)))
+
+
+def test_merging_in_blocks_from_files_equals_merging_in_memory(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    states = [{"x": torch.randn(2, 3, generator=generator), "y": torch.randn(4, generator=generator)} for _ in range(7)]
+    paths = [tmp_path / f"{number}.pt" for number in range(7)]
+    for number, (path, state) in enumerate(zip(paths, states, strict=True)):
+        write_checkpoint(
+            path, "lora", dict(sorted(state.items(), reverse=number % 2 == 1)), {}
+        )  # the order is no matter
+    files, W = Checkpoints(paths, "lora"), torch.rand(5, 7, generator=generator)
+    assert files.loaded(1) is files and isinstance(files.loaded(10**6), list)
+    for memory in (1, 100, 10**6):  # blocks of one state, of two, and of all
+        for one, two in zip(merge(states, W), merge(files, W, memory), strict=True):
+            for name in one:
+                torch.testing.assert_close(one[name], two[name])
+    write_checkpoint(paths[4], "lora", {"x": torch.ones(2, 3)}, {})
+    with pytest.raises(UserError, match=r"4\.pt: 1 tensors are missing"):
+        list(merge(files, W))
+
+
+def test_a_checkpoint_of_a_merged_state_holds_that_state_only(tmp_path):
+    states = [{"x": torch.ones(1000)}] * 3
+    sizes = []
+    for name, state in (("single", states[0]), ("merged", next(merge(states, torch.full((50, 3), 1 / 3))))):
+        write_checkpoint(tmp_path / name, "lora", state, {})
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize(
