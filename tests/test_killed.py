@@ -82,7 +82,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def clean_and_killed(clean, killed, times: int, moments: tuple[float, float], generator: random.Random) -> int:
-    """Run `clean` once; start `killed` so many times and kill it at random moments, in units of the clean run; then let it finish."""
+    """Run `clean` once; start `killed` so many times, kill it at random moments (in clean runs), then let it finish."""
     began = time.monotonic()
     finish(clean())
     clean_seconds, kills = time.monotonic() - began, 0
