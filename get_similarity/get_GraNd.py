@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pewe.cli import UserError, flag, main, suggest
 from pewe.data import Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, run
+from pewe.similarity import Measure, SimilarityConfig, Sources, run, set_mode
 from pewe.train import member_losses
 
 mode = "dev"
@@ -55,7 +55,7 @@ def scope_of(name: str, mode: str) -> str:
 def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Gradient norm of the batch's mean loss for each of the K sources and each scope, from one backward."""
     config = sources.config
-    sources.model.train(not config.eval_mode)
+    set_mode(sources.model, training=not config.eval_mode)
     torch.manual_seed(zlib.crc32(batch.input_ids.numpy().tobytes()) + config.seed)
     batch = batch.to(sources.backbone.device)
     losses = member_losses(sources.model, batch.repeat(sources.stack), sources.stack)

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers.activations import NewGELUActivation
 
 from pewe.backbone import Backbone, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, state_digest, task_checkpoint
@@ -156,6 +157,7 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
         task_names(dataclasses.replace(config, tasks=config.source_tasks)) if config.source_tasks else targets
     )
     backbone = load_backbone(config)
+    fuse_gelu(backbone.model)
     delta = attach_delta(backbone.model, config)
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
@@ -168,6 +170,13 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     rows = _Rows(table, out, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """T5 v1.1's activation in one kernel instead of eight: equal up to rounding, an eighth of the time of a forward."""
+    for module in model.modules():
+        if isinstance(getattr(module, "act", None), NewGELUActivation):
+            module.act = nn.GELU(approximate="tanh")
 
 
 def check(measure: Measure, config: SimilarityConfig) -> None:
@@ -227,10 +236,13 @@ def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     return pd.DataFrame(columns=COLUMNS)
 
 
-def positions(backbone: Backbone, length: int) -> int:
-    """Token positions of inputs of this length that one forward may hold: half of the free memory, without a gradient."""
+def positions(backbone: Backbone, length: int, layers: int = 1) -> int:
+    """Token positions of inputs of this length that one forward may hold in half of the free memory.
+
+    `layers` are those whose activations are held at once: one without a gradient, else all.
+    """
     model = backbone.model.config
-    numbers = 8 * model.d_model + 4 * model.d_ff + 2 * model.num_heads * length  # of one position, in one layer
+    numbers = layers * (8 * model.d_model + 4 * model.d_ff + 2 * model.num_heads * length)  # of one position
     if backbone.device.type == "cuda":
         unused = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
         return (torch.cuda.mem_get_info(backbone.device)[0] + unused) // (2 * 4 * numbers)
@@ -240,10 +252,10 @@ def positions(backbone: Backbone, length: int) -> int:
 def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measure, sources: int) -> int:
     """How many sources fit into memory: with one row each, as a batch is cut into pieces, or with a batch for gradients."""
     model = backbone.model.config
-    room = positions(backbone, config.max_input_length)
+    layers = model.num_layers + model.num_decoder_layers if measure.gradients else 1
+    room = positions(backbone, config.max_input_length, layers)
     needed = config.max_input_length + config.max_output_length
     if measure.gradients:
-        room //= model.num_layers + model.num_decoder_layers
         needed *= config.predict_batch_size
     return max(1, min(sources, room // needed - measure.needs_target))
 
@@ -323,7 +335,7 @@ def load_stack(sources: Sources, chunk: list[DeltaState], target: DeltaState | N
 def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
     config, totals = sources.config, {}
     batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
-    sources.model.eval()
+    set_mode(sources.model, training=False)
     for batch in batches:
         for scope, values in measure.score(sources, batch).items():
             totals[scope] = totals.get(scope, 0) + values.detach().double().cpu()
@@ -333,6 +345,12 @@ def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[s
     if bad:
         raise UserError(f"{measure.name} on {encoded.task}, {bad[0]}: a value is not finite; try --dtype float32")
     return result
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Train or eval mode; the thousand modules of a model with deltas are visited only where it changes."""
+    if model.training != training:
+        model.train(training)
 
 
 def budgeted_batches(measure: Measure, config: SimilarityConfig, pad: int, encoded: Encoded) -> Iterator[Batch]:
