@@ -22,7 +22,7 @@ from pewe.cli import flag, main
 from pewe.data import Encoded, Example, scoring_batches
 from pewe.deltas import DeltaConfig, attach_delta
 from pewe.similarity import SimilarityConfig, Sources, load_stack, score_target
-from pewe.train import Member, TrainConfig, _Session
+from pewe.train import Member, Session, TrainConfig
 
 
 @dataclass
@@ -79,7 +79,7 @@ def needed_flops(model, tasks: list[Encoded], stack: int) -> float:
         return sum(
             p.numel()
             for name, p in module.named_parameters()
-            if p.dim() == 2 and "embed" not in name and "delta" not in name
+            if p.dim() == 2 and not any(other in name for other in ("embed", "bias", "delta"))
         )
 
     cross = sum(
@@ -144,7 +144,7 @@ def tuning(config: Config) -> dict:
         members = [
             Member(tasks[n].task, "ACC", tasks[n], tasks[n], 5e-4, Path(folder) / str(n), inits[n], {}) for n in numbers
         ]
-        session = _Session(base, delta, members, settings, 1, 8, 8, True)
+        session = Session(base, delta, members, settings, 1, 8, 8, True)
         session.start()
         session.train(config.updates, tqdm(disable=True))
         for writer in session.writers:
@@ -159,15 +159,12 @@ def tuning(config: Config) -> dict:
             for number in range(config.tasks_count):
                 train(range(number, number + 1), folder)
 
-    ours()
     peak_memory(config)
-    times = {"ours": [measure.seconds(ours) for _ in range(config.repeats)]}
+    ours()
     memory = peak_memory(config)
-    times["plain"] = [measure.seconds(alone) for _ in range(config.repeats)]
-    tokens_per_epoch = needed_flops(base.model, tasks, 1) / 64 * 8 * config.updates
-    share = (
-        2 * tokens_per_epoch / min(times["ours"]) / matmul_peak(config)
-    )  # forward, and backward to the activations only
+    times = measure.in_turns({"plain": alone, "ours": ours}, config.repeats)
+    forward = needed_flops(base.model, tasks, 1) / 64 * 8 * config.updates
+    share = 2 * forward / min(times["ours"]) / matmul_peak(config)  # forward, and backward to the activations only
     case = f"tuning of {config.tasks_count} targets, {config.updates} updates at batch 8"
     return measure.row(case, times, share_of_matmul_peak=round(share, 3), **memory)
 

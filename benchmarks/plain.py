@@ -1,21 +1,37 @@
-"""The plain way to score: one delta at a time, the model rebuilt for every target, the first dev batch padded to the full
-length, Python loops over the tokens. Every value must equal that of get_similarity/ with --as_original.
+"""The plain way: one delta at a time, the model rebuilt for every target, every example padded to the full length, Python
+loops over the tokens. Every score must equal that of get_similarity/ with --as_original.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from get_similarity.get_GraNd import original_budget
-from pewe.backbone import load_backbone
+from pewe import metrics
+from pewe.backbone import Backbone, load_backbone
 from pewe.checkpoint import read_checkpoint, task_checkpoint
-from pewe.data import IGNORED, Batch, find_prefixes, load_split, scoring_batches
+from pewe.data import (
+    IGNORED,
+    SPLITS,
+    Batch,
+    DataConfig,
+    Encoded,
+    collate,
+    find_prefixes,
+    load_split,
+    scoring_batches,
+    training_updates,
+)
 from pewe.deltas import attach_delta
 from pewe.similarity import SimilarityConfig
+from pewe.tune import TuneConfig
+from task_list import METRICS
 
 
 def matrix(measure: str, config: SimilarityConfig, tasks: list[str]) -> np.ndarray:
@@ -28,7 +44,7 @@ def matrix(measure: str, config: SimilarityConfig, tasks: list[str]) -> np.ndarr
         prefix = find_prefixes(Path(config.task_dir), target)[0]
         encoded = load_split(backbone.tokenizer, config, target, prefix, "dev")
         batches = list(scoring_batches(encoded, config.predict_batch_size, backbone.pad, as_original=True))
-        batches = [_full_length(batch, config, backbone.pad) for batch in batches[: limit(target)]]
+        batches = [full_length(batch, config, backbone.pad) for batch in batches[: limit(target)]]
         delta.load([read_checkpoint(task_checkpoint(Path(config.random_tuned_ckpt_path), target), config.tune_method)])
         reference = [_outputs(backbone.model, batch) for batch in batches] if measure in ("KL", "block") else []
         for j, source in enumerate(tasks):
@@ -37,12 +53,55 @@ def matrix(measure: str, config: SimilarityConfig, tasks: list[str]) -> np.ndarr
     return values
 
 
-def _full_length(batch: Batch, config: SimilarityConfig, pad: int) -> Batch:
+def full_length(batch: Batch, config: DataConfig, pad: int) -> Batch:
+    """The batch, padded to --max_input_length and --max_output_length."""
+
     def widen(tensor: Tensor, width: int, value: int) -> Tensor:
         return nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
     return Batch(widen(batch.input_ids, config.max_input_length, pad), widen(batch.attention_mask, config.max_input_length, 0),
                  widen(batch.labels, config.max_output_length, IGNORED))  # fmt: skip
+
+
+def tune(config: TuneConfig, task: str, folder: Path) -> tuple[float, float]:
+    """Tune one delta from random init with the first learning rate and batch size; dev and test score of its best step."""
+    backbone = load_backbone(config)
+    delta = attach_delta(backbone.model, config, 1)
+    delta.initialise([f"{config.seed}/{task}"])
+    prefix = find_prefixes(Path(config.task_dir), task)[0]
+    splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
+    parameters, best = list(delta.named.values()), -1.0
+    optimizer = Adafactor(parameters, lr=config.learning_rate_list[0], scale_parameter=False, relative_step=False)
+    updates = training_updates(splits["train"], f"{config.seed}/{task}", config.bsz_list[0], 1, config.as_original)
+    for number, (rows,) in enumerate(islice(updates, config.train_iters + 1)):
+        if number % config.valid_interval == 0:
+            score = _generated_score(backbone, config, splits["dev"])
+            if score > best:
+                best = score
+                torch.save(delta.states()[0], folder / f"{task}.pt")
+        if number < config.train_iters:
+            backbone.model.train()
+            _call(backbone.model, full_length(collate(rows, backbone.pad), config, backbone.pad)).loss.backward()
+            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    delta.load([torch.load(folder / f"{task}.pt", weights_only=True)])
+    return best, _generated_score(backbone, config, splits["test"])
+
+
+@torch.no_grad()
+def _generated_score(backbone: Backbone, config: TuneConfig, split: Encoded) -> float:
+    backbone.model.eval()
+    answers, inputs, greedy = [], split.inputs, backbone.greedy(config.max_output_length)
+    for start in range(0, len(inputs), config.predict_batch_size):
+        rows = [(ids, (0,)) for ids in inputs[start : start + config.predict_batch_size]]
+        batch = full_length(collate(rows, backbone.pad), config, backbone.pad)
+        ids = backbone.model.generate(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=greedy
+        )
+        answers += backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    golds = [example.outputs for example in split.examples]
+    return metrics.evaluate(METRICS[split.task], [answer.strip() for answer in answers], golds)
 
 
 def _call(model, batch: Batch):

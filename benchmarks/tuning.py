@@ -1,4 +1,5 @@
-"""Few-shot tuning of the 12 mini-gym targets: one by one against one stack, whole runs with validation, test and files.
+"""Few-shot tuning of the 12 mini-gym targets, whole runs with validation, test and files: the plain way (benchmarks/plain.py),
+ours one by one, and ours in one stack.
 
 python -m benchmarks.tuning
 """
@@ -7,8 +8,12 @@ import contextlib
 import io
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
-from benchmarks import measure
+import numpy as np
+
+from benchmarks import measure, plain
 from pewe.cli import flag, main
 from pewe.data import task_names
 from pewe.tune import TuneConfig, tune
@@ -30,20 +35,28 @@ class Config(measure.Embedded, TuneConfig):
 
 
 def compare(method: str, config: Config) -> dict:
-    """Both ways in turns for one delta method; the scores of both are compared."""
+    """All ways in turns for one delta method; the scores of all are compared."""
+    config = replace(config, tune_method=method)
     scores, tasks = {}, task_names(config)
 
-    def way(name: str, stack: int):
-        def run() -> None:
-            with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-                scores[name] = tune(replace(config, tune_method=method, stack=stack, output_dir=out)).set_index("task")
+    def plain_way() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            scores["plain"] = np.array([plain.tune(config, task, Path(out)) for task in tasks])
 
-        return run
+    def our_way(name: str, stack: int) -> None:
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+            table = tune(replace(config, stack=stack, output_dir=out)).set_index("task")
+        scores[name] = table.loc[tasks, ["dev", "test"]].to_numpy()
 
-    times = measure.in_turns({"plain": way("plain", 1), "ours": way("ours", len(tasks))}, config.repeats)
-    columns = ["dev", "test"]
-    difference = (scores["plain"][columns] - scores["ours"].loc[tasks, columns]).abs().to_numpy().max()
-    return measure.row(method, times, largest_difference_of_a_score=round(float(difference), 4))
+    ways = {"plain": plain_way, "alone": partial(our_way, "alone", 1), "ours": partial(our_way, "ours", len(tasks))}
+    times = measure.in_turns(ways, config.repeats)
+    return measure.row(
+        method,
+        times,
+        ratio_to_alone=measure.median_ratio(times, "alone"),
+        **{f"mean_test_{name}": round(float(values[:, 1].mean()), 3) for name, values in scores.items()},
+        largest_difference_of_a_score=round(float(max(np.ptp(list(scores.values()), axis=0).flatten())), 4),
+    )
 
 
 def bench(config: Config) -> None:

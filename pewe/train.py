@@ -141,7 +141,7 @@ def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: Tra
     `batch_size` is that of a micro-batch. Writes `checkpoint-best.pt` and `resume.pt` of every member at each
     validation, and leaves the result in `member.progress`.
     """
-    session = _Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
+    session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
     planned = config.train_iters * len(members)
     done = sum(member.progress.updates for member in members)
     with tqdm(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05) as bar:
@@ -155,7 +155,7 @@ def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: Tra
             bar.refresh()
 
 
-class _Session:
+class Session:
     """The state of one lockstep: the members still in the stack, their optimiser and their data streams."""
 
     def __init__(self, backbone, delta, members, config, accumulate, batch_size, max_length, as_original):

@@ -1,11 +1,10 @@
 """The benchmarks: the plain way and ours give the same numbers, and every command runs on small sizes."""
 
-from pathlib import Path
-
 import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
 from benchmarks import gpu, kl_arithmetic, measure, merging, plain, scoring, table, tuning
+from pewe.data import Encoded
 from pewe.results import read_json
 
 
@@ -62,4 +61,15 @@ def test_plain_merging_and_ours_agree():
 def test_the_gpu_benchmark_on_the_cpu(small_config):
     gpu.bench(gpu.Config(device="cpu", dtype="float32", layers=1, width=64, feed_forward=64, vocabulary=100, tasks_count=2, lines=6,
                          updates=2, repeats=1))  # fmt: skip
-    assert [row["ratio"] > 0 for row in read_json(Path(measure.RESULTS) / "gpu.json")["rows"]] == [True, True]
+    matrix, tuned = read_json(measure.RESULTS / "gpu.json")["rows"]
+    assert matrix["case"] == "Loss matrix 2 x 2" and 0 < matrix["share_of_matmul_peak"] < 1
+    assert tuned["case"].startswith("tuning of 2 targets") and 0 < tuned["share_of_matmul_peak"] < 1
+
+
+def test_needed_flops_by_hand():
+    config = gpu.Config(device="cpu", dtype="float32", layers=1, width=64, feed_forward=32, vocabulary=100)
+    task = Encoded("x", (), ((1, 2, 3), (4, 5)), (((6,),), ((7, 8),)))
+    attention, feed_forward = 4 * 64 * 64, 3 * 64 * 32
+    by_input = attention + feed_forward + attention / 2  # the decoder's keys and values of the encoder's states
+    by_label = attention + attention / 2 + feed_forward + 100 * 64
+    assert gpu.needed_flops(gpu.backbone(config).model, [task], 3) == 2 * 3 * (5 * by_input + 3 * by_label)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -253,4 +252,4 @@ def test_settings_and_title_are_on_the_page(here):
     page = (here.folder / "results/tiny/report.html").read_text()
     assert "<h1>Tiny</h1>" in page and "5 to 8 %" in page
     stored = json.loads((here.folder / "results/tiny/provenance.json").read_text())
-    assert stored["settings"]["seeds"] == [1] and replace(Config(), seeds=[1]).seeds == [1]
+    assert stored["settings"]["seeds"] == [1]

@@ -14,7 +14,7 @@ from pewe.cli import UserError
 from pewe.data import Batch
 from pewe.deltas import attach_delta
 from pewe.results import read_json, read_table
-from pewe.train import Member, Progress, StackedAdafactor, _Session, clip_gradients, make_optimizer, member_losses
+from pewe.train import Member, Progress, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
 from pewe.tune import COLUMNS, TuneConfig, tune
 
 TRACES = [
@@ -192,7 +192,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
 def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_backbone, tiny_data, monkeypatch):
     before = (clean / "result.tsv").read_text()
     config = settings(tiny_backbone, tiny_data, clean, learning_rate_list=[1e-2, 3e-3])
-    monkeypatch.setattr(pewe.train._Session, "train", None)
+    monkeypatch.setattr(pewe.train.Session, "train", None)
     tune(config)
     assert (clean / "result.tsv").read_text() == before
     with pytest.raises(TypeError):  # another seed is another run: it would train
@@ -212,7 +212,7 @@ def test_tensorboard_scalars_and_log_are_there(clean):
     assert list(clean.glob("*/*/*/tensorboard/events*")) and "best dev" in (clean / "log.txt").read_text()
 
 
-class FakeSession(_Session):
+class FakeSession(Session):
     """A session without a model: feeds dev scores to the rules of the best checkpoint."""
 
     def __init__(self, as_original):
