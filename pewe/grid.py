@@ -143,13 +143,7 @@ class Grid:
             return Step(folder, config, run, runs_of, (self.step("sources"),), runs(config, tasks**2))
         if name == "statistics":
             config = self.config(collect_deltas.Config, source_ckpt_path=self._path("sources"), full_train=True)
-            return Step(
-                folder,
-                config,
-                lambda config, finished: collect_deltas.run(config),
-                statistics_of,
-                (self.step("sources"),),
-            )
+            return Step(folder, config, at_once(collect_deltas.run), statistics_of, (self.step("sources"),))
         if name.startswith("from_"):
             return self._tuning(name, folder, tasks)
         kind, _, what = name.partition("/")
@@ -170,8 +164,9 @@ class Grid:
         config = self.config(kind, source_ckpt_path=self._path("sources"), random_tuned_ckpt_path=self._path("from_Random"),
                              output_dir=str(folder), **flags)  # fmt: skip
         needs = ("sources", "from_Random") if measure in ("KL", "block") else ("sources",)
-        return Step(folder, config, lambda config, finished: run(config), lambda folder: [folder / RESULT],
-                    tuple(self.step(need) for need in needs))  # fmt: skip
+        return Step(
+            folder, config, at_once(run), lambda folder: [folder / RESULT], tuple(self.step(need) for need in needs)
+        )
 
     def _weights(self, init: str, folder: Path) -> Step:
         paths = {"source_ckpt_path": self._path("sources"), "save_ckpt_path": str(folder),
@@ -183,10 +178,15 @@ class Grid:
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
         config.effective = min(config.effective, len(self.flags["tasks"]) / 2)
         needs = (self.step("sources"), *(self.step(name) for name in needed))
-        return Step(folder, config, lambda config, finished: module.run(config), ensembles_of, needs)
+        return Step(folder, config, at_once(module.run), ensembles_of, needs)
 
     def _path(self, name: str) -> str:
         return str(self.base / name)
+
+
+def at_once(command: Callable) -> Callable:
+    """A command without cells of its own, as a step carries it out."""
+    return lambda config, finished: command(config)
 
 
 def runs(config: TuneConfig, inits: int) -> int:

@@ -185,13 +185,23 @@ def by_group(tasks: list[str], group_of: dict[str, str]) -> list[tuple[str, list
     return [(group, list(members)) for group, members in itertools.groupby(tasks, lambda task: group_of.get(task, ""))]
 
 
+def about_weights(stored: Stored, folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of the page that are made from the weights; empty where no row has weights."""
+    if stored.weights.empty:
+        return dict.fromkeys(("own_group", "correlations", "effective"), pd.DataFrame())
+    return {
+        "own_group": own_group_table(stored, folder),
+        "correlations": stats.rank_correlations(stored.weights),
+        "effective": stats.effective(stored.weights),
+    }
+
+
 def write(folder: Path) -> None:
     """All tables, pictures and the page."""
     stored = read_stored(folder)
     tables(stored)
     compared, modules = comparisons(stored), module_table(stored)
     write_table(folder / "comparisons.tsv", compared)
-    own = own_group_table(stored, folder) if len(stored.weights) else pd.DataFrame()
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
     shown = [(section, alternative, base64.b64encode(path.read_bytes()).decode()) for section, alternative, path
              in pictures(stored, folder / "pictures")]  # fmt: skip
@@ -201,10 +211,8 @@ def write(folder: Path) -> None:
     environment.filters["groupby_group"] = by_group
     page = environment.get_template("report.html.jinja").render(
         title=stored.about.get("title", folder.name), headline=headline(compared) if len(compared) else [], paper=PAPER,
-        tables=main_table, group_of=GROUP_OF, metric_of=METRICS, comparisons=compared, own_group=own, modules=modules,
-        correlations=stats.rank_correlations(stored.weights) if len(stored.weights) else pd.DataFrame(),
-        sources=SOURCES,
-        effective=stats.effective(stored.weights) if len(stored.weights) else pd.DataFrame(), pictures=shown, about=stored.about,
+        tables=main_table, group_of=GROUP_OF, metric_of=METRICS, comparisons=compared, modules=modules, sources=SOURCES,
+        pictures=shown, about=stored.about, **about_weights(stored, folder),
         seeds=sorted(stored.cells["seed"].unique()), hours=stored.cells["seconds"].sum() / 3600,
     )  # fmt: skip
     write_text(folder / "report.html", page)

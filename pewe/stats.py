@@ -9,14 +9,14 @@ import pandas as pd
 import scipy.stats
 import torch
 
+from pewe.tables import best_by_dev
 from pewe.weights import effective_numbers
 from task_list import GROUP_OF
 
 
 def scores(cells: pd.DataFrame) -> pd.DataFrame:
     """One test score per delta, init, task and seed: of the run with the best dev score, averaged over the data's prefixes."""
-    by_dev = cells.reset_index(drop=True).sort_values("dev", kind="stable")
-    best = by_dev.groupby(["delta", "init", "task", "seed", "prefix"]).tail(1).sort_index()
+    best = best_by_dev(cells, ["delta", "init", "task", "seed", "prefix"])
     return best.groupby(["delta", "init", "task", "seed"], sort=False)["test"].mean().reset_index()
 
 

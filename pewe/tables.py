@@ -34,13 +34,8 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
         path = folder / "result.tsv"
         table = read_table(path, ["task", "dev", value])
         scores = numeric(table, value, path)
-        best = (
-            table.assign(score=scores, dev=numeric(table, "dev", path))
-            .sort_values("dev", kind="stable")
-            .groupby("task", sort=False)
-            .tail(1)
-        )
-        columns[name] = best.set_index("task")["score"].reindex(pd.unique(table["task"]))
+        best = best_by_dev(table.assign(score=scores, dev=numeric(table, "dev", path)), ["task"])
+        columns[name] = best.set_index("task")["score"]
     frame = pd.DataFrame(columns)
     incomplete = frame.isna().any(axis=1)
     if incomplete.any():
@@ -49,6 +44,12 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
     transposed = frame.T
     transposed["mean"] = transposed.mean(axis=1)
     return transposed
+
+
+def best_by_dev(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The row with the best dev score of every combination of the keys, in order of appearance; of equals the last."""
+    ranked = table.reset_index(drop=True).sort_values("dev", kind="stable")
+    return ranked.groupby(keys).tail(1).sort_index()
 
 
 def markdown(cells: pd.DataFrame, corner: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from conftest import MINI_TASKS
 
 from pewe import report, reproduce, stats
 from pewe.cli import UserError
-from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, SOURCES, plan
+from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, SOURCES, Grid, plan
 from pewe.reproduce import Config
 from pewe.results import read_json
 from pewe.suite import read_suite
@@ -253,3 +254,13 @@ def test_settings_and_title_are_on_the_page(here):
     assert "<h1>Tiny</h1>" in page and "5 to 8 %" in page
     stored = json.loads((here.folder / "results/tiny/provenance.json").read_text())
     assert stored["settings"]["seeds"] == [1]
+
+
+def test_few_sources_get_a_lower_effective_number():
+    suite = read_suite("mini")
+    tasks = suite.tasks()
+
+    def effective(count: int) -> float:
+        return Grid(suite, "adapter", 1, Path("x"), {"tasks": tasks[:count]}).step("weights/Loss").config.effective
+
+    assert (effective(12), effective(4)) == (3.0, 2.0)
