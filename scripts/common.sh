@@ -11,7 +11,7 @@ if ! "$PYTHON" -c "import pewe" 2>/dev/null; then
 fi
 
 # Idle threads spin briefly, then sleep: the next small operation finds them awake, and another process on the same cores is
-# not starved (with the default of GNU OpenMP two runs on two cores take ten times as long as one after the other).
+# not starved (with the default of GNU OpenMP, runs side by side slow each other down many times).
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-5000}"
 
 # The backbone, the data and the list of tasks. For the paper:
