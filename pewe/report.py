@@ -5,6 +5,7 @@ Reads <folder>/{cells,weights,similarities,curves}.tsv and provenance.json, as p
     table.md, table.csv, table.tex, table.txt     test scores: inits down, tasks by group across
     summary.md                                    their means: inits down, deltas across
     comparisons.tsv                               every init against Random and Average, paired over tasks and seeds
+    modules.md                                    test score from the weights of each block or layer, and their spread
     own_group.md, own_group.png                   weight on the sources of the target's own group
     pictures/                                     learning curves; heat maps of weights and similarities of the first seed
     report.html                                   all of it on one page
@@ -202,6 +203,8 @@ def write(folder: Path) -> None:
     tables(stored)
     compared, modules = comparisons(stored), module_table(stored)
     write_table(folder / "comparisons.tsv", compared)
+    if len(modules):
+        write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
     shown = [(section, alternative, base64.b64encode(path.read_bytes()).decode()) for section, alternative, path
              in pictures(stored, folder / "pictures")]  # fmt: skip
