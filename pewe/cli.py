@@ -100,8 +100,8 @@ def _checked(values: dict, kinds: dict[str, type], path: str) -> dict:
         (kind,) = typing.get_args(kinds[name]) or (kinds[name],)
         items = value if isinstance(value, list) else [value]
         as_list = typing.get_origin(kinds[name]) is list
-        allowed = (int, float) if kind is float else kind
-        if isinstance(value, list) != as_list or any(not isinstance(item, allowed) for item in items):
+        allowed = (int, float) if kind is float else (kind,)
+        if isinstance(value, list) != as_list or any(type(item) not in allowed for item in items):
             wanted = f"a list of {kind.__name__}" if as_list else kind.__name__
             raise UserError(f"{path}: {name} must be {wanted}, not {value!r}")
     return values

@@ -70,7 +70,8 @@ def sentence(domain: str, emotion: str, rng: Random) -> str:
     now, then = rng.sample(PEOPLE, 2)
     clauses = [f"today {now} is {cue(domain, emotion, rng)} near the {rng.choice(THINGS[domain])}"]
     if rng.random() < 0.67:
-        clauses.append(f"yesterday {then} was {cue(domain, rng.choice(EMOTIONS), rng)} by the {rng.choice(THINGS[domain])}")
+        word = cue(domain, rng.choice(EMOTIONS), rng)
+        clauses.append(f"yesterday {then} was {word} by the {rng.choice(THINGS[domain])}")
     rng.shuffle(clauses)
     return " and ".join(clauses)
 
@@ -80,8 +81,8 @@ def prose(rng: Random) -> str:
     domain, clauses = rng.choice(DOMAINS), []
     for person, (time, verb) in zip(rng.sample(PEOPLE, 2), [("today", "is"), ("yesterday", "was")], strict=True):
         emotion = rng.choice(EMOTIONS)
-        words = rng.sample(WORDS[emotion] + OWN[domain, emotion], rng.choice((2, 3)))
-        clauses.append(f"{time} {person} {verb} {' , '.join(words)} {rng.choice(('near', 'by'))} the {rng.choice(THINGS[domain])}")
+        words = " , ".join(rng.sample(WORDS[emotion] + OWN[domain, emotion], rng.choice((2, 3))))
+        clauses.append(f"{time} {person} {verb} {words} {rng.choice(('near', 'by'))} the {rng.choice(THINGS[domain])}")
     rng.shuffle(clauses)
     return " and ".join(clauses[: rng.choice((1, 2))])
 
@@ -102,7 +103,7 @@ def lines(domain: str) -> dict[str, list[str]]:
 
 def vocabulary() -> list[str]:
     """Every word of the sentences and the prose, sorted."""
-    frame = "today yesterday is was near by the and ,".split()
+    frame = ["today", "yesterday", "is", "was", "near", "by", "the", "and", ","]
     groups = [frame, PEOPLE, CHANGING, *WORDS.values(), *THINGS.values(), *OWN.values()]
     return sorted({word for group in groups for word in group})
 

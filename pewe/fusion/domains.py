@@ -26,7 +26,8 @@ from pewe.fusion.ensembles import entity_f1, label_f1
 
 SUFFIX = {"single": "tsv", "multi": "tsv", "tokens": "txt"}
 Texts = list[tuple[list[str], list[str]]]  # words (or one text) and labels of each sentence
-Row = tuple[list[int], list[int]]  # token ids (S,), and labels: (1,) a number, (C,) of 0, 1, -100, or (S,) tag numbers and -100
+# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100
+Row = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ def _token_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int
     for number, (_, tags) in enumerate(texts):
         places = encoded.word_ids(number)
         first = [place is not None and place not in places[:i] for i, place in enumerate(places)]
-        tag = [numbers.get(tags[p], numbers["O"]) if begins else IGNORED for p, begins in zip(places, first, strict=True)]
-        rows.append((encoded["input_ids"][number], tag))
+        own = [numbers.get(tag, numbers["O"]) for tag in tags]
+        labels = [own[place] if begins else IGNORED for place, begins in zip(places, first, strict=True)]
+        rows.append((encoded["input_ids"][number], labels))
     return rows
 
 

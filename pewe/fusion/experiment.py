@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pewe.cli import UserError, flag, log, log_to, main, show, suggest
 from pewe.fusion import tables
-from pewe.fusion.domains import Domain, decide, digest, score
+from pewe.fusion.domains import decide, digest, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
 from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
@@ -48,6 +48,7 @@ class Config(ZooConfig, MergeRules):
     domains: list[str] = flag([], "domains whose models are merged, in the order of the incremental protocol")
     held_out: list[str] = flag([], "domains that are only tested on")
     filter_model: list[str] = flag([], "only these of the domains are merged")
+    quiet: bool = flag(False, "warnings only")
     protocols: list[str] = flag(list(PROTOCOLS), "pairwise (all pairs), incremental (the first 2, 3, ... domains)")
     methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
@@ -72,7 +73,8 @@ class Cell:
 
 def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
     """The groups of domains of each protocol. Raises UserError for settings that name something unknown."""
-    for name, known in (("protocols", PROTOCOLS), ("methods", METHODS), ("heads", HEADS), ("filter_model", config.domains)):
+    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
+    for name, known in allowed.items():
         for value in getattr(config, name):
             if value not in known:
                 raise UserError(f"--{name} {suggest(value, known)}")
@@ -169,9 +171,11 @@ def merged(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> torch.n
     """The first model with every parameter that is not excluded replaced by the merge."""
     rules = {field.name: getattr(config, field.name) for field in fields(MergeRules)}
     statistics = [zoo.statistics(folder, name) for folder, name in zip(folders, cell.domains, strict=True)]
-    tensors = merge_models([model_tensors(folder) for folder in folders], MergeConfig(method=cell.method, **rules), statistics)
+    models = [model_tensors(folder) for folder in folders]
     model = zoo.model(folders[0])
-    model.load_state_dict(dict(tensors), strict=False)
+    model.load_state_dict(
+        dict(merge_models(models, MergeConfig(method=cell.method, **rules), statistics)), strict=False
+    )
     return model
 
 
@@ -204,7 +208,7 @@ def score_rows(zoo: Zoo, config: Config, todo: list[Cell]) -> pd.DataFrame:
 
 def run(config: Config) -> None:
     """Train, merge, score; write and print the tables."""
-    log_to(None)
+    log_to(None, config.quiet)
     log.info("configuration:\n%s", show(config))
     todo = cells(config)
     zoo = Zoo(config, [*config.domains, *config.held_out])

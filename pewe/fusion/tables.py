@@ -86,8 +86,8 @@ def write(scores: pd.DataFrame, protocols: dict[str, list[str]], out: Path) -> s
                 parts.append(f"{protocol}, {heads} heads, {SCOPES[scope]}\n\n{text_of(chosen, scope)}")
     compared = significance(found, protocols)
     if len(compared):
-        columns = ["protocol", "heads", "scope", "unit", *(c for c in compared.columns if c not in compared.columns[-3:])]
-        write_table(out / "paired.tsv", compared[list(dict.fromkeys(columns))].round(5))
+        first = ["protocol", "heads", "scope", "unit"]
+        write_table(out / "paired.tsv", compared.set_index(first).reset_index().round(5))
     text = "\n".join(parts)
     write_text(out / "table.md", text)
     if "incremental" in protocols:

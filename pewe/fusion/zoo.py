@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -40,6 +39,7 @@ class ZooConfig:
 
     zoo: str = flag("checkpoints/fusion_zoo", "folder of the trained models, shared by experiments")
     model: str = flag("checkpoints/mini_bert", "folder of the pre-trained encoder and its tokenizer, the common start")
+    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
     kind: str = flag("single", "single or multi (one label, several labels per sentence) or tokens (IOB tags of words)")
     data_dir: str = flag("data/mini_emotions", "folder of the domains")
     max_length: int = flag(128, "tokens of a text at most")
@@ -54,7 +54,7 @@ class ZooConfig:
     as_original: bool = flag(False, "count padding, and --examples in batches, as the release")
 
 
-TRAINING = ("model", "kind", "max_length", "updates", "batch_size", "learning_rate")
+TRAINING = ("model", "layers", "kind", "max_length", "updates", "batch_size", "learning_rate")
 STATISTICS = ("fisher", "examples", "batch_size", "as_original")
 
 
@@ -101,9 +101,11 @@ class Zoo:
     def new_model(self, head_seed: int) -> PreTrainedModel:
         """The common start with a new head for all labels."""
         torch.manual_seed(head_seed)
-        names = dict(enumerate(self.labels))
-        return _load(self.kind, self.config.model, id2label=names, label2id={v: k for k, v in names.items()},
-                     num_labels=len(names)).to(self.device)  # fmt: skip
+        names, layers = dict(enumerate(self.labels)), self.config.layers
+        settings = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+        if layers:
+            settings["num_hidden_layers"] = layers
+        return _load(self.kind, self.config.model, **settings).to(self.device)
 
     def model(self, folder: Path) -> PreTrainedModel:
         """A trained model."""
