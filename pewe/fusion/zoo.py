@@ -199,10 +199,11 @@ def train(model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfi
 
 
 def shuffled(rows: list[Row], size: int, order: torch.Generator) -> Iterator[list[Row]]:
-    """Endless batches, every row once per pass."""
+    """Endless batches of rows of like length, every row once per pass: eight batches are drawn together and sorted."""
     left: list[int] = []
     while True:
-        while len(left) < size:
+        while len(left) < 8 * size:
             left += torch.randperm(len(rows), generator=order).tolist()
-        yield [rows[number] for number in left[:size]]
-        left = left[size:]
+        pool, left = sorted(left[: 8 * size], key=lambda number: len(rows[number][0])), left[8 * size :]
+        for batch in torch.randperm(8, generator=order).tolist():
+            yield [rows[number] for number in pool[batch * size : (batch + 1) * size]]
