@@ -19,7 +19,9 @@ def by_group(scores: pd.DataFrame) -> pd.DataFrame:
         in_=scores["score"].where(scores["in_domain"]), out=scores["score"].where(~scores["in_domain"])
     )
     means = part.groupby(KEYS, sort=False).agg(
-        in_domain=("in_", "mean"), out_of_domain=("out", "mean"), all=("score", "mean")
+        in_domain=("in_", "mean"),
+        out_of_domain=("out", "mean"),
+        all=("score", lambda values: values.mean(skipna=False)),
     )
     return means.reset_index()
 
@@ -87,12 +89,13 @@ def write(scores: pd.DataFrame, protocols: dict[str, list[str]], out: Path) -> s
     compared = significance(found, protocols)
     if len(compared):
         first = ["protocol", "heads", "scope", "unit"]
-        write_table(out / "paired.tsv", compared.set_index(first).reset_index().round(5))
+        write_table(out / "paired.tsv", compared.set_index(first).reset_index())
     text = "\n".join(parts)
     write_text(out / "table.md", text)
     if "incremental" in protocols:
         curve = found[found["group"].isin(protocols["incremental"]) & (found["heads"] == found["heads"].iloc[0])]
         frame = curve.pivot_table(index="models", columns="method", values="all", sort=False)
-        frame = frame[list(dict.fromkeys(curve["method"]))].sort_index()
+        frame = frame[[method for method in dict.fromkeys(curve["method"]) if method in frame]].sort_index()
+        frame.index = frame.index.astype(str)
         plots.lines(frame, out / "models.png", "all tested domains", "models merged", "score, percent")
     return text
