@@ -216,6 +216,13 @@ def test_tables_by_hand(tmp_path):
     assert by_group[["pairs", "difference", "better", "wilcoxon_p"]].tolist() == [4, 35, 4, 0.125]
     assert paired.loc["in_domain", "seed"][["pairs", "difference"]].tolist() == [2, 35]
     assert not (tmp_path / "models.png").exists()
+    own = scores[(scores["method"] == "regmean") & (scores["group"] == "x+y") & scores["in_domain"]].assign(
+        method="own"
+    )
+    tables.write(pd.concat([scores, own]), {"pairwise": ["x+y", "x+z"]}, tmp_path)
+    found = pd.read_csv(tmp_path / "paired.tsv", sep="\t")
+    assert found[found["method"] == "own"][["unit", "pairs", "difference"]].to_numpy().tolist() == [["group", 2, 50]]
+    assert "| models | simple | regmean |" in (tmp_path / "table.md").read_text()  # out of domain
 
 
 def test_groups_and_cells(config):

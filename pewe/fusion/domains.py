@@ -38,10 +38,7 @@ class Domain:
     train: list[Row]
     test: list[Row]
     known: frozenset[int]
-
-    def fingerprint(self, split: str) -> str:
-        """A digest of the rows of a split."""
-        return digest([getattr(self, split), sorted(self.known)])
+    fingerprints: dict[str, str]  # of train and test
 
 
 def digest(content) -> str:
@@ -71,7 +68,9 @@ def read_domains(
         known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
         encode = {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}[kind]
         rows = {split: encode(own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
-        domains[name] = Domain(name, rows["train"], sorted(rows["test"], key=lambda row: len(row[0])), known)
+        rows["test"].sort(key=lambda row: len(row[0]))
+        prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
+        domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
     return domains, labels
 
 

@@ -107,7 +107,7 @@ def cells(config: Config) -> list[Cell]:
 
 def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
     """All that the scores of a cell depend on."""
-    tests = {name: domain.fingerprint("test") for name, domain in zoo.domains.items()}
+    tests = {name: domain.fingerprints["test"] for name, domain in zoo.domains.items()}
     found = {"method": cell.method, "tests": tests}
     if cell.method == MULTITASK:
         return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
@@ -134,16 +134,15 @@ def compute(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
 
     Of a tested domain those labels count that some model of the group was trained on.
     """
-    folders = [zoo.trained(*member) for member in cell.members(config.domains)]
-    known = [zoo.domains[name].known for name in cell.domains]
+    known, found = [zoo.domains[name].known for name in cell.domains], {}
     if cell.method == MULTITASK:
         model = zoo.model(zoo.trained(cell.domains, cell.seed, cell.seed))
-    elif cell.method in MERGES:
-        model = merged(zoo, config, cell, folders)
-    found = {}
+    else:
+        folders = [zoo.trained(*member) for member in cell.members(config.domains)]
+        model = merged(zoo, config, cell, folders) if cell.method in MERGES else None
     for name, domain in zoo.domains.items():
         counted = domain.known & frozenset().union(*known)
-        if cell.method in (MULTITASK, *MERGES):
+        if model is not None:
             logits, own = zoo.logits(model, domain)[None], [counted]
         else:
             logits, own = torch.stack([zoo.stored_logits(folder, domain) for folder in folders]), known
@@ -159,7 +158,10 @@ def compute(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
 def answers(
     logits: Tensor, known: list[frozenset[int]], counted: frozenset[int], method: str, config: Config
 ) -> list[Tensor]:
-    """Answers to a test set from logits (N, R, C) of models that know these labels: of the ensemble, or of each model."""
+    """Answers to a test set from logits (N, R, C) of models that know these labels: of the ensemble, or of each model.
+
+    A model that knows none of the counted labels chooses among all of them with its untrained rows.
+    """
     if method == "soft_ensemble":
         mean = known_ensemble(logits, known) if config.head_rule else soft_ensemble(logits)
         return [decide(mean, counted, config.kind)]
@@ -172,10 +174,9 @@ def merged(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> torch.n
     rules = {field.name: getattr(config, field.name) for field in fields(MergeRules)}
     statistics = [zoo.statistics(folder, name) for folder, name in zip(folders, cell.domains, strict=True)]
     models = [model_tensors(folder) for folder in folders]
+    tensors = dict(merge_models(models, MergeConfig(method=cell.method, **rules), statistics))
     model = zoo.model(folders[0])
-    model.load_state_dict(
-        dict(merge_models(models, MergeConfig(method=cell.method, **rules), statistics)), strict=False
-    )
+    model.load_state_dict(tensors, strict=False)
     return model
 
 

@@ -47,7 +47,7 @@ def text_of(found: pd.DataFrame, scope: str) -> str:
             value, spread = means.loc[group, method], spreads.loc[group, method]
             shown = f"**{value:.1f}**" if value == means.loc[group].max() else f"{value:.1f}"
             cells.loc[group, method] = "" if pd.isna(value) else shown + ("" if pd.isna(spread) else f" ± {spread:.1f}")
-    return markdown(cells.dropna(axis=1, how="all"), "models")
+    return markdown(cells[means.columns[means.notna().any()]], "models")
 
 
 def significance(found: pd.DataFrame, protocols: dict[str, list[str]]) -> pd.DataFrame:
@@ -61,7 +61,8 @@ def significance(found: pd.DataFrame, protocols: dict[str, list[str]]) -> pd.Dat
         for (heads, scope), unit in ((key, unit) for key in _scopes(own) for unit in ("group", "seed")):
             chosen = own[own["heads"] == heads].rename(columns={scope: "test", "method": "init", "group": "task"})
             chosen = chosen[["init", "task", "seed", "test"]].dropna()
-            if unit == "seed":
+            if unit == "seed":  # of methods that have a score for every group
+                chosen = chosen[chosen.groupby("init")["task"].transform("nunique") == chosen["task"].nunique()]
                 chosen = chosen.groupby(["init", "seed"], sort=False)["test"].mean().reset_index().assign(task="all")
             table = paired(chosen.assign(delta=protocol), "simple")
             if len(table):

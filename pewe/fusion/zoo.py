@@ -77,7 +77,7 @@ class Zoo:
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
         """All that a model depends on."""
         own = {field.name: getattr(self.config, field.name) for field in fields(ZooConfig)}
-        data = {name: self.domains[name].fingerprint("train") for name in names}
+        data = {name: self.domains[name].fingerprints["train"] for name in names}
         return {**{name: own[name] for name in TRAINING}, "start": self.start, "data": data, "labels": self.labels,
                 "seed": seed, "head_seed": head_seed}  # fmt: skip
 
@@ -130,7 +130,7 @@ class Zoo:
 
     def stored_logits(self, folder: Path, domain: Domain) -> Tensor:
         """`logits` of the model in this folder, computed once."""
-        path = folder / "logits" / f"{domain.name}-{domain.fingerprint('test')}.safetensors"
+        path = folder / "logits" / f"{domain.name}-{domain.fingerprints['test']}.safetensors"
         if not path.is_file():
             with replacing(path) as temporary:
                 save_file({"logits": self.logits(self.model(folder), domain)}, temporary)
