@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -124,6 +126,35 @@ def test_a_label_that_one_model_knows_keeps_its_row(config):
     assert torch.allclose(sad, (rows[0][2] + rows[1][2]) / 2)
     plain = experiment.merged(made, replace(config, head_rule=False), cell, folders).classifier.weight
     assert torch.allclose(plain[1], (rows[0][1] + rows[1][1]) / 2)
+
+
+def test_own_heads_stay_with_their_domain(config):
+    config = replace(config, own_heads=True)
+    made, cell = Zoo(config, ["a", "b", "c"]), Cell(("a", "b"), "same", 1, "simple")
+    found = experiment.scores(made, config, cell)
+    assert np.isnan(found["c"]) and not np.isnan(found["a"])
+    assert found != experiment.scores(made, replace(config, own_heads=False), cell)
+    model, folder = made.new_model(7), made.trained(("b",), 1, 1)
+    before = model.bert.pooler.dense.weight.clone()
+    experiment.own_head(model, folder)
+    own = load_file(folder / "model.safetensors")
+    assert torch.equal(model.classifier.weight, own["classifier.weight"]) and torch.equal(
+        before, model.bert.pooler.dense.weight
+    )
+
+
+def test_unlike_parts_of_a_domain(encoder):
+    tokenizer, limits = AutoTokenizer.from_pretrained(encoder), {"train": 0, "test": 0}
+    read = partial(read_domains, EMOTIONS, kind="single", tokenizer=tokenizer, max_length=8, limits=limits, renamed={})
+    parts, _ = read(names=["market#0", "market#1"])
+    whole, _ = read(names=["market"])
+    counts = [Counter(label for _, (label,) in parts[f"market#{i}"].train) for i in (0, 1)]
+    assert counts[0] + counts[1] == Counter(label for _, (label,) in whole["market"].train)
+    shares = sorted(counts[0][label] / (counts[0][label] + counts[1][label]) for label in counts[0])
+    assert max(shares[:-1]) < 0.3 and shares[-1] > 0.7
+    assert parts["market#0"].test == parts["market#1"].test == whole["market"].test
+    with pytest.raises(UserError, match="the parts of a domain are #0 and #1"):
+        read(names=["market#2"])
 
 
 def test_merges_differ_and_multitask_learns_both(config):

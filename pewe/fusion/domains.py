@@ -6,6 +6,9 @@ tokens    <data_dir>/<name>/<name>_{train,test}.txt    word TAB tag, a blank lin
 
 All domains share one head, whose rows are the labels of all of them. A label that a domain's training data does not have
 is unknown to it, not absent: with several labels per sentence it carries -100 there.
+
+NAME#0 and NAME#1 are two unlike parts of the training data of one domain (the non-iid partitions of Jin et al. 2023): part 0 has
+80 % of the sentences with one label, drawn at random, and 20 % of the others, part 1 the rest. Both are tested on all of it.
 """
 
 import hashlib
@@ -13,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -75,14 +79,27 @@ def read_domains(
 
 
 def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
+    name, _, part = name.partition("#")
     path = folder / name / f"{name}_{split}.{SUFFIX[kind]}"
     if not path.is_file():
         present = sorted(found.parent.name for found in folder.glob(f"*/*_{split}.{SUFFIX[kind]}"))
         hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
         raise UserError(f"domain {name!r}: there is no file {path}.{hint}")
-    if kind != "tokens":
-        return [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
-    return [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in read_tags(path)]
+    if kind == "tokens":
+        texts = [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in read_tags(path)]
+    else:
+        texts = [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
+    return unlike_part(texts, name, part) if part and split == "train" else texts
+
+
+def unlike_part(texts: Texts, name: str, part: str) -> Texts:
+    """Part 0 or 1 of a domain's training data. Raises UserError for another part."""
+    if part not in ("0", "1"):
+        raise UserError(f"domain {name}#{part}: the parts of a domain are #0 and #1")
+    rng = Random(f"parts of {name}")
+    main = rng.choice(sorted({label for _, labels in texts for label in labels} - {"O"}))
+    in_first = [rng.random() < (0.8 if main in labels else 0.2) for _, labels in texts]
+    return [text for text, first in zip(texts, in_first, strict=True) if first == (part == "0")]
 
 
 def read_tags(path: Path) -> Texts:

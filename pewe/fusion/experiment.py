@@ -13,6 +13,7 @@ results/<name>/scores.tsv     one row per group of models, heads, seed, method a
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from pewe.cli import UserError, flag, log, log_to, main, show, suggest
 from pewe.fusion import tables
-from pewe.fusion.domains import decide, digest, score
+from pewe.fusion.domains import Domain, decide, digest, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
 from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
@@ -33,6 +34,7 @@ from pewe.fusion.zoo import STATISTICS, Zoo, ZooConfig
 from pewe.results import read_json, write_config, write_json
 
 MULTITASK = "multitask"
+HEAD = re.compile(r"(classifier|score)\.")
 METHODS = ("individual", "domain_specific", *MERGES, "soft_ensemble", "hard_ensemble", MULTITASK)
 PROTOCOLS = ("pairwise", "incremental")
 HEADS = ("same", "different")
@@ -53,6 +55,7 @@ class Config(ZooConfig, MergeRules):
     methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
     seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
+    own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
     multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
 
 
@@ -115,7 +118,7 @@ def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
     if cell.method in MERGES:
         found |= {field.name: getattr(config, field.name) for field in fields(MergeRules)}
         found |= {name: getattr(config, name) for name in STATISTICS}
-    return {**found, "head_rule": config.head_rule}
+    return {**found, "head_rule": config.head_rule} | ({"own_heads": True} if config.own_heads else {})
 
 
 def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
@@ -130,29 +133,40 @@ def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
 
 
 def compute(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
-    """Train, merge or load what the cell needs, and score it.
-
-    Of a tested domain those labels count that some model of the group was trained on.
-    """
-    known, found = [zoo.domains[name].known for name in cell.domains], {}
+    """Train, merge or load what the cell needs, and score it on every domain; nan where the method has no answer."""
+    folders: list[Path] = []
     if cell.method == MULTITASK:
         model = zoo.model(zoo.trained(cell.domains, cell.seed, cell.seed))
     else:
         folders = [zoo.trained(*member) for member in cell.members(config.domains)]
         model = merged(zoo, config, cell, folders) if cell.method in MERGES else None
-    for name, domain in zoo.domains.items():
-        counted = domain.known & frozenset().union(*known)
-        if model is not None:
-            logits, own = zoo.logits(model, domain)[None], [counted]
-        else:
-            logits, own = torch.stack([zoo.stored_logits(folder, domain) for folder in folders]), known
-        if cell.method == "domain_specific":  # each model on its own domain only
-            place = [i for i, own_name in enumerate(cell.domains) if own_name == name]
-            logits, own = logits[place], [known[i] for i in place]
-        answered = answers(logits, own, counted, cell.method, config)
-        parts = [score(a, domain.test, counted, zoo.labels, config.kind) for a in answered]
-        found[name] = sum(parts) / len(parts) if parts else float("nan")
-    return found
+    own = cell.method == "domain_specific" or (config.own_heads and cell.method in MERGES)
+    return {
+        name: score_on(zoo, config, cell, folders, model, domain) if name in cell.domains or not own else float("nan")
+        for name, domain in zoo.domains.items()
+    }
+
+
+def score_on(
+    zoo: Zoo, config: Config, cell: Cell, folders: list[Path], model: torch.nn.Module | None, domain: Domain
+) -> float:
+    """The score on one domain: of the model, or of the individual models in the folders; the mean of their own scores.
+
+    Those labels of the domain count that some model of the group was trained on.
+    """
+    known = [zoo.domains[name].known for name in cell.domains]
+    counted = domain.known & frozenset().union(*known)
+    if cell.method == "domain_specific":
+        place = cell.domains.index(domain.name)
+        folders, known = [folders[place]], [known[place]]
+    if model is None:
+        logits = torch.stack([zoo.stored_logits(folder, domain) for folder in folders])
+    else:
+        if config.own_heads and cell.method in MERGES:
+            own_head(model, folders[cell.domains.index(domain.name)])
+        logits, known = zoo.logits(model, domain)[None], [counted]
+    found = answers(logits, known, counted, cell.method, config)
+    return sum(score(one, domain.test, counted, zoo.labels, config.kind) for one in found) / len(found)
 
 
 def answers(
@@ -178,6 +192,12 @@ def merged(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> torch.n
     model = zoo.model(folders[0])
     model.load_state_dict(tensors, strict=False)
     return model
+
+
+def own_head(model: torch.nn.Module, folder: Path) -> None:
+    """Give the model the head of the model in this folder."""
+    tensors = model_tensors(folder)
+    model.load_state_dict({name: tensors[name] for name in tensors if HEAD.match(name)}, strict=False)
 
 
 # ---- the experiment
