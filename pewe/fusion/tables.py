@@ -1,5 +1,6 @@
 """From the scores of an experiment to its tables and its plot. No model is run."""
 
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,8 @@ def significance(found: pd.DataFrame, protocols: dict[str, list[str]]) -> pd.Dat
     parts = []
     for protocol, groups in protocols.items():
         own = found[found["group"].isin(groups)]
-        for (heads, scope), unit in ((key, unit) for key in _scopes(own) for unit in ("group", "seed")):
+        units = ("group", "seed") if own["seed"].nunique() > 1 else ("group",)
+        for (heads, scope), unit in itertools.product(_scopes(own), units):
             chosen = own[own["heads"] == heads].rename(columns={scope: "test", "method": "init", "group": "task"})
             chosen = chosen[["init", "task", "seed", "test"]].dropna()
             if unit == "seed":  # of methods that have a score for every group
@@ -90,6 +92,8 @@ def write(scores: pd.DataFrame, protocols: dict[str, list[str]], out: Path) -> s
     compared = significance(found, protocols)
     if len(compared):
         first = ["protocol", "heads", "scope", "unit"]
+        numbers = compared.select_dtypes("float").columns
+        compared[numbers] = compared[numbers].map(lambda value: float(f"{value:.4g}"))
         write_table(out / "paired.tsv", compared.set_index(first).reset_index())
     text = "\n".join(parts)
     write_text(out / "table.md", text)
