@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,13 +67,44 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -
     parser.add_argument(name, type=kind, nargs=nargs, default=default, help=help, metavar=kind.__name__.upper())
 
 
-def parse(config_class: type, args: list[str] | None = None, description: str = ""):
-    """An instance of a dataclass from the command line. Raises UserError for unknown flags and bad values."""
+def parse(config_class: type, args: list[str] | None = None, description: str = "", file_flag: str = ""):
+    """An instance of a dataclass from the command line. Raises UserError for unknown flags and bad values.
+
+    The flag named `file_flag` holds a TOML file (a relative path starts at the repository root) whose values take the
+    place of the defaults.
+    """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         _add_flag(parser, field, kinds[field.name])
+    if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
+        parser.set_defaults(**_checked(read_toml(ROOT / path), kinds, path))
     return config_class(**vars(parser.parse_args(args)))
+
+
+def read_toml(path: Path) -> dict:
+    """The content of a TOML file. Raises UserError with the file and, where it is malformed, the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _checked(values: dict, kinds: dict[str, type], path: str) -> dict:
+    """The values of a file of flags. Raises UserError for an unknown flag or a value of another type."""
+    for name, value in values.items():
+        if name not in kinds:
+            raise UserError(f"{path}: unknown flag {suggest(name, kinds)}")
+        (kind,) = typing.get_args(kinds[name]) or (kinds[name],)
+        items = value if isinstance(value, list) else [value]
+        as_list = typing.get_origin(kinds[name]) is list
+        allowed = (int, float) if kind is float else (kind,)
+        if isinstance(value, list) != as_list or any(type(item) not in allowed for item in items):
+            wanted = f"a list of {kind.__name__}" if as_list else kind.__name__
+            raise UserError(f"{path}: {name} must be {wanted}, not {value!r}")
+    return values
 
 
 def show(config) -> str:
@@ -100,13 +132,15 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
         log.addHandler(handler)
 
 
-def main(run: Callable, config_class: type, description: str = "", args: list[str] | None = None) -> None:
+def main(
+    run: Callable, config_class: type, description: str = "", args: list[str] | None = None, file_flag: str = ""
+) -> None:
     """Parse, run, and turn every UserError into one line on stderr and exit code 2.
 
     Relative paths start at the repository root, whatever folder the command is given in.
     """
     try:
-        config = parse(config_class, args, description)
+        config = parse(config_class, args, description, file_flag)
         os.chdir(ROOT)
         run(config)
     except UserError as error:

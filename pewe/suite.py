@@ -9,11 +9,10 @@ title = "..."
 """
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pewe.cli import ROOT, UserError, suggest
+from pewe.cli import ROOT, UserError, read_toml, suggest
 from pewe.data import task_names
 from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import EnsembleConfig
@@ -70,10 +69,7 @@ def read_suite(name: str) -> Suite:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: {error}") from None
+    content = read_toml(path)
     if "base" not in content:
         return content
     base = _read(path.parent / content["base"])

@@ -20,11 +20,9 @@ SINGULAR = 1e-12  # smallest squared pivot of a Gram scaled to a unit diagonal t
 
 
 @dataclass
-class MergeConfig:
-    """How models are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
+class MergeRules:
+    """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
-    method: str = flag("regmean", "simple, fisher or regmean")
-    coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
     alpha: float = flag(
         0.1, "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram"
     )
@@ -34,6 +32,14 @@ class MergeConfig:
     exclude: list[str] = flag([], "regular expressions of parameters that stay those of the first model")
     regmean_exclude: list[str] = flag([], "regular expressions of parameters that RegMean averages simply")
     head_rule: bool = flag(True, "simple, RegMean: average a head's row over the models that know its label only")
+
+
+@dataclass
+class MergeConfig(MergeRules):
+    """One merge."""
+
+    method: str = flag("regmean", "simple, fisher or regmean")
+    coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
 
 
 def simple(tensors: Iterable[Tensor], coefficients: Sequence[float]) -> Tensor:

@@ -1,0 +1,195 @@
+"""Domains: data sets of one kind of task, each with labels of its own, as rows of one model's tokens and labels.
+
+single    <data_dir>/<name>/<name>_{train,test}.tsv    text TAB label, trained by softmax
+multi     the same, TAB further labels; trained label by label, as the emotions of Jin et al. (2023)
+tokens    <data_dir>/<name>/<name>_{train,test}.txt    word TAB tag, a blank line after each sentence (NER, IOB tags)
+
+All domains share one head, whose rows are the labels of all of them. A label that a domain's training data does not have
+is unknown to it, not absent: with several labels per sentence it carries -100 there.
+
+NAME#0 and NAME#1 are two unlike parts of the training data of one domain (the non-iid partitions of Jin et al. 2023): part 0 has
+80 % of the sentences with one label, drawn at random, and 20 % of the others, part 1 the rest. Both are tested on all of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pewe.cli import UserError, suggest
+from pewe.data import IGNORED, read_examples
+from pewe.fusion.collect import Batch
+from pewe.fusion.ensembles import entity_f1, label_f1
+
+SUFFIX = {"single": "tsv", "multi": "tsv", "tokens": "txt"}
+Texts = list[tuple[list[str], list[str]]]  # words (or one text) and labels of each sentence
+# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100
+Row = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain's rows for one model, and the numbers of the labels that it knows."""
+
+    name: str
+    train: list[Row]
+    test: list[Row]
+    known: frozenset[int]
+    fingerprints: dict[str, str]  # of train and test
+
+
+def digest(content) -> str:
+    """Twelve hexadecimal digits that stand for any JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def read_domains(
+    folder: Path, names: Sequence[str], kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limits: dict[str, int],
+    renamed: Mapping[str, str],
+) -> tuple[dict[str, Domain], list[str]]:  # fmt: skip
+    """The domains by name, and all their labels, sorted. `limits` is the number of rows of train and test (0: all);
+    `renamed` maps labels, or entity types, to those that stand for them.
+
+    Raises UserError for an unknown kind or domain, naming what there is, and for a file that is not of its kind.
+    """
+    if kind not in SUFFIX:
+        raise UserError(f"--kind {suggest(kind, SUFFIX)}")
+    texts = {
+        name: {split: _read(folder, name, split, kind, renamed)[: limit or None] for split, limit in limits.items()}
+        for name in names
+    }
+    labels = sorted({label for own in texts.values() for _, found in own["train"] for label in found})
+    numbers = {label: number for number, label in enumerate(labels)}
+    domains = {}
+    for name, splits in texts.items():
+        known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
+        encode = {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}[kind]
+        rows = {split: encode(own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
+        rows["test"].sort(key=lambda row: len(row[0]))
+        prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
+        domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
+    return domains, labels
+
+
+def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
+    name, _, part = name.partition("#")
+    path = folder / name / f"{name}_{split}.{SUFFIX[kind]}"
+    if not path.is_file():
+        present = sorted(found.parent.name for found in folder.glob(f"*/*_{split}.{SUFFIX[kind]}"))
+        hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
+        raise UserError(f"domain {name!r}: there is no file {path}.{hint}")
+    if kind == "tokens":
+        texts = [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in read_tags(path)]
+    else:
+        texts = [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
+    return unlike_part(texts, name, part) if part and split == "train" else texts
+
+
+def unlike_part(texts: Texts, name: str, part: str) -> Texts:
+    """Part 0 or 1 of a domain's training data. Raises UserError for another part."""
+    if part not in ("0", "1"):
+        raise UserError(f"domain {name}#{part}: the parts of a domain are #0 and #1")
+    rng = Random(f"parts of {name}")
+    main = rng.choice(sorted({label for _, labels in texts for label in labels} - {"O"}))
+    in_first = [rng.random() < (0.8 if main in labels else 0.2) for _, labels in texts]
+    return [text for text, first in zip(texts, in_first, strict=True) if first == (part == "0")]
+
+
+def read_tags(path: Path) -> Texts:
+    """The sentences of a file of `word TAB tag` lines. Raises UserError with file and line for anything else."""
+    sentences: Texts = []
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
+        cells = line.split("\t")
+        if line.strip() and (len(cells) != 2 or not cells[0] or not (cells[1] == "O" or cells[1][:2] in ("B-", "I-"))):
+            raise UserError(f"{path}, line {number}: expected word TAB tag, the tag O, B-TYPE or I-TYPE, not {line!r}")
+        if line.strip():
+            words.append(cells[0])
+            tags.append(cells[1])
+        elif words:
+            sentences.append((words, tags))
+            words, tags = [], []
+    if not sentences:
+        raise UserError(f"{path} is empty")
+    return sentences
+
+
+def _single_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int], known: frozenset[int]) -> list[Row]:
+    ids = tokenizer([text for (text,), _ in texts], truncation=True, max_length=max_length)["input_ids"]
+    return [(tokens, [numbers.get(found[0], IGNORED)]) for tokens, (_, found) in zip(ids, texts, strict=True)]
+
+
+def _multi_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int], known: frozenset[int]) -> list[Row]:
+    ids = tokenizer([text for (text,), _ in texts], truncation=True, max_length=max_length)["input_ids"]
+    rows = []
+    for tokens, (_, found) in zip(ids, texts, strict=True):
+        rows.append((tokens, [int(label in found) if n in known else IGNORED for label, n in numbers.items()]))
+    return rows
+
+
+def _token_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int], known: frozenset[int]) -> list[Row]:
+    """The tag of a word stands at its first token; a tag that no training data has counts as O."""
+    encoded = tokenizer([words for words, _ in texts], is_split_into_words=True, truncation=True, max_length=max_length)
+    rows = []
+    for number, (_, tags) in enumerate(texts):
+        places = encoded.word_ids(number)
+        first = [place is not None and place not in places[:i] for i, place in enumerate(places)]
+        own = [numbers.get(tag, numbers["O"]) for tag in tags]
+        labels = [own[place] if begins else IGNORED for place, begins in zip(places, first, strict=True)]
+        rows.append((encoded["input_ids"][number], labels))
+    return rows
+
+
+def collate(rows: Sequence[Row], pad: int, kind: str) -> Batch:
+    """Rows as a batch: input_ids and attention_mask (B, S), labels (B,), (B, C) or (B, S)."""
+    width = max(len(ids) for ids, _ in rows)
+
+    def padded(values: list[int], value: int) -> list[int]:
+        return values + [value] * (width - len(values))
+
+    labels = torch.tensor([padded(own, IGNORED) if kind == "tokens" else own for _, own in rows])
+    return {
+        "input_ids": torch.tensor([padded(ids, pad) for ids, _ in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids, _ in rows]),
+        "labels": labels.flatten() if kind == "single" else labels,
+    }
+
+
+# ---- scores, over the labels that the domain and the models know
+
+
+def decide(logits: Tensor, known: Sequence[int], kind: str) -> Tensor:
+    """Answers of a model that knows these labels: the numbers (R,) of the highest logits (R, C), or (R, C) logits > 0."""
+    mask = torch.zeros(logits.shape[1], dtype=torch.bool)
+    mask[list(known)] = True
+    return (logits > 0) & mask if kind == "multi" else logits.masked_fill(~mask, -torch.inf).argmax(1)
+
+
+def score(answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str) -> float:
+    """Percent: macro F1 of the known labels over sentences, or micro F1 of entities of known types; answers of `decide`.
+
+    Where the answer is one label per sentence, sentences without a known label are left out.
+    """
+    if kind == "tokens":
+        return _entity_score(answers, rows, known, labels)
+    predicted, gold = answers.numpy().astype(int), np.array([own for _, own in rows])
+    if kind == "single":
+        kept, one_hot = np.isin(gold[:, 0], list(known)), np.eye(len(labels), dtype=int)
+        predicted, gold = one_hot[predicted[kept]], one_hot[gold[kept, 0]]
+    gold[:, [number for number in range(len(labels)) if number not in known]] = IGNORED
+    return 100 * float(np.mean(list(label_f1(predicted, gold).values())))
+
+
+def _entity_score(answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str]) -> float:
+    gold = [[labels[tag] if tag in known else "O" for tag in row if tag != IGNORED] for _, row in rows]
+    found = iter(answers.tolist())
+    predicted = [[labels[next(found)] for _ in line] for line in gold]
+    return entity_f1(predicted, gold)["f1"]

@@ -1,0 +1,246 @@
+"""The experiments of Jin et al. (2023) on whole models: pairs of domains and growing prefixes, in and out of domain.
+
+    python -m pewe.fusion.experiment --experiment scripts/fusion/quickstart.toml [--seeds 1 2] [--filter_model market school]
+
+Every flag may stand in the experiment's TOML file; the command line overrides it. Models are trained once (pewe/fusion/zoo.py),
+every score is stored below the zoo, so that a stopped run continues and a second one only writes its tables:
+
+results/<name>/scores.tsv     one row per group of models, heads, seed, method and tested domain
+               groups.tsv     the same, averaged over the tested domains: in_domain, out_of_domain, all
+               table.md       mean and standard deviation over seeds, groups down, methods across
+               paired.tsv     each method against simple averaging, paired over pairs and seeds (Wilcoxon)
+               models.png     score on all domains against the number of models merged
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pewe.cli import UserError, flag, log, log_to, main, show, suggest
+from pewe.fusion import tables
+from pewe.fusion.domains import Domain, decide, digest, score
+from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
+from pewe.fusion.merging import METHODS as MERGES
+from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
+from pewe.fusion.store import model_tensors
+from pewe.fusion.zoo import STATISTICS, Zoo, ZooConfig
+from pewe.results import read_json, write_config, write_json
+
+MULTITASK = "multitask"
+HEAD = re.compile(r"(classifier|score)\.")
+METHODS = ("individual", "domain_specific", *MERGES, "soft_ensemble", "hard_ensemble", MULTITASK)
+PROTOCOLS = ("pairwise", "incremental")
+HEADS = ("same", "different")
+MULTITASK_GROUPS = ("all", "incremental", "largest")
+
+
+@dataclass
+class Config(ZooConfig, MergeRules):
+    """One experiment."""
+
+    experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags")
+    name: str = flag("", "folder below results/ (default: that of the TOML file's name)")
+    domains: list[str] = flag([], "domains whose models are merged, in the order of the incremental protocol")
+    held_out: list[str] = flag([], "domains that are only tested on")
+    filter_model: list[str] = flag([], "only these of the domains are merged")
+    quiet: bool = flag(False, "warnings only")
+    protocols: list[str] = flag(list(PROTOCOLS), "pairwise (all pairs), incremental (the first 2, 3, ... domains)")
+    methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
+    heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
+    seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
+    own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
+    multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A group of models, made with the same seed, and what is done with them."""
+
+    domains: tuple[str, ...]
+    heads: str
+    seed: int
+    method: str
+
+    def members(self, order: list[str]) -> Iterator[tuple[tuple[str], int, int]]:
+        """Domain, seed and head seed of each individual model; different heads differ by the place in the experiment."""
+        for name in self.domains:
+            yield (name,), self.seed, self.seed if self.heads == "same" else 1000 * self.seed + order.index(name) + 1
+
+
+def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
+    """The groups of domains of each protocol. Raises UserError for settings that name something unknown."""
+    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
+    for name, known in allowed.items():
+        for value in getattr(config, name):
+            if value not in known:
+                raise UserError(f"--{name} {suggest(value, known)}")
+    if config.multitask_groups not in MULTITASK_GROUPS:
+        raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
+    names = [name for name in config.domains if name in (config.filter_model or config.domains)]
+    if len(names) < 2:
+        raise UserError("at least two domains are needed: --domains, --filter_model")
+    found = {
+        "pairwise": list(itertools.combinations(names, 2)),
+        "incremental": [tuple(names[:count]) for count in range(2, len(names) + 1)],
+    }
+    return {protocol: found[protocol] for protocol in config.protocols}
+
+
+def cells(config: Config) -> list[Cell]:
+    """All cells of the experiment, each once, seed by seed."""
+    found = groups(config)
+    all_groups = list(dict.fromkeys(itertools.chain(*found.values())))
+    joint = {"all": all_groups, "incremental": found.get("incremental", []), "largest": [max(all_groups, key=len)]}
+    return [
+        Cell(group, heads, seed, method)
+        for seed, heads, group, method in itertools.product(config.seeds, config.heads, all_groups, config.methods)
+        if method != MULTITASK or (heads == config.heads[0] and group in joint[config.multitask_groups])
+    ]
+
+
+# ---- the scores of one cell
+
+
+def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
+    """All that the scores of a cell depend on."""
+    tests = {name: domain.fingerprints["test"] for name, domain in zoo.domains.items()}
+    found = {"method": cell.method, "tests": tests}
+    if cell.method == MULTITASK:
+        return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
+    found |= {"models": [zoo.folder(*member).name for member in cell.members(config.domains)]}
+    if cell.method in MERGES:
+        found |= {field.name: getattr(config, field.name) for field in fields(MergeRules)}
+        found |= {name: getattr(config, name) for name in STATISTICS}
+    return {**found, "head_rule": config.head_rule} | ({"own_heads": True} if config.own_heads else {})
+
+
+def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
+    """The cell's score on every domain's test set in percent, stored below the zoo and computed only once."""
+    about = settings(zoo, config, cell)
+    path = zoo.root / "scores" / f"{digest(about)}.json"
+    stored = read_json(path)
+    if stored is None:
+        stored = {"settings": about, "scores": compute(zoo, config, cell)}
+        write_json(path, stored)
+    return stored["scores"]
+
+
+def compute(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
+    """Train, merge or load what the cell needs, and score it on every domain; nan where the method has no answer."""
+    folders: list[Path] = []
+    if cell.method == MULTITASK:
+        model = zoo.model(zoo.trained(cell.domains, cell.seed, cell.seed))
+    else:
+        folders = [zoo.trained(*member) for member in cell.members(config.domains)]
+        model = merged(zoo, config, cell, folders) if cell.method in MERGES else None
+    own = cell.method == "domain_specific" or (config.own_heads and cell.method in MERGES)
+    return {
+        name: score_on(zoo, config, cell, folders, model, domain) if name in cell.domains or not own else float("nan")
+        for name, domain in zoo.domains.items()
+    }
+
+
+def score_on(
+    zoo: Zoo, config: Config, cell: Cell, folders: list[Path], model: torch.nn.Module | None, domain: Domain
+) -> float:
+    """The score on one domain: of the model, or of the individual models in the folders; the mean of their own scores.
+
+    Those labels of the domain count that some model of the group was trained on.
+    """
+    known = [zoo.domains[name].known for name in cell.domains]
+    counted = domain.known & frozenset().union(*known)
+    if cell.method == "domain_specific":
+        place = cell.domains.index(domain.name)
+        folders, known = [folders[place]], [known[place]]
+    if model is None:
+        logits = torch.stack([zoo.stored_logits(folder, domain) for folder in folders])
+    else:
+        if config.own_heads and cell.method in MERGES:
+            own_head(model, folders[cell.domains.index(domain.name)])
+        logits, known = zoo.logits(model, domain)[None], [counted]
+    found = answers(logits, known, counted, cell.method, config)
+    return sum(score(one, domain.test, counted, zoo.labels, config.kind) for one in found) / len(found)
+
+
+def answers(
+    logits: Tensor, known: list[frozenset[int]], counted: frozenset[int], method: str, config: Config
+) -> list[Tensor]:
+    """Answers to a test set from logits (N, R, C) of models that know these labels: of the ensemble, or of each model.
+
+    A model that knows none of the counted labels chooses among all of them with its untrained rows.
+    """
+    if method == "soft_ensemble":
+        mean = known_ensemble(logits, known) if config.head_rule else soft_ensemble(logits)
+        return [decide(mean, counted, config.kind)]
+    single = [decide(one, own & counted or counted, config.kind) for one, own in zip(logits, known, strict=True)]
+    return [hard_ensemble(torch.stack(single))] if method == "hard_ensemble" else single
+
+
+def merged(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> torch.nn.Module:
+    """The first model with every parameter that is not excluded replaced by the merge."""
+    rules = {field.name: getattr(config, field.name) for field in fields(MergeRules)}
+    statistics = [zoo.statistics(folder, name) for folder, name in zip(folders, cell.domains, strict=True)]
+    models = [model_tensors(folder) for folder in folders]
+    tensors = dict(merge_models(models, MergeConfig(method=cell.method, **rules), statistics))
+    model = zoo.model(folders[0])
+    model.load_state_dict(tensors, strict=False)
+    return model
+
+
+def own_head(model: torch.nn.Module, folder: Path) -> None:
+    """Give the model the head of the model in this folder."""
+    tensors = model_tensors(folder)
+    model.load_state_dict({name: tensors[name] for name in tensors if HEAD.match(name)}, strict=False)
+
+
+# ---- the experiment
+
+
+def prepare(zoo: Zoo, config: Config, todo: list[Cell]) -> None:
+    """Train every model that the cells need, so that the bar of the scores tells the time."""
+    needed = {}
+    for cell in todo:
+        members = [(cell.domains, cell.seed, cell.seed)] if cell.method == MULTITASK else cell.members(config.domains)
+        needed |= {zoo.folder(*member): member for member in members}
+    waiting = [member for folder, member in needed.items() if not (folder / "model.safetensors").is_file()]
+    for member in tqdm(waiting, desc="training", unit="model"):
+        zoo.trained(*member)
+
+
+def score_rows(zoo: Zoo, config: Config, todo: list[Cell]) -> pd.DataFrame:
+    """One row per cell and tested domain."""
+    rows = []
+    for cell in tqdm(todo, desc="merging and scoring", unit="cell"):
+        about = {"models": len(cell.domains), "group": "+".join(cell.domains), **asdict(cell)}
+        about.pop("domains")
+        rows += [
+            {**about, "tested": name, "in_domain": name in cell.domains, "score": value}
+            for name, value in scores(zoo, config, cell).items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def run(config: Config) -> None:
+    """Train, merge, score; write and print the tables."""
+    log_to(None, config.quiet)
+    log.info("configuration:\n%s", show(config))
+    todo = cells(config)
+    zoo = Zoo(config, [*config.domains, *config.held_out])
+    prepare(zoo, config, todo)
+    rows = score_rows(zoo, config, todo)
+    out = Path("results") / (config.name or f"fusion_{Path(config.experiment).stem}")
+    protocols = {name: ["+".join(group) for group in found] for name, found in groups(config).items()}
+    print(tables.write(rows, protocols, out))
+    write_config(out, config)
+    log.info("tables: %s", out)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__, file_flag="experiment")
