@@ -30,25 +30,25 @@ TRACES = [
 ] + [("adapter", "ensemble__codah", 1), ("adapter", "accum__adversarialqa", 2)]
 
 
-@pytest.mark.parametrize(("method", "trace", "accumulate"), TRACES, ids=str)
-def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
-    """Replays the batches that the original saw, through our clip and optimiser."""
-    arrays = golden_npz(f"{method}/trace/{trace}.npz")
+def replay(arrays, method: str, accumulate: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Loss of every step, gradient norms and final tensors of the batches that the original saw, with our clip and optimiser."""
     backbone = golden_backbone()
+    backbone.model.to(dtype)
     delta = attach_delta(backbone.model, small(method), 1)
     delta.load(
         [{name.removeprefix("init/"): torch.tensor(a) for name, a in arrays.items() if name.startswith("init/")}]
     )
+    for parameter in delta.named.values():
+        parameter.data = parameter.data.to(dtype)
     optimizer = make_optimizer(delta, [1e-2])
     backbone.model.train()
-    steps_after = set(arrays["update_after_step"].tolist())
-    norms = []
-    for step, expected in enumerate(arrays["loss"]):
+    steps_after, losses, norms = set(arrays["update_after_step"].tolist()), [], []
+    for step in range(len(arrays["loss"])):
         batch = Batch(
             *(torch.tensor(arrays[f"step{step:03d}/{key}"]).long() for key in ("input_ids", "attention_mask", "labels"))
         )
         loss = member_losses(backbone.model, batch, 1)
-        assert loss.item() == pytest.approx(float(expected), rel=1e-3, abs=1e-5), step
+        losses.append(loss.item())
         (loss.sum() / accumulate).backward()
         if step + 1 in steps_after:
             norms.append(clip_gradients(delta, 0.1).item())
@@ -56,10 +56,25 @@ def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
             optimizer.zero_grad()
         if accumulate > 1 and step % 3 == 2:  # the original drops what is left at the end of an epoch
             optimizer.zero_grad()
-    assert norms == pytest.approx(arrays["grad_norm_before_clip"].tolist(), rel=1e-3, abs=1e-5)
-    final = delta.states()[0]
-    for name, tensor in final.items():
-        torch.testing.assert_close(tensor, torch.tensor(arrays[f"final/{name}"]), rtol=1e-3, atol=1e-4)
+    final = {f"final/{name}": tensor.double() for name, tensor in delta.states()[0].items()}
+    return {"loss": torch.tensor(losses).double(), "grad_norm_before_clip": torch.tensor(norms).double(), **final}
+
+
+@pytest.mark.parametrize(("method", "trace", "accumulate"), TRACES, ids=str)
+def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
+    """Equal to 1e-3, or to three times what rounding alone makes of the same steps on this machine.
+
+    Some traces amplify rounding ten thousand times in twenty steps: the original's float32 is then itself further than 1e-3 from
+    the same steps in float64.
+    """
+    arrays = golden_npz(f"{method}/trace/{trace}.npz")
+    ours, exact = (replay(arrays, method, accumulate, dtype) for dtype in (torch.float32, torch.float64))
+    for name, values in ours.items():
+        expected = torch.tensor(arrays[name]).double()
+        rounding = (values - exact[name]).abs()
+        rounding = rounding.max() if name.startswith("final/") else rounding.cummax(0).values
+        allowed = 1e-3 * expected.abs() + (1e-4 if name.startswith("final/") else 1e-5) + 3 * rounding
+        assert ((values - expected).abs() <= allowed).all(), (name, (values - expected).abs().max())
 
 
 def test_accumulated_checkpoint_of_the_original(golden):
