@@ -24,7 +24,7 @@ from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
 from pewe.train import member_losses
-from task_list import GROUP_OF
+from task_list import GROUP_OF, METRICS
 
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
@@ -43,7 +43,7 @@ def descriptions(path: Path) -> dict[str, str]:
     return found
 
 
-def prepare(delta: Delta, config, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a PEMT delta ready for a task, the length of its prompt and its experts; other kinds need nothing.
 
     The target itself is never among the experts. Raises UserError for a task without description or without sources.
@@ -105,7 +105,7 @@ def report(backbone: Backbone, delta: PemtSource, run, score: float, epochs: flo
     """
     encoded = run.splits["test"]
     loss, gates = measure(backbone, delta, encoded, config.predict_batch_size, config.as_original)
-    block = {"epoch": epochs, f"test_{run.settings['metric'].lower()}": 100 * score, "test_average_metrics": 100 * score,
+    block = {"epoch": epochs, f"test_{METRICS[run.task].lower()}": 100 * score, "test_average_metrics": 100 * score,
              "test_loss": loss}  # fmt: skip
     if gates is not None:
         block |= {f"test_moe_weight_{number}": float(weight) for number, weight in enumerate(gates.mean(0))}

@@ -23,7 +23,7 @@ from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, PemtSource, attach_delta
 from pewe.evaluate import evaluate
-from pewe.pemt import generation_length, prepare, report
+from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
 from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
 from task_list import METRICS
@@ -133,7 +133,7 @@ def check(config: TuneConfig) -> None:
 def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
     """Every run of the configuration, with its data read and its init checked before anything is tuned."""
     for task in task_names(config):
-        prepare(delta, config, task, backbone.tokenizer)
+        prepare_delta(delta, config, task, backbone.tokenizer)
         shapes = shapes_of(delta)
         prefixes = find_prefixes(Path(config.task_dir), task)
         states = inits(delta, task, shapes)
@@ -230,7 +230,7 @@ def prepare(run: Run, config: TuneConfig) -> Member:
 def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> None:
     """Tune, test and record one stack."""
     runs, members = zip(*pairs, strict=True)
-    prepare(delta, config, runs[0].task, backbone.tokenizer)
+    prepare_delta(delta, config, runs[0].task, backbone.tokenizer)
     if config.do_train and not members[0].progress.finished:
         micro = min(runs[0].batch_size, config.micro_batch_size)
         fit(backbone, delta, members, in_updates(config, runs[0]), runs[0].batch_size // micro, micro,

@@ -204,6 +204,11 @@ class PemtSource(Delta):
             )
         super().__init__(model, config, stack)
 
+    def load(self, states: Sequence[DeltaState]) -> None:
+        if len(states) != 1:
+            raise UserError(f"--tune_method {self.delta_config.tune_method} holds one delta, not {len(states)}")
+        super().load(states)
+
     def prepare(self, config) -> None:
         self.shared, self.description = Pass(), [config.eos_token_id]
         prompt = None
