@@ -69,7 +69,9 @@ def read_checkpoint(
     check_state(state, shapes, path)
     saved = content.get("args", {}).get("built_on", {}) if built_on else {}
     if built_on and list(saved.items()) != list(built_on.items()):
-        raise UserError(f"{path} was tuned on other experts: {saved}; expected {dict(built_on)} (--experts, --expert_path)")
+        raise UserError(
+            f"{path} was tuned on other experts: {saved}; expected {dict(built_on)} (--experts, --expert_path)"
+        )
     return state
 
 

@@ -86,7 +86,7 @@ def measure(
     """
     backbone.model.eval()
     losses, gates, lines = [], [], []
-    for batch in scoring_batches(encoded, batch_size, backbone.pad, as_original):
+    for batch in scoring_batches(encoded, batch_size, backbone.pad):
         loss = member_losses(backbone.model, batch.to(backbone.device), 1) + delta.extra_loss()
         losses.append(float(loss))
         lines.append(float(len(batch.labels)))
@@ -169,7 +169,9 @@ def read_gates(folder: Path) -> pd.DataFrame:
 def own_group(gates: pd.DataFrame) -> pd.DataFrame:
     """By layer: mean over runs of the weight on the sources of the target's own group, and what chance would give."""
     own = gates["source"].map(GROUP_OF) == gates["target"].map(GROUP_OF)
-    runs = gates.assign(own=gates["weight"].where(own, 0.0), chance=own.astype(float)).groupby(["layer", "run"], sort=False)
+    runs = gates.assign(own=gates["weight"].where(own, 0.0), chance=own.astype(float)).groupby(
+        ["layer", "run"], sort=False
+    )
     shares = runs.agg(own=("own", "sum"), chance=("chance", "mean"))
     return shares.groupby("layer", sort=False).mean()
 

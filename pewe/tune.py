@@ -233,8 +233,11 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
     prepare_delta(delta, config, runs[0].task, backbone.tokenizer)
     if config.do_train and not members[0].progress.finished:
         micro = min(runs[0].batch_size, config.micro_batch_size)
-        fit(backbone, delta, members, in_updates(config, runs[0]), runs[0].batch_size // micro, micro,
-            generation_length(config), config.as_original, config.quiet)  # fmt: skip
+        of_trainer = config.as_original and not isinstance(
+            delta, PemtSource
+        )  # PEMT's own trainer has none of these quirks
+        fit(backbone, delta, members, for_run(config, runs[0]), runs[0].batch_size // micro, micro,
+            generation_length(config), of_trainer, config.quiet)  # fmt: skip
     start = time.perf_counter()
     if config.do_train:
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
@@ -253,8 +256,9 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
         _record(run, member, test, (end - start) / len(runs), block)
 
 
-def in_updates(config: TuneConfig, run: Run) -> TuneConfig:
-    """--train_epochs as updates of this run, with a validation after each epoch."""
+def for_run(config: TuneConfig, run: Run) -> TuneConfig:
+    """--train_epochs as updates of this run, with a validation after each epoch; no original knows the starting delta."""
+    config = replace(config, start_is_candidate=config.start_is_candidate and not config.as_original)
     if not config.train_epochs:
         return config
     updates = math.ceil(len(run.splits["train"].inputs) / run.batch_size)

@@ -299,7 +299,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch):
 
 
 def test_result_block_gates_and_epochs(runs):
-    out, config = runs
+    out, _ = runs
     run = next((out / "targets" / MINI_TASKS[0]).glob("*/lr_*"))
     text = (run / "test_metrics.txt").read_text()
     assert text.startswith("***** test metrics *****\n  epoch                   =        2.0")
@@ -315,10 +315,22 @@ def test_result_block_gates_and_epochs(runs):
 
 def test_block_looks_like_the_original():
     """The layout of the original's own output (4 decimals, clock, sorted names)."""
-    block = {"test_loss": 4.29701, "epoch": 2.0, "test_accuracy": 0.0, "test_runtime": 0.3, "test_moe_weight_0": 0.345678}
-    expected = ["***** test metrics *****", "  epoch             =        2.0", "  test_accuracy     =        0.0",
-                "  test_loss         =      4.297", "  test_moe_weight_0 =     0.3457", "  test_runtime      = 0:00:00.30", ""]  # fmt: skip
-    assert block_text(block).splitlines() == expected[:-1]
+    block = {
+        "test_loss": 4.29701,
+        "epoch": 2.0,
+        "test_accuracy": 0.0,
+        "test_runtime": 0.3,
+        "test_moe_weight_0": 0.345678,
+    }
+    expected = [
+        "***** test metrics *****",
+        "  epoch             =        2.0",
+        "  test_accuracy     =        0.0",
+        "  test_loss         =      4.297",
+        "  test_moe_weight_0 =     0.3457",
+        "  test_runtime      = 0:00:00.30",
+    ]
+    assert block_text(block).splitlines() == expected
 
 
 def test_gates_command(runs, tmp_path, capsys):

@@ -26,7 +26,9 @@ Initialiser = Callable[[torch.Size, torch.Generator], Tensor]
 class DeltaConfig(OriginalConfig):
     """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
 
-    tune_method: str = flag("adapter", "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)")
+    tune_method: str = flag(
+        "adapter", "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)"
+    )
     adapter_type: str = flag("houlsby", "houlsby (after every sub-layer) or pfeiffer (after the feed-forward only)")
     adapter_size: int = flag(12, "bottleneck r of an adapter")
     lora_r: int = flag(10, "rank of LoRA")
@@ -37,7 +39,7 @@ class DeltaConfig(OriginalConfig):
     apply_lora: bool = flag(False, "same as --tune_method lora")
     apply_prefix: bool = flag(False, "same as --tune_method prefix")
     expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert")
-    expert_path: str = flag("checkpoints/pemt_source/full_data", "PEMT, stage 2: folder with <source>/checkpoint-best.pt")
+    expert_path: str = flag("checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt")
     experts: list[str] = flag([], "PEMT, stage 2: names of the sources, in order (default: all tasks but the target)")
     target_adapter_size: int = flag(0, "PEMT: bottleneck of the target adapter (0: d_model / 16, as the original)")
     sparsity: float = flag(0.1, "PEMT: coefficient of the sparsity loss; 0: without")

@@ -282,8 +282,8 @@ class Pemt(PemtSource):
         if not key.endswith("layer_norm"):
             return super().update_module(module, key)
         parent, name, norm = self.find_module(module, key)
-        start = norm.weight.detach().float().cpu().clone()
-        weight = self.new_parameter(f"{key}.weight", start.shape, lambda shape, generator: start.clone())
+        pretrained = norm.weight.detach()
+        weight = self.new_parameter(f"{key}.weight", pretrained.shape, lambda *_: pretrained.float().cpu().clone())
         site = TunedNorm(weight, norm.variance_epsilon)
         self.replace_module(parent, name, norm, site, delta_name="norm")
 
@@ -354,7 +354,9 @@ def _tensors(sources: Mapping[str, DeltaState], name: str) -> list[Tensor]:
     """This tensor of every source. Raises UserError where one is missing, or (of an expert) of another shape."""
     for source, state in sources.items():
         if name not in state:
-            raise UserError(f"source {source!r}: tensor {name} is missing; expected a checkpoint of --tune_method pemt_source")
+            raise UserError(
+                f"source {source!r}: tensor {name} is missing; expected a checkpoint of --tune_method pemt_source"
+            )
     tensors = [state[name] for state in sources.values()]
     first, rest = next(iter(sources)), list(sources)[1:]
     for source, tensor in zip(rest, tensors[1:], strict=True):
