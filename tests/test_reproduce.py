@@ -13,7 +13,7 @@ from conftest import MINI_TASKS
 
 from pewe import report, reproduce, stats
 from pewe.cli import UserError
-from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, SOURCES, plan
+from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, plan
 from pewe.reproduce import Config
 from pewe.results import read_json
 from pewe.suite import read_suite
@@ -254,3 +254,18 @@ def test_settings_and_title_are_on_the_page(here):
     assert "<h1>Tiny</h1>" in page and "5 to 8 %" in page
     stored = json.loads((here.folder / "results/tiny/provenance.json").read_text())
     assert stored["settings"]["seeds"] == [1] and replace(Config(), seeds=[1]).seeds == [1]
+
+
+def test_pemt_and_its_ablations_are_rows(here):
+    """Beside another delta: each delta has only its own rows."""
+    suite = (here.folder / "tiny.toml").read_text()
+    words = here.folder / "words.tsv"
+    words.write_text("".join(f"{task}\t{task} .\n" for task in MINI_TASKS))
+    flags = f'stack = 1\noptimizer = "adamw"\nexpert_rank = 3\ntask_descriptions = "{words}"\n'
+    (here.folder / "tiny.toml").write_text(f"{suite}[delta.pemt]\n{flags}")
+    cells = here(delta=["adapter", "pemt"], init=["Random", *PEMT])
+    assert {*cells["init"][cells["delta"] == "pemt"]} == {SOURCES, *PEMT}
+    assert {*cells["init"][cells["delta"] == "adapter"]} == {SOURCES, "Random"}
+    assert (cells.groupby(["delta", "init"])["task"].nunique() == 3).all() and cells["test"].notna().all()
+    run = read_json(here.folder / "checkpoints" / cells["run"][cells["init"] == "PEMT_no_sparsity"].iloc[0] / "run.json")
+    assert run["settings"]["sparsity"] == 0 and list(run["settings"]["built_on"]) == list(MINI_TASKS[1:])
