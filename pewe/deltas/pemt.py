@@ -125,10 +125,15 @@ class MixtureSite(nn.Module):
         self.last: tuple[Tensor, Tensor, Tensor] | None = None  # g, A a (B, S, E, r), h' of the last forward
 
     def set_experts(self, A: Tensor, B: Tensor) -> None:
-        """A (E, r, d_ff) and B (E, d, r) of the sources, frozen."""
+        """A (E, r, d_ff) and B (E, d, r) of the sources, frozen.
+
+        They are kept as R A and Q with B = Q R: the product is the same, and since the columns of Q are orthonormal,
+        an expert's output Q z has the length of z, of which `imbalance` makes use. r becomes at most d.
+        """
+        Q, R = torch.linalg.qr(B.float())
+        A = (R @ A.float()).to(A.dtype)
         self.experts, self.rank = A.shape[:2]
-        self.A, self.B = A.flatten(0, 1), B.transpose(0, 1).flatten(1)
-        self.gram = (B.mT @ B).float()  # (E, r, r): |B z|^2 = z^T gram z
+        self.A, self.B = A.flatten(0, 1), Q.to(B.dtype).transpose(0, 1).flatten(1)
 
     def pre_forward(self, hidden: Tensor):
         """Called by opendelta with a (B, S, d_ff)."""
@@ -158,13 +163,12 @@ class MixtureSite(nn.Module):
         """sum_i mean_b(g_i) (1 - mean_n cos(h'_n, e_in)) of the last forward, e_i = B_i A_i a; a scalar.
 
         n runs over all positions that are not padding, the prompt's among them; with `padding`, over all.
-        cos is computed from e_i^T h' = (A_i a)^T (B_i^T h') and |e_i|, so that no e_i (B, S, d) is ever made.
+        With orthonormal B_i, cos(h', e_i) = (A_i a)^T (B_i^T h') / |A_i a| / |h'|: no e_i (B, S, d) is ever made.
         """
         gates, codes, hidden = self.last
         codes, hidden = codes.float(), hidden.float()
         products = (functional.linear(hidden, self.B.mT.float()).view(codes.shape) * codes).sum(-1)
-        squares = (torch.einsum("bser,erq->bseq", codes, self.gram) * codes).sum(-1)
-        norms = hidden.norm(dim=-1, keepdim=True).clamp_min(1e-8) * squares.clamp_min(1e-16).sqrt()
+        norms = hidden.norm(dim=-1, keepdim=True).clamp_min(1e-8) * codes.norm(dim=-1).clamp_min(1e-8)
         cosines = (products / norms).flatten(0, 1)  # (B S, E)
         mask = self.shared.encoder_mask if self.in_encoder else self.shared.decoder_mask
         if mask is not None and not padding:
