@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-from pewe.data import Batch
+from pewe.backbone import Backbone
+from pewe.data import Batch, Encoded, Example
 from pewe.deltas import DeltaConfig, attach_delta
 from pewe.evaluate import empty_cache
+from pewe.pemt import AS_ORIGINAL_LENGTH, measure
 from pewe.train import TrainConfig, clip_gradients, make_optimizer, member_losses, rate_factor
 
 TOLERANCE = 1e-4
@@ -169,3 +171,30 @@ def test_fifteen_steps(golden_pemt, trace, monkeypatch):
             when, _, parameter = key.partition("/")
             if when == f"step{step:02d}":
                 close(delta.named[parameter][0], tensor, (step, parameter))
+
+
+def test_evaluation_of_a_split(golden_pemt):
+    """Loss, gate weights (a mean over batches) and the 20 ids that the original generates, from 11 lines in batches of 4."""
+    model, delta = attach(golden_pemt, 2, "model_perturbed")
+    batches = arrays(golden_pemt / "stage2" / "evaluate.npz")
+    expected = json.loads((golden_pemt / "stage2" / "evaluate.json").read_text())
+    inputs, labels = [], []
+    for number in range(3):
+        ids, mask, label = (batches[f"batch{number}/{name}"] for name in BATCH)
+        inputs += [tuple(row[m.bool()].tolist()) for row, m in zip(ids, mask, strict=True)]
+        labels += [(tuple(row[row != -100].tolist()),) for row in label]
+    encoded = Encoded("task", tuple(Example("x", ("y",)) for _ in inputs), tuple(inputs), tuple(labels))
+    backbone = Backbone(model, None, torch.device("cpu"))
+    loss, gates = measure(backbone, delta, encoded, 4, as_original=True)
+    assert loss == pytest.approx(expected["test_loss"], abs=TOLERANCE)
+    for number, weight in enumerate(gates.mean(0).tolist()):
+        assert weight == pytest.approx(expected[f"test_moe_weight_{number}"], abs=TOLERANCE)
+    row = 0
+    for number in range(3):
+        given = {name: batches[f"batch{number}/{name}"] for name in BATCH[:2]}
+        ids = model.generate(
+            **given, generation_config=backbone.greedy(AS_ORIGINAL_LENGTH), past_key_values=empty_cache()
+        )
+        want = batches["predictions"][row : row + len(ids), : ids.shape[1]]
+        assert torch.equal(ids, want)
+        row += len(ids)

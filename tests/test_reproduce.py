@@ -267,5 +267,7 @@ def test_pemt_and_its_ablations_are_rows(here):
     assert {*cells["init"][cells["delta"] == "pemt"]} == {SOURCES, *PEMT}
     assert {*cells["init"][cells["delta"] == "adapter"]} == {SOURCES, "Random"}
     assert (cells.groupby(["delta", "init"])["task"].nunique() == 3).all() and cells["test"].notna().all()
-    run = read_json(here.folder / "checkpoints" / cells["run"][cells["init"] == "PEMT_no_sparsity"].iloc[0] / "run.json")
+    run = read_json(
+        here.folder / "checkpoints" / cells["run"][cells["init"] == "PEMT_no_sparsity"].iloc[0] / "run.json"
+    )
     assert run["settings"]["sparsity"] == 0 and list(run["settings"]["built_on"]) == list(MINI_TASKS[1:])
