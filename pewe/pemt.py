@@ -1,6 +1,6 @@
 """PEMT around the model: what a delta needs to know of its task, the result block, and the gates as tables and pictures.
 
-    python -m pewe.pemt --runs checkpoints/pemt/target --weights Loss=checkpoints/adapter/Loss/final_weight.tsv
+    python -m pewe.pemt --runs checkpoints/pemt/stage2_few_shot --weights Loss=checkpoints/adapter/Loss/final_weight.tsv
 
 gathers the gates.tsv of all runs below a folder: mean gate weight by target and source and by layer and source, the weight
 on the sources of the target's own group, and the rank correlation with the weights of similarity measures.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pewe import stats
 from pewe.backbone import Backbone
 from pewe.checkpoint import read_checkpoint, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, main
@@ -24,7 +25,7 @@ from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
 from pewe.train import member_losses
-from task_list import GROUP_OF, METRICS
+from task_list import METRICS
 
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
@@ -147,8 +148,9 @@ def block_text(block: dict) -> str:
 class GatesConfig:
     """Which runs, and what their gates are compared with."""
 
-    runs: str = flag("checkpoints/pemt/target", "folder with the runs of stage 2 below it")
-    weights: list[str] = flag([], "NAME=final_weight.tsv of similarity measures (target, source, weight)")
+    runs: list[str] = flag(["checkpoints/pemt/stage2_few_shot"], "folders with the runs of stage 2 below them")
+    weights: list[str] = flag([], "NAME=final_weight.tsv of a similarity measure, or the weights.tsv of an experiment")
+    delta: str = flag("adapter", "the delta of weights.tsv whose measures are compared")
     out: str = flag("results/pemt_gates", "folder of the tables and pictures")
 
 
@@ -159,47 +161,54 @@ def read_gates(folder: Path) -> pd.DataFrame:
         target = (read_json(path.parent / "run.json") or {}).get("settings", {}).get("task")
         if target is None:
             raise UserError(f"{path.parent}: run.json names no task; was the run killed? Start it again")
-        table = read_table(path, ["layer", "source", "weight"])
-        parts.append(table.assign(target=target, run=str(path.parent.relative_to(folder))))
+        parts.append(read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent)))
     if not parts:
         raise UserError(f"there is no {GATES} below {folder}; run scripts/pemt_stage2_few_shot.sh first")
     return pd.concat(parts, ignore_index=True)[["target", "run", "layer", "source", "weight"]]
 
 
+def mean_gates(gates: pd.DataFrame) -> pd.DataFrame:
+    """Rows (target, source, weight): the mean over layers and runs."""
+    return gates.groupby(["target", "source"], sort=False)["weight"].mean().reset_index()
+
+
 def own_group(gates: pd.DataFrame) -> pd.DataFrame:
     """By layer: mean over runs of the weight on the sources of the target's own group, and what chance would give."""
-    own = gates["source"].map(GROUP_OF) == gates["target"].map(GROUP_OF)
-    runs = gates.assign(own=gates["weight"].where(own, 0.0), chance=own.astype(float)).groupby(
-        ["layer", "run"], sort=False
-    )
-    shares = runs.agg(own=("own", "sum"), chance=("chance", "mean"))
-    return shares.groupby("layer", sort=False).mean()
+    runs = gates.rename(columns={"layer": "delta", "run": "seed"}).assign(init=GATES)
+    shares = stats.own_group(runs).groupby("delta", sort=False)[["own_group", "chance"]].mean()
+    return shares.rename_axis("layer")
 
 
-def rank_correlations(gates: pd.DataFrame, weights: dict[str, pd.DataFrame]) -> Iterator[dict]:
-    """Spearman correlation over the sources of a target's gate weights, of each layer and of all, with each measure's."""
+def rank_correlations(gates: pd.DataFrame, measures: dict[str, pd.DataFrame]) -> Iterator[dict]:
+    """Spearman correlation over the sources of a target's gate weights, of each layer and of all, with each measure's.
+
+    nan where all weights of a measure or a gate are equal. Raises UserError where a measure lacks a pair.
+    """
     everything = pd.concat([gates, gates.assign(layer="all")])
     for (target, layer), rows in everything.groupby(["target", "layer"], sort=False):
         mean = rows.groupby("source")["weight"].mean()
-        for name, table in weights.items():
-            other = table[table["target"] == target].set_index("source")["weight"].reindex(mean.index)
+        for name, table in measures.items():
+            other = table[table["target"] == target].groupby("source")["weight"].mean().reindex(mean.index)
             if other.isna().any():
                 missing = other.index[other.isna()][0]
                 raise UserError(f"--weights {name}: no weight of target {target!r}, source {missing!r}")
             yield {"target": target, "layer": layer, "measure": name, "spearman": mean.corr(other, method="spearman")}
 
 
-def named_tables(pairs: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """NAME=FILE pairs -> tables of weights."""
-    if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise UserError(f"--weights: expected NAME=FILE, not {wrong[0]!r}")
-    files = dict(pair.split("=", 1) for pair in pairs)
-    return {name: read_table(Path(path), ["target", "source", "weight"]) for name, path in files.items()}
+def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
+    """Tables (target, source, weight) by the name of the measure, from NAME=FILE or all inits of a weights.tsv."""
+    measures: dict[str, pd.DataFrame] = {}
+    for given in files:
+        name, _, path = given.rpartition("=")
+        table = read_table(Path(path), ["target", "source", "weight", *([] if name else ["delta", "init"])])
+        parts = [(name, table)] if name else table[table["delta"] == delta].groupby("init")
+        measures |= {str(init): part for init, part in parts}
+    return measures
 
 
 def run(config: GatesConfig) -> None:
     """Read, print and write."""
-    gates, out = read_gates(Path(config.runs)), Path(config.out)
+    gates, out = pd.concat([read_gates(Path(folder)) for folder in config.runs]), Path(config.out)
     write_table(out / GATES, gates)
     for down in ("target", "layer"):
         frame = gates.pivot_table(index=down, columns="source", values="weight", sort=False)
@@ -207,9 +216,9 @@ def run(config: GatesConfig) -> None:
     own = own_group(gates)
     write_table(out / "own_group.tsv", own.reset_index())
     print(own.round(3).to_string())
-    print(f"the own group has more than its share in {int((own['own'] > own['chance']).sum())} of {len(own)} layers")
-    if tables := named_tables(config.weights):
-        table = pd.DataFrame(rank_correlations(gates, tables))
+    print(f"above chance in {int((own['own_group'] > own['chance']).sum())} of {len(own)} layers")
+    if measures := read_measures(config.weights, config.delta):
+        table = pd.DataFrame(rank_correlations(gates, measures))
         write_table(out / "rank_correlation.tsv", table)
         print(table.pivot_table(index="layer", columns="measure", values="spearman", sort=False).round(3).to_string())
     write_config(out, config)

@@ -113,8 +113,11 @@ def module_table(stored: Stored) -> pd.DataFrame:
 
 
 def comparisons(stored: Stored) -> pd.DataFrame:
-    """Paired comparison of the rows with each baseline."""
+    """Paired comparison of the rows with each baseline; PEMT, which has no other start, with the baselines of the adapter."""
     scored = stats.scores(plain_rows(stored.cells[stored.cells["init"] != SOURCES]))
+    if "pemt" in set(scored["delta"]):
+        borrowed = scored[(scored["delta"] == "adapter") & scored["init"].isin(BASELINES)]
+        scored = pd.concat([scored, borrowed.assign(delta="pemt")], ignore_index=True)
     parts = [found for baseline in BASELINES if len(found := stats.paired(scored, baseline))]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

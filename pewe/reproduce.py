@@ -17,7 +17,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pewe import report
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import task_names
-from pewe.grid import DEFAULT_INITS, INITS, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.pemt import mean_gates, read_gates
 from pewe.results import provenance, read_json, read_table, write_json, write_table
 from pewe.suite import Suite, read_suite
 from pewe.tune import COLUMNS, TuneConfig
@@ -126,6 +127,8 @@ def collect(config: Config, suite: Suite, finished: list[tuple[Grid, Step]], out
             for cells, curves in cells_of(step, grid.root.parent):
                 tables["cells"].append(cells.assign(**key))
                 tables["curves"].append(curves.assign(**key))
+        if step.row in PEMT:
+            tables["weights"].append(mean_gates(read_gates(step.folder)).assign(init=step.row, **key))
         kind, _, what = str(step.folder.relative_to(grid.base)).partition("/")
         if kind == "weights":
             tables[kind] += [part.assign(**key) for part in weights_of(step.folder, what)]

@@ -51,7 +51,7 @@ def target(sources: int = 3, random: float = 0.3, t5: dict | None = None, **flag
 def losses(model, delta, batch) -> tuple[float, float]:
     """Cross-entropy, and what the delta adds."""
     ce = member_losses(model, Batch(**batch), 1)
-    return float(ce.detach()), float(delta.extra_loss())
+    return float(ce.detach()), float(torch.as_tensor(delta.extra_loss()).detach())
 
 
 def logits(model, batch) -> torch.Tensor:
@@ -340,7 +340,7 @@ def test_gates_command(runs, tmp_path, capsys):
     mean.to_csv(tmp_path / "same.tsv", sep="\t", index=False)
     mean.assign(weight=-mean["weight"]).to_csv(tmp_path / "opposite.tsv", sep="\t", index=False)
     weights = [f"same={tmp_path / 'same.tsv'}", f"opposite={tmp_path / 'opposite.tsv'}"]
-    pemt.run(GatesConfig(runs=str(out / "targets"), weights=weights, out=str(tmp_path / "out")))
+    pemt.run(GatesConfig(runs=[str(out / "targets")], weights=weights, out=str(tmp_path / "out")))
     ranks = read_table(tmp_path / "out" / "rank_correlation.tsv", ["layer", "measure", "spearman"])
     of_all = ranks[ranks["layer"] == "all"].set_index("measure")["spearman"]
     assert (of_all["same"] > 0.99).all() and (of_all["opposite"] < -0.99).all()
@@ -354,6 +354,21 @@ def test_own_group_share():
             for source, weight in (("mini_read_people", 0.7), ("mini_yesno_towns", 0.1), ("mini_closed_towns", 0.2))]  # fmt: skip
     own = pemt.own_group(pd.DataFrame(rows, columns=["target", "run", "layer", "source", "weight"]))
     assert own.loc["encoder 0"].tolist() == pytest.approx([0.7, 1 / 3])
+
+
+def test_measures_of_an_experiment(tmp_path):
+    rows = [
+        ("adapter", "Loss", 1, "t", "a", 0.4),
+        ("adapter", "Loss", 2, "t", "a", 0.6),
+        ("lora", "KL", 1, "t", "a", 1.0),
+    ]
+    table = pd.DataFrame(rows, columns=["delta", "init", "seed", "target", "source", "weight"])
+    table.to_csv(tmp_path / "weights.tsv", sep="\t", index=False)
+    measures = pemt.read_measures([str(tmp_path / "weights.tsv")], "adapter")
+    assert list(measures) == ["Loss"] and measures["Loss"]["weight"].tolist() == [0.4, 0.6]
+    with pytest.raises(UserError, match="'delta' is missing"):
+        table.drop(columns="delta").to_csv(tmp_path / "plain.tsv", sep="\t", index=False)
+        pemt.read_measures([str(tmp_path / "plain.tsv")], "adapter")
 
 
 def test_every_task_has_a_description():

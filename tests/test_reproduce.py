@@ -270,4 +270,8 @@ def test_pemt_and_its_ablations_are_rows(here):
     run = read_json(
         here.folder / "checkpoints" / cells["run"][cells["init"] == "PEMT_no_sparsity"].iloc[0] / "run.json"
     )
+    weights = pd.read_csv(here.folder / "results/tiny/weights.tsv", sep="\t")
+    assert weights.groupby(["init", "target"])["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-4)
+    compared = pd.read_csv(here.folder / "results/tiny/comparisons.tsv", sep="\t")
+    assert "PEMT" in set(compared["init"][(compared["delta"] == "pemt") & (compared["baseline"] == "Random")])
     assert run["settings"]["sparsity"] == 0 and list(run["settings"]["built_on"]) == list(MINI_TASKS[1:])
