@@ -319,13 +319,9 @@ class Pemt(PemtSource):
 
         Raises UserError that names the source and the tensor where a state does not fit this backbone.
         """
-        device, dtype = self.backbone_model.device, self.backbone_model.dtype
         for key, site in self.mixtures.items():
-            A, B = (
-                torch.stack(_tensors(sources, f"{key}.{name}")).to(device, dtype, copy=True)
-                for name in ("lora_A", "lora_B")
-            )
             linear = self.backbone_model.get_submodule(key)
+            A, B = (torch.stack(_tensors(sources, f"{key}.{name}")).to(linear.weight) for name in ("lora_A", "lora_B"))
             if A.shape[2] != linear.in_features or B.shape[1:] != (linear.out_features, A.shape[1]):
                 found = f"{tuple(A.shape[1:])} and {tuple(B.shape[1:])}"
                 raise UserError(
@@ -337,7 +333,7 @@ class Pemt(PemtSource):
                 width = linear.in_features if site.in_encoder else linear.out_features
                 self.resize(f"{key}.w_gate", (width, len(sources)))
         if PROMPT in self.named:
-            self.prompt.sources = [prompt.to(device, torch.float32) for prompt in _tensors(sources, PROMPT)]
+            self.prompt.sources = [prompt.to(self.named[PROMPT]) for prompt in _tensors(sources, PROMPT)]
 
     def gates(self) -> Tensor:
         """The gates of the last forward, (layers, B, E): encoder layers, then decoder layers."""
