@@ -192,7 +192,9 @@ def rank_correlations(gates: pd.DataFrame, measures: dict[str, pd.DataFrame]) ->
             if other.isna().any():
                 missing = other.index[other.isna()][0]
                 raise UserError(f"--weights {name}: no weight of target {target!r}, source {missing!r}")
-            yield {"target": target, "layer": layer, "measure": name, "spearman": mean.corr(other, method="spearman")}
+            known = mean.nunique() > 1 and other.nunique() > 1
+            spearman = mean.corr(other, method="spearman") if known else float("nan")
+            yield {"target": target, "layer": layer, "measure": name, "spearman": spearman}
 
 
 def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:

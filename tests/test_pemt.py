@@ -1,5 +1,6 @@
 """PEMT on its own: batch of one, gated T5, save and reload, ablations, uniform start, slow formulas, errors."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -345,6 +346,8 @@ def test_gates_command(runs, tmp_path, capsys):
     of_all = ranks[ranks["layer"] == "all"].set_index("measure")["spearman"]
     assert (of_all["same"] > 0.99).all() and (of_all["opposite"] < -0.99).all()
     assert (tmp_path / "out" / "gates_by_layer.png").is_file() and "layers" in capsys.readouterr().out
+    flat = [row["spearman"] for row in pemt.rank_correlations(gates, {"flat": mean.assign(weight=0.5)})]
+    assert all(math.isnan(value) for value in flat)
     with pytest.raises(UserError, match="no weight of target"):
         list(pemt.rank_correlations(gates, {"cut": mean.iloc[1:]}))
 
