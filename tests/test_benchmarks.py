@@ -63,3 +63,11 @@ def test_the_gpu_benchmark_on_the_cpu(small_config):
     gpu.bench(gpu.Config(device="cpu", dtype="float32", layers=1, width=64, feed_forward=64, vocabulary=100, tasks_count=2, lines=6,
                          updates=2, repeats=1))  # fmt: skip
     assert [row["ratio"] > 0 for row in read_json(Path(measure.RESULTS) / "gpu.json")["rows"]] == [True, True]
+
+
+def test_an_update_of_pemt_beside_one_of_an_adapter(small_config):
+    small_config(scoring.Config)
+    sizes = {"layers": 1, "width": 64, "feed_forward": 32, "vocabulary": 50, "sources": 2, "prompt": 3}
+    pemt.run(pemt.Config(**sizes, lines=2, updates=1, repeats=1))
+    (row,) = read_json(measure.RESULTS / "pemt.json")["rows"]
+    assert row["times_the_adapter"] > 0 and row["plain_s"] > 0 and row["ours_s"] > 0
