@@ -214,6 +214,9 @@ def run(config: GatesConfig) -> None:
     write_table(out / GATES, gates)
     for down in ("target", "layer"):
         frame = gates.pivot_table(index=down, columns="source", values="weight", sort=False)
+        frame = frame[sorted(frame, key=list(METRICS).index)]
+        if down == "target":
+            frame = frame.loc[sorted(frame.index, key=list(METRICS).index)]
         heat_map(frame, out / f"gates_by_{down}.png", "mean gate weight", down=down)
     own = own_group(gates)
     write_table(out / "own_group.tsv", own.reset_index())

@@ -149,8 +149,8 @@ def own_group_table(stored: Stored, folder: Path) -> pd.DataFrame:
     mean, deviation = groups.mean().unstack("delta", sort=False), groups.std(ddof=0).unstack("delta", sort=False)
     chance = found["chance"].mean()
     grouped_bars(mean, deviation, folder / "own_group.png", "weight on the target's own group", chance)
-    text = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
-    text.loc["above chance"] = [f"{count} of {len(mean)}" for count in (mean > chance).sum()]
+    text = (mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)).where(mean.notna(), "")
+    text.loc["above chance"] = [f"{(mean[delta] > chance).sum()} of {mean[delta].count()}" for delta in mean]
     note = f"Mean ± standard deviation over at most {found['seed'].nunique()} seeds; chance is {chance:.3f}.\n"
     write_text(folder / "own_group.md", f"{markdown(text, 'weights from')}\n{note}")
     return text

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
-from benchmarks import gpu, kl_arithmetic, measure, merging, plain, scoring, table, tuning
+from benchmarks import gpu, kl_arithmetic, measure, merging, pemt, plain, scoring, table, tuning
 from pewe.results import read_json
 
 
