@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors.torch
 import torch
@@ -46,14 +47,16 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False
-) -> DeltaState:
+    path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False,
+    built_on: Mapping[str, str] = MappingProxyType({}),
+) -> DeltaState:  # fmt: skip
     """The delta state in a checkpoint (`.pt` or `.safetensors`), checked against the expected names and shapes.
 
-    `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once.
+    `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once. `built_on`
+    are the frozen deltas, name -> fingerprint, that the checkpoint must have been tuned on, in this order.
 
     Raises UserError that names the file and the tensor: a missing file, another tune method, missing or unexpected
-    names, another shape, a value that is not finite.
+    names, another shape, a value that is not finite, other frozen deltas.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
@@ -64,6 +67,11 @@ def read_checkpoint(
         raise UserError(f"{path} is {what}; expected one of --tune_method {tune_method}")
     state = content[tune_method]
     check_state(state, shapes, path)
+    saved = content.get("args", {}).get("built_on", {}) if built_on else {}
+    if built_on and list(saved.items()) != list(built_on.items()):
+        raise UserError(
+            f"{path} was tuned on other experts: {saved}; expected {dict(built_on)} (--experts, --expert_path)"
+        )
     return state
 
 

@@ -34,6 +34,15 @@ def flag(default, help: str):
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+@dataclasses.dataclass
+class OriginalConfig:
+    """The flag that data, deltas and training share."""
+
+    as_original: bool = flag(
+        False, "restore every quirk of the original code that changes a number (docs/DEVIATIONS.md)"
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises UserError instead of printing the usage, and suggests the nearest flag for an unknown one."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pewe.cli import UserError, flag, suggest
+from pewe.cli import OriginalConfig, UserError, flag, suggest
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
@@ -23,7 +23,7 @@ SPLITS = ("train", "dev", "test")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(OriginalConfig):
     """Which tasks, where they are, and how they are cut."""
 
     task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format")
@@ -34,9 +34,6 @@ class DataConfig:
     max_input_length: int = flag(512, "tokens of the input at most")
     max_output_length: int = flag(
         64, "tokens of the output at most; also the length of generation, start token included"
-    )
-    as_original: bool = flag(
-        False, "restore every quirk of the original code that changes a number (docs/DEVIATIONS.md)"
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from transformers import DynamicCache, EncoderDecoderCache
 
 from pewe import metrics
 from pewe.backbone import Backbone
@@ -37,9 +38,15 @@ def generate(backbone: Backbone, splits: Sequence[Encoded], batch_size: int, max
 def _generate_batch(backbone: Backbone, rows: list[Row], max_length: int) -> list[str]:
     batch = collate(rows, backbone.pad).to(backbone.device)
     ids = backbone.model.generate(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=backbone.greedy(max_length)
-    )
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=backbone.greedy(max_length),
+        past_key_values=empty_cache(),
+    )  # fmt: skip
     return [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def empty_cache() -> EncoderDecoderCache:
+    """A cache that grows with the layers: transformers' own has as many as the encoder, too few for a deeper decoder."""
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def evaluate(

@@ -44,6 +44,13 @@ FUSION = {  # of Dataless Knowledge Fusion
     "Fisher": (("statistics",), unit_model_Fisher, {}),
     "RegMean": (("statistics",), unit_model_RegMean, {}),
 }
+PEMT = {  # init -> flags: the whole of stage 2, and without one of its parts; rows of the delta pemt only
+    "PEMT": {},
+    "PEMT_no_gate": {"pemt_gate": False},
+    "PEMT_no_sparsity": {"sparsity": 0.0},
+    "PEMT_no_prompt": {"pemt_prompt": False},
+    "PEMT_no_adapter": {"pemt_adapter": False},
+}
 BY_MEASURE = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd")
 BY_MODULE = {
     "GraNd_block": ("GraNd", {"mode": "block"}),
@@ -51,7 +58,7 @@ BY_MODULE = {
     "block": ("block", {}),
 }
 DEFAULT_INITS = ("Random", *FROM_DELTAS, *BY_MEASURE)
-INITS = (*DEFAULT_INITS, *FUSION, *BY_MODULE)
+INITS = (*DEFAULT_INITS, *FUSION, *BY_MODULE, *PEMT)
 SOURCES = "Full data"  # the row of the source deltas themselves
 NO_MATTER = ("device", "quiet", "stack", "pictures")  # flags that do not change a result
 
@@ -133,6 +140,8 @@ class Grid:
             config = self.config(
                 TuneConfig, "tuning", "sources", full_train=True, do_train=True, do_predict=True, output_dir=str(folder)
             )
+            if self.delta == "pemt":
+                config.tune_method = "pemt_source"
             return Step(folder, config, tune_tasks, runs_of, (), runs(config, tasks), SOURCES)
         if name in ("pairs", "zero_shot"):
             module = tune_all_ckpt if name == "pairs" else dev_all_ckpt
@@ -154,6 +163,9 @@ class Grid:
         config = self.config(TuneConfig, "tuning", "targets", do_train=True, do_predict=True, output_dir=str(folder))
         if init == "Random":
             return Step(folder, config, tune_tasks, runs_of, (), runs(config, tasks), init)
+        if init in PEMT:
+            config = replace(config, expert_path=self._path("sources"), **PEMT[init])
+            return Step(folder, config, tune_tasks, runs_of, (self.step("sources"),), runs(config, tasks), init)
         config.train_checkpoint = self._path(f"weights/{init}")
         run = tune_scopes if init in BY_MODULE else tune_tasks
         return Step(folder, config, run, runs_of, (self.step(f"weights/{init}"),), runs(config, tasks), init)
@@ -256,6 +268,7 @@ def plan(grid: Grid, inits: list[str]) -> list[Step]:
             add(need)
         ordered.setdefault(step.folder, step)
 
-    for name in ("sources", *(f"from_{init}" for init in inits)):
+    own = [init for init in inits if (init in PEMT) == (grid.delta == "pemt")]
+    for name in ("sources", *(f"from_{init}" for init in own)):
         add(grid.step(name))
     return list(ordered.values())

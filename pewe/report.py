@@ -114,8 +114,11 @@ def module_table(stored: Stored) -> pd.DataFrame:
 
 
 def comparisons(stored: Stored) -> pd.DataFrame:
-    """Paired comparison of the rows with each baseline."""
+    """Paired comparison of the rows with each baseline; PEMT, which has no other start, with the baselines of the adapter."""
     scored = stats.scores(plain_rows(stored.cells[stored.cells["init"] != SOURCES]))
+    if "pemt" in set(scored["delta"]):
+        borrowed = scored[(scored["delta"] == "adapter") & scored["init"].isin(BASELINES)]
+        scored = pd.concat([scored, borrowed.assign(delta="pemt")], ignore_index=True)
     parts = [found for baseline in BASELINES if len(found := stats.paired(scored, baseline))]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -147,8 +150,8 @@ def own_group_table(stored: Stored, folder: Path) -> pd.DataFrame:
     mean, deviation = groups.mean().unstack("delta", sort=False), groups.std(ddof=0).unstack("delta", sort=False)
     chance = found["chance"].mean()
     grouped_bars(mean, deviation, folder / "own_group.png", "weight on the target's own group", chance)
-    text = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
-    text.loc["above chance"] = [f"{count} of {len(mean)}" for count in (mean > chance).sum()]
+    text = (mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)).where(mean.notna(), "")
+    text.loc["above chance"] = [f"{(mean[delta] > chance).sum()} of {mean[delta].count()}" for delta in mean]
     note = f"Mean ± standard deviation over at most {found['seed'].nunique()} seeds; chance is {chance:.3f}.\n"
     write_text(folder / "own_group.md", f"{markdown(text, 'weights from')}\n{note}")
     return text

@@ -17,11 +17,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pewe import report
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import task_names
-from pewe.grid import DEFAULT_INITS, INITS, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.pemt import mean_gates, read_gates
 from pewe.results import provenance, read_json, read_table, write_json, write_table
 from pewe.suite import Suite, read_suite
-from pewe.tune import TuneConfig
-from pewe.weights import COLUMNS, RESULT
+from pewe.tune import COLUMNS, TuneConfig
+from pewe.weights import COLUMNS as SIMILARITY_COLUMNS
+from pewe.weights import RESULT
 from task_list import GROUP_OF
 
 
@@ -33,7 +35,7 @@ class Config:
     delta: list[str] = flag([], "delta methods (default: all of the suite)")
     init: list[str] = flag(
         list(DEFAULT_INITS),
-        f"rows of the table: {', '.join(INITS)} (the last three: one row per block or layer)",
+        f"rows of the table: {', '.join(INITS)} (GraNd_block, GraNd_layer, block: one row per block or layer; PEMT: delta pemt)",
     )
     seeds: list[int] = flag([42, 43, 44], "seeds of init, data order and dropout")
     dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
@@ -125,11 +127,13 @@ def collect(config: Config, suite: Suite, finished: list[tuple[Grid, Step]], out
             for cells, curves in cells_of(step, grid.root.parent):
                 tables["cells"].append(cells.assign(**key))
                 tables["curves"].append(curves.assign(**key))
+        if step.row in PEMT:
+            tables["weights"].append(mean_gates(read_gates(step.folder)).assign(init=step.row, **key))
         kind, _, what = str(step.folder.relative_to(grid.base)).partition("/")
         if kind == "weights":
             tables[kind] += [part.assign(**key) for part in weights_of(step.folder, what)]
         if kind == "similarity" and (step.folder / RESULT).is_file():
-            table = read_table(step.folder / RESULT, COLUMNS)
+            table = read_table(step.folder / RESULT, SIMILARITY_COLUMNS)
             inits = [what if scope == "all" else f"{what}/{scope}" for scope in table["scope"]]
             tables["similarities"].append(table.drop(columns="scope").assign(init=inits, **key))
     for name, parts in tables.items():
@@ -151,7 +155,7 @@ def cells_of(step: Step, root: Path) -> Iterator[tuple[pd.DataFrame, pd.DataFram
     for path in sorted(step.folder.rglob(RESULT)):
         scope = path.parent.relative_to(step.folder).parts
         init = "/".join((step.row, *scope))
-        table = read_table(path, ["task", "dev", "test", "run"]).assign(init=init)
+        table = read_table(path, COLUMNS)[COLUMNS].assign(init=init)
         table["group"] = table["task"].map(GROUP_OF)
         table["run"] = [str((path.parent / run).relative_to(root)) for run in table["run"]]
         curves = [

@@ -32,10 +32,12 @@ class TrainConfig:
     """How one delta is tuned; the defaults are the paper's."""
 
     train_iters: int = flag(100_000, "updates at most")
-    warmup_steps: int = flag(200, "warm-up updates; only --lr_decay_style constant_with_warmup looks at them")
+    train_epochs: int = flag(0, "passes over the training lines, a validation after each, instead of train_iters")
+    warmup_steps: int = flag(200, "warm-up updates; the default --lr_decay_style does not look at them")
     lr_decay_style: str = flag(
-        "constant", "constant (as the original, which ignores warmup_steps) or constant_with_warmup"
+        "constant", "constant (as the original, which ignores warmup_steps), constant_with_warmup, or linear to 0"
     )
+    optimizer: str = flag("adafactor", "adafactor, or adamw (PEMT's: betas 0.9 and 0.999, no weight decay)")
     valid_interval: int = flag(100, "updates between two validations")
     log_interval: int = flag(100, "updates between two log entries of the training loss")
     early_stop: int = flag(10, "stop after this many validations without improvement")
@@ -91,14 +93,66 @@ class StackedAdafactor(Adafactor):
         return tensor.flatten(1).norm(dim=1).div(math.sqrt(tensor[0].numel())).view(-1, *[1] * (tensor.dim() - 1))
 
 
-def make_optimizer(delta: Delta, learning_rates: Sequence[float]) -> Adafactor:
-    """Adafactor with a fixed learning rate per member (scale_parameter, relative_step and warmup_init off)."""
+class AdamW(torch.optim.Optimizer):
+    """Adam without weight decay on tensors of any shape, with the eps of transformers 4.6's AdamW, which PEMT used:
+
+    p -= lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps), so that eps is not bias-corrected as in torch's.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: Tensor):
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        group = self.param_groups[0]
+        b1, b2 = group["betas"]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state["step"] += 1
+            mean = state["exp_avg"].mul_(b1).add_(parameter.grad, alpha=1 - b1)
+            square = state["exp_avg_sq"].mul_(b2).addcmul_(parameter.grad, parameter.grad, value=1 - b2)
+            size = group["lr"] * (math.sqrt(1 - b2 ** state["step"]) / (1 - b1 ** state["step"]))
+            parameter.sub_(size * mean / (square.sqrt() + group["eps"]))
+
+
+OPTIMIZERS = ("adafactor", "adamw")
+LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
+
+
+def make_optimizer(delta: Delta, learning_rates: Sequence[float], name: str = "adafactor") -> torch.optim.Optimizer:
+    """One of OPTIMIZERS with a learning rate per member (Adafactor: scale_parameter, relative_step, warmup_init off)."""
     parameters = list(delta.named.values())
-    options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    if not isinstance(delta, Delta):  # full fine-tuning: no leading axis
-        return Adafactor(parameters, lr=learning_rates[0], **options)
-    rates = torch.tensor(learning_rates, device=parameters[0].device).view(-1, 1, 1)
-    return StackedAdafactor(parameters, lr=rates, **options)
+    rates = stacked_rates(learning_rates, parameters[0].device)
+    if name == "adamw":
+        return AdamW(parameters, rates)
+    kind = StackedAdafactor if delta.stacked else Adafactor
+    return kind(parameters, lr=rates, scale_parameter=False, relative_step=False, warmup_init=False)
+
+
+def stacked_rates(learning_rates: Sequence[float], device: torch.device) -> Tensor:
+    """(K, 1, 1), or a scalar for a stack of one, whose tensors need not be matrices."""
+    rates = torch.tensor(learning_rates, device=device)
+    return rates.view(-1, 1, 1) if len(rates) > 1 else rates[0]
+
+
+def rate_factor(config: TrainConfig, update: int) -> float:
+    """What the learning rate is multiplied with at an update, 1, 2, ...
+
+    constant_with_warmup: min(1, t / warmup_steps). linear, as in PEMT, with t counted from 0: t / warmup_steps, then
+    (train_iters - t) / (train_iters - warmup_steps).
+    """
+    if config.lr_decay_style == "constant":
+        return 1.0
+    if config.lr_decay_style == "constant_with_warmup":
+        return min(1.0, update / max(1, config.warmup_steps))
+    if update <= config.warmup_steps:
+        return (update - 1) / config.warmup_steps
+    return (config.train_iters - update + 1) / (config.train_iters - config.warmup_steps)
 
 
 def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -130,7 +184,7 @@ def clip_gradients(delta: Delta, max_norm: float) -> Tensor:
     norms = torch.stack([gradient.reshape(delta.stack, -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)) if isinstance(delta, Delta) else scale)
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)) if delta.stacked else scale)
     return norms
 
 
@@ -171,9 +225,11 @@ class Session:
         """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""
         resumed = [read_resume(member) for member in self.members]
         self.delta.load([saved["delta"] if saved else m.init for saved, m in zip(resumed, self.members, strict=True)])
-        self.optimizer = make_optimizer(self.delta, [member.learning_rate for member in self.members])
+        rates = [member.learning_rate for member in self.members]
+        self.optimizer = make_optimizer(self.delta, rates, self.config.optimizer)
         if all(resumed):
-            _load_optimizer(self.optimizer, [saved["optimizer"] for saved in resumed], self.members[0].progress.updates)
+            slices = [saved["optimizer"] for saved in resumed]
+            _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
         elif not self.as_original:
             self.validate([float("nan")] * len(self.members))
 
@@ -197,26 +253,21 @@ class Session:
 
     def _update(self, number: int) -> Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + number)  # dropout is a function of seed and update: resumable
-        if self.config.lr_decay_style == "constant_with_warmup":
-            self._warm_up(number)
+        factor = rate_factor(self.config, number)
+        rates = [member.learning_rate * factor for member in self.members]
+        self.optimizer.param_groups[0]["lr"] = stacked_rates(rates, self.backbone.device)
         windows = [next(stream) for stream in self.streams]
         total = torch.zeros(len(self.members), device=self.backbone.device)
         for micro in range(max(map(len, windows))):
             rows = [window[micro] if micro < len(window) else [] for window in windows]
             batch = collate_stack(rows, self.backbone.pad).to(self.backbone.device)
-            losses = member_losses(self.backbone.model, batch, len(self.members))
+            losses = member_losses(self.backbone.model, batch, len(self.members)) + self.delta.extra_loss()
             (losses.sum() / self.accumulate).backward()
             total += losses.detach()
         clip_gradients(self.delta, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total / torch.tensor([len(window) for window in windows], device=total.device)
-
-    def _warm_up(self, number: int) -> None:
-        factor = min(1.0, number / max(1, self.config.warmup_steps))
-        group = self.optimizer.param_groups[0]
-        rates = torch.tensor([member.learning_rate * factor for member in self.members], device=self.backbone.device)
-        group["lr"] = rates.view(-1, 1, 1) if isinstance(self.delta, Delta) else float(rates)
 
     def _log_losses(self, losses: list[float], step: int, bar: tqdm) -> None:
         for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
@@ -262,7 +313,7 @@ class Session:
         for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
             saved = {
                 "delta": state,
-                "optimizer": _optimizer_slice(self.optimizer, k),
+                "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
             with replacing(member.resume_file) as temporary:
@@ -287,12 +338,11 @@ class Session:
         return left
 
 
-_STATISTICS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
+_STATISTICS = ("exp_avg", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
 
 
-def _optimizer_slice(optimizer: Adafactor, k: int) -> list[dict[str, Tensor]]:
-    """Member k's second-moment statistics, one dict per parameter; empty before the first update."""
-    stacked = isinstance(optimizer, StackedAdafactor)
+def _optimizer_slice(optimizer: torch.optim.Optimizer, k: int, stacked: bool) -> list[dict[str, Tensor]]:
+    """Member k's statistics, one dict per parameter; empty before the first update."""
     parameters = optimizer.param_groups[0]["params"]
     return [
         {name: (state[name][k] if stacked else state[name]).cpu().clone() for name in _STATISTICS if name in state}
@@ -300,8 +350,9 @@ def _optimizer_slice(optimizer: Adafactor, k: int) -> list[dict[str, Tensor]]:
     ]
 
 
-def _load_optimizer(optimizer: Adafactor, slices: list[list[dict[str, Tensor]]], updates: int) -> None:
-    stacked = isinstance(optimizer, StackedAdafactor)
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, slices: list[list[dict[str, Tensor]]], updates: int, stacked: bool
+) -> None:
     for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
         names = slices[0][number]
         state = {
@@ -312,9 +363,7 @@ def _load_optimizer(optimizer: Adafactor, slices: list[list[dict[str, Tensor]]],
             optimizer.state[parameter] = {"step": updates, "RMS": 0, **state}
 
 
-def _keep(optimizer: Adafactor, members: Tensor) -> None:
-    group = optimizer.param_groups[0]
-    group["lr"] = group["lr"][members]
+def _keep(optimizer: torch.optim.Optimizer, members: Tensor) -> None:
     for state in optimizer.state.values():
         for name in _STATISTICS:
             if name in state:

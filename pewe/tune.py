@@ -7,6 +7,7 @@ result exists and its settings equal the current ones. The best run of a task by
 """
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,13 @@ import pandas as pd
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
-from pewe.cli import UserError, flag, log, log_to, show
+from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
-from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
+from pewe.deltas import Delta, DeltaConfig, DeltaState, PemtSource, attach_delta
 from pewe.evaluate import evaluate
+from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
-from pewe.train import Member, TrainConfig, fit, read_resume
+from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
 from task_list import METRICS
 
 COLUMNS = [
@@ -114,8 +116,11 @@ def check(config: TuneConfig) -> None:
                  "stack", "max_input_length", "max_output_length"):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    if config.lr_decay_style not in ("constant", "constant_with_warmup"):
-        raise UserError(f"--lr_decay_style must be constant or constant_with_warmup, not {config.lr_decay_style!r}")
+    for name, known in (("lr_decay_style", LR_DECAY_STYLES), ("optimizer", OPTIMIZERS)):
+        if getattr(config, name) not in known:
+            raise UserError(f"unknown --{name} {suggest(getattr(config, name), known)}")
+    if config.train_epochs and config.stack > 1:
+        raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
     for name, kind in (("learning_rate_list", "positive"), ("bsz_list", "at least 1")):
         wrong = [value for value in getattr(config, name) if not value > 0]
         if wrong:
@@ -127,8 +132,9 @@ def check(config: TuneConfig) -> None:
 
 def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
     """Every run of the configuration, with its data read and its init checked before anything is tuned."""
-    shapes = shapes_of(delta)
     for task in task_names(config):
+        prepare_delta(delta, config, task, backbone.tokenizer)
+        shapes = shapes_of(delta)
         prefixes = find_prefixes(Path(config.task_dir), task)
         states = inits(delta, task, shapes)
         for prefix in prefixes[:1] if config.one_prefix else prefixes:
@@ -141,6 +147,7 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
                 folder = Path(config.output_dir) / task / source / prefix / name
                 init = states[source]
                 settings = run_settings(config, task, prefix, batch_size, learning_rate, splits, init)
+                settings |= {"built_on": delta.built_on} if delta.built_on else {}
                 yield Run(task, source, prefix, batch_size, learning_rate, folder, splits, init, settings)
 
 
@@ -150,8 +157,9 @@ def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaS
         path = Path(config.test_checkpoint)
         path = task_checkpoint(path, task) if path.is_dir() else path
         return read_checkpoint(
-            path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task"
-        )
+            path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task",
+            built_on=delta.built_on,
+        )  # fmt: skip
     if config.train_checkpoint:
         path = ensemble_checkpoint(Path(config.train_checkpoint), task)
         return read_checkpoint(path, config.tune_method, shapes, "make it with a script of unit_model/")
@@ -161,7 +169,8 @@ def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaS
 
 # Settings that cannot change the result of a run, or that its own entries below replace.
 _NOT_IDENTITY = {"task_list", "tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device", "train_checkpoint",
-                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train",
+                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train", "experts",
+                 "expert_path",
                  "apply_adapter", "apply_lora", "apply_prefix"}  # fmt: skip
 
 
@@ -221,10 +230,14 @@ def prepare(run: Run, config: TuneConfig) -> Member:
 def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> None:
     """Tune, test and record one stack."""
     runs, members = zip(*pairs, strict=True)
+    prepare_delta(delta, config, runs[0].task, backbone.tokenizer)
     if config.do_train and not members[0].progress.finished:
         micro = min(runs[0].batch_size, config.micro_batch_size)
-        fit(backbone, delta, members, config, runs[0].batch_size // micro, micro, config.max_output_length,
-            config.as_original, config.quiet)  # fmt: skip
+        of_trainer = config.as_original and not isinstance(
+            delta, PemtSource
+        )  # PEMT's own trainer has none of these quirks
+        fit(backbone, delta, members, for_run(config, runs[0]), runs[0].batch_size // micro, micro,
+            generation_length(config), of_trainer, config.quiet)  # fmt: skip
     start = time.perf_counter()
     if config.do_train:
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
@@ -232,18 +245,32 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
         delta.load([run.init for run in runs])
         for member, score in zip(members, _score(backbone, runs, "dev", config), strict=True):
             member.progress.best = score
+    tested = time.perf_counter()
     tests = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
-    seconds = (time.perf_counter() - start) / len(runs)
+    end = time.perf_counter()
     for run, member, test in zip(runs, members, tests, strict=True):
-        _record(run, member, test, seconds)
+        block = {}
+        if config.do_predict and isinstance(delta, PemtSource):
+            epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
+            block = report(backbone, delta, run, test, epochs, end - tested, config)
+        _record(run, member, test, (end - start) / len(runs), block)
+
+
+def for_run(config: TuneConfig, run: Run) -> TuneConfig:
+    """--train_epochs as updates of this run, with a validation after each epoch; no original knows the starting delta."""
+    config = replace(config, start_is_candidate=config.start_is_candidate and not config.as_original)
+    if not config.train_epochs:
+        return config
+    updates = math.ceil(len(run.splits["train"].inputs) / run.batch_size)
+    return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
 
 
 def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
     splits, names = [run.splits[split] for run in runs], [METRICS[run.task] for run in runs]
-    return evaluate(backbone, splits, names, config.predict_batch_size, config.max_output_length)
+    return evaluate(backbone, splits, names, config.predict_batch_size, generation_length(config))
 
 
-def _record(run: Run, member: Member, test: float | None, seconds: float) -> None:
+def _record(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> None:
     progress = member.progress
     row = {
         "task": run.task, "prefix": run.prefix, "learning_rate": run.learning_rate, "batch_size": run.batch_size,
@@ -252,7 +279,7 @@ def _record(run: Run, member: Member, test: float | None, seconds: float) -> Non
     }  # fmt: skip
     if run.source:
         row = {"task": run.task, "source": run.source, **row}
-    result = {**row, "best_updates": progress.best_updates, "history": progress.history}
+    result = {**row, "block": block, "best_updates": progress.best_updates, "history": progress.history}
     write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance(), "result": result})
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
 
@@ -260,8 +287,12 @@ def _record(run: Run, member: Member, test: float | None, seconds: float) -> Non
 def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """`result.tsv` of all finished runs, and the best checkpoint of each task (and source) where the ensembles look for it."""
     finished = [(run, result) for run in runs if (result := result_of(run)) is not None]
-    columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else COLUMNS
-    rows = [{"target": result["task"], **result, "run": str(run.folder.relative_to(out))} for run, result in finished]
+    columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else list(COLUMNS)
+    rows = [
+        {"target": result["task"], **result, **result["block"], "run": str(run.folder.relative_to(out))}
+        for run, result in finished
+    ]
+    columns[-1:-1] = dict.fromkeys(name for _, result in finished for name in result["block"])
     table = pd.DataFrame(rows, columns=columns)
     write_table(out / "result.tsv", table)
     for (task, source), group in groupby(finished, key=lambda pair: (pair[0].task, pair[0].source)):

@@ -29,3 +29,9 @@ PREFIX=(--tune_method prefix --apply_prefix --prefix_r 24 --prefix_num 120)
 # The paper's few-shot tuning.
 TUNING=(--do_train --do_predict --learning_rate_list 5e-4 --bsz_list 8 --train_iters 100000 --warmup_steps 200
   --valid_interval 100 --log_interval 100 --early_stop 10 --predict_batch_size 80 --one_prefix --seed 42)
+
+# PEMT's two stages, with the original's optimizer; --train_epochs, not --early_stop, ends a run.
+PEMT=(--do_train --do_predict --optimizer adamw --lr_decay_style linear --max_grad_norm 1.0 --early_stop 1000 --one_prefix
+  --max_input_length 256 --max_output_length 128)
+PEMT_TARGET=(--tune_method pemt --learning_rate_list 3e-4 --warmup_steps 0 --train_epochs 20 --predict_batch_size 128
+  --micro_batch_size 32 --seed 4096 --expert_path checkpoints/pemt/stage1)

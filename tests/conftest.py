@@ -18,6 +18,7 @@ from pewe.deltas import DeltaConfig, attach_delta
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
 GOLDEN_FUSION = ROOT.parent / "shared" / "golden_fusion"
+GOLDEN_PEMT = ROOT.parent / "shared" / "golden_pemt"
 PAPER = ROOT.parent / "shared" / "paper"
 CROSSFIT = ROOT.parent / "shared" / "data" / "crossfit"
 METHODS = ("adapter", "lora", "prefix")
@@ -92,6 +93,14 @@ def golden_fusion() -> Path:
     if not GOLDEN_FUSION.is_dir():
         pytest.skip("the reference numbers of Dataless Knowledge Fusion are not here")
     return GOLDEN_FUSION
+
+
+@pytest.fixture(scope="session")
+def golden_pemt() -> Path:
+    """The folder of reference numbers of PEMT; tests that need it are skipped where it is absent."""
+    if not GOLDEN_PEMT.is_dir():
+        pytest.skip("the reference numbers of PEMT are not here")
+    return GOLDEN_PEMT
 
 
 def golden_backbone() -> Backbone:

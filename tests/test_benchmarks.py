@@ -3,7 +3,7 @@
 import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
-from benchmarks import gpu, kl_arithmetic, measure, merging, plain, scoring, table, tuning
+from benchmarks import gpu, kl_arithmetic, measure, merging, pemt, plain, scoring, table, tuning
 from pewe.data import Encoded
 from pewe.results import read_json
 
@@ -73,3 +73,11 @@ def test_needed_flops_by_hand():
     by_input = attention + feed_forward + attention / 2  # the decoder's keys and values of the encoder's states
     by_label = attention + attention / 2 + feed_forward + 100 * 64
     assert gpu.needed_flops(gpu.backbone(config).model, [task], 3) == 2 * 3 * (5 * by_input + 3 * by_label)
+
+
+def test_an_update_of_pemt_beside_one_of_an_adapter(small_config):
+    small_config(scoring.Config)
+    sizes = {"layers": 1, "width": 64, "feed_forward": 32, "vocabulary": 50, "sources": 2, "prompt": 3}
+    pemt.run(pemt.Config(**sizes, lines=2, updates=1, repeats=1))
+    (row,) = read_json(measure.RESULTS / "pemt.json")["rows"]
+    assert row["times_the_adapter"] == pytest.approx(row["ours_s"] / row["plain_s"], rel=0.3)

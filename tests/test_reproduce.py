@@ -13,7 +13,7 @@ from conftest import MINI_TASKS
 
 from pewe import report, reproduce, stats
 from pewe.cli import UserError
-from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, SOURCES, Grid, plan
+from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, plan
 from pewe.reproduce import Config
 from pewe.results import read_json
 from pewe.suite import read_suite
@@ -264,3 +264,24 @@ def test_few_sources_get_a_lower_effective_number():
         return Grid(suite, "adapter", 1, Path("x"), {"tasks": tasks[:count]}).step("weights/Loss").config.effective
 
     assert (effective(12), effective(4)) == (3.0, 2.0)
+
+
+def test_pemt_and_its_ablations_are_rows(here):
+    """Beside another delta: each delta has only its own rows."""
+    suite = (here.folder / "tiny.toml").read_text()
+    words = here.folder / "words.tsv"
+    words.write_text("".join(f"{task}\t{task} .\n" for task in MINI_TASKS))
+    flags = f'stack = 1\noptimizer = "adamw"\nexpert_rank = 3\ntask_descriptions = "{words}"\n'
+    (here.folder / "tiny.toml").write_text(f"{suite}[delta.pemt]\n{flags}")
+    cells = here(delta=["adapter", "pemt"], init=["Random", *PEMT])
+    assert {*cells["init"][cells["delta"] == "pemt"]} == {SOURCES, *PEMT}
+    assert {*cells["init"][cells["delta"] == "adapter"]} == {SOURCES, "Random"}
+    assert (cells.groupby(["delta", "init"])["task"].nunique() == 3).all() and cells["test"].notna().all()
+    run = read_json(
+        here.folder / "checkpoints" / cells["run"][cells["init"] == "PEMT_no_sparsity"].iloc[0] / "run.json"
+    )
+    weights = pd.read_csv(here.folder / "results/tiny/weights.tsv", sep="\t")
+    assert weights.groupby(["init", "target"])["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-4)
+    compared = pd.read_csv(here.folder / "results/tiny/comparisons.tsv", sep="\t")
+    assert "PEMT" in set(compared["init"][(compared["delta"] == "pemt") & (compared["baseline"] == "Random")])
+    assert run["settings"]["sparsity"] == 0 and list(run["settings"]["built_on"]) == list(MINI_TASKS[1:])

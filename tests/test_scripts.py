@@ -90,3 +90,14 @@ def test_every_script_on_the_mini_gym(method, tmp_path):
         out = tmp_path / f"tuned_{init}"
         bash(f"{method}.sh", *tasks, *few, "--train_checkpoint", tmp_path / init, "--output_dir", out)
         assert read_table(out / "result.tsv", ["task", "dev", "test"])["test"].notna().all()
+
+
+@pytest.mark.slow
+def test_both_stages_of_pemt_on_the_mini_gym(tmp_path):
+    few = ["--tasks", *MINI_TASKS, "--device", "cpu", "--max_input_length", 48, "--max_output_length", 8,
+           "--train_epochs", 0, "--train_iters", 4, "--valid_interval", 2, "--bsz_list", 8, "--expert_rank", 4]  # fmt: skip
+    bash("pemt_stage1.sh", *few, "--output_dir", tmp_path / "stage1")
+    for script in ("pemt_stage2.sh", "pemt_stage2_few_shot.sh"):
+        bash(script, *few, "--expert_path", tmp_path / "stage1", "--output_dir", tmp_path / script)
+        table = read_table(tmp_path / script / "result.tsv", ["task", "test", "test_loss", "test_moe_weight_1"])
+        assert table["task"].tolist() == list(MINI_TASKS) and table["test_moe_weight_1"].notna().all()

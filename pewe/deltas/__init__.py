@@ -1,4 +1,4 @@
-"""The paper's three deltas, each holding K stacked members on one frozen stock T5."""
+"""The paper's three deltas, each holding K stacked members on one frozen stock T5; PEMT; full fine-tuning."""
 
 from transformers import PreTrainedModel
 
@@ -7,12 +7,14 @@ from pewe.deltas.adapter import HoulsbyAdapter, PfeifferAdapter
 from pewe.deltas.base import Delta, DeltaConfig, DeltaState
 from pewe.deltas.full import FullModel
 from pewe.deltas.lora import Lora
+from pewe.deltas.pemt import Pemt, PemtSource
 from pewe.deltas.prefix import Prefix
 
-__all__ = ["ADAPTER_TYPES", "TUNE_METHODS", "Delta", "DeltaConfig", "DeltaState", "attach_delta"]
+__all__ = ["ADAPTER_TYPES", "TUNE_METHODS", "Delta", "DeltaConfig", "DeltaState", "Pemt", "PemtSource", "attach_delta"]
 
 ADAPTER_TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
-TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "model": FullModel}
+TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "pemt_source": PemtSource, "pemt": Pemt,
+                "model": FullModel}  # fmt: skip
 
 
 def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:
@@ -27,7 +29,7 @@ def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) ->
     for method in ("adapter", "lora", "prefix"):
         if getattr(config, f"apply_{method}") and config.tune_method != method:
             raise UserError(f"--apply_{method} contradicts --tune_method {config.tune_method}")
-    for name in ("adapter_size", "lora_r", "prefix_num", "prefix_r"):
+    for name in ("adapter_size", "lora_r", "prefix_num", "prefix_r", "expert_rank"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
     if getattr(model.config, "model_type", "") != "t5":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pewe.cli import UserError, flag
+from pewe.cli import OriginalConfig, UserError, flag
 from pewe.deltas.compat import DeltaBase
 
 DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
@@ -23,10 +23,12 @@ Initialiser = Callable[[torch.Size, torch.Generator], Tensor]
 
 
 @dataclass
-class DeltaConfig:
+class DeltaConfig(OriginalConfig):
     """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
 
-    tune_method: str = flag("adapter", "adapter, lora, prefix, or model (full fine-tuning, no delta at all)")
+    tune_method: str = flag(
+        "adapter", "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)"
+    )
     adapter_type: str = flag("houlsby", "houlsby (after every sub-layer) or pfeiffer (after the feed-forward only)")
     adapter_size: int = flag(12, "bottleneck r of an adapter")
     lora_r: int = flag(10, "rank of LoRA")
@@ -36,6 +38,16 @@ class DeltaConfig:
     apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)")
     apply_lora: bool = flag(False, "same as --tune_method lora")
     apply_prefix: bool = flag(False, "same as --tune_method prefix")
+    expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert")
+    expert_path: str = flag("checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt")
+    experts: list[str] = flag([], "PEMT, stage 2: names of the sources, in order (default: all tasks but the target)")
+    target_adapter_size: int = flag(0, "PEMT: bottleneck of the target adapter (0: d_model / 16, as the original)")
+    sparsity: float = flag(0.1, "PEMT: coefficient of the sparsity loss; 0: without")
+    prompt_dropout: float = flag(0.1, "PEMT: dropout of the target prompt's attention to the sources' prompts")
+    pemt_gate: bool = flag(True, "PEMT: gates; without, every expert has the same weight")
+    pemt_prompt: bool = flag(True, "PEMT: prompts; without, a gate reads the mean of the input's positions")
+    pemt_adapter: bool = flag(True, "PEMT: target adapters")
+    task_descriptions: str = flag("data/task_descriptions.tsv", "PEMT: file with task TAB sentence: the prompts' text")
 
 
 def normal(std: float) -> Initialiser:
@@ -66,6 +78,7 @@ class Delta(DeltaBase):
     """
 
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
+    stacked = True  # tensors have the leading axis K
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))
@@ -73,6 +86,7 @@ class Delta(DeltaBase):
         self.delta_modules = nn.ModuleList()
         self.named: dict[str, nn.Parameter] = {}
         self.initialisers: dict[str, Initialiser] = {}
+        self.built_on: dict[str, str] = {}  # frozen deltas that this one needs, name -> fingerprint
         self.prepare(model.config)
         training = model.training
         self.add_all_delta_to_backbone(model, self.modified_modules)
@@ -124,6 +138,10 @@ class Delta(DeltaBase):
         for name, parameter in self.named.items():
             stacked = torch.stack([state[name].to(torch.float32) for state in states])
             self._set(parameter, stacked.to(parameter.device))
+
+    def extra_loss(self) -> Tensor | float:
+        """What this kind adds to the losses of its members, (K,) or a scalar, from the last forward."""
+        return 0.0
 
     def states(self) -> list[DeltaState]:
         """A copy on the CPU of each member's state, under the original names."""

@@ -13,12 +13,12 @@ from pewe.deltas.base import DeltaConfig, DeltaState
 class FullModel:
     """`--tune_method model`. Same methods as `Delta`; the tensors have no leading axis, so the stack is always 1."""
 
-    stack = 1
+    stack, stacked = 1, False
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         if stack != 1:
             raise UserError("--tune_method model tunes the backbone itself: --stack must be 1")
-        self.delta_config = config
+        self.delta_config, self.built_on = config, {}
         model.requires_grad_(True)
         self.named = dict(model.named_parameters())
         self._start = {name: parameter.detach().clone() for name, parameter in self.named.items()}
@@ -33,6 +33,10 @@ class FullModel:
         (state,) = states
         for name, parameter in self.named.items():
             parameter.copy_(state[name])
+
+    def extra_loss(self) -> float:
+        """Nothing."""
+        return 0.0
 
     def states(self) -> list[DeltaState]:
         """One copy of the backbone's parameters, on the CPU."""

@@ -1,0 +1,367 @@
+"""PEMT: a mixture of source experts for one target (Lin et al., Findings of ACL 2024), on stock T5 v1.0 and v1.1.
+
+Stage 1 (`PemtSource`) tunes one expert per source task on every feed-forward output projection, and a prompt. Stage 2
+(`Pemt`) freezes the experts and prompts of E sources and tunes, for a target, the gates that mix them, an adapter behind
+each mixture, a prompt that attends to those of the sources, and the layer norms. The length of a prompt depends on its
+task, and the experts on the target, so that both hold one delta: K = 1.
+
+Symbols: B sequences, S tokens, L positions of the prompt, d = d_model, r the rank, E experts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pewe.cli import UserError
+from pewe.deltas.base import Delta, DeltaState, Initialiser, kaiming_uniform, layer_name, normal, zeros
+
+PROMPT = "task_shared"  # the original's name of the prompt
+
+
+@dataclass
+class Pass:
+    """What the sites of one forward share. A gate reads the prompt's positions, without prompt those of the input."""
+
+    prompt: int = 0  # L
+    encoder_mask: Tensor | None = None  # (B, L + S), 1 on prompt and input
+    decoder_mask: Tensor | None = None  # (B, T), 1 on the labels
+    context: Tensor | None = None  # (B, d), what the gates of the decoder read
+
+    def mean(self, hidden: Tensor) -> Tensor:
+        """Mean over the positions that a gate reads, (B, L + S, width) -> (B, width)."""
+        if self.prompt:
+            return hidden[:, : self.prompt].mean(1)
+        mask = self.encoder_mask[..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class PromptSite(nn.Module):
+    """Puts P + sum_i dropout(softmax(P S_i^T)) S_i in front of the encoder's input; S_i (L_i, d) are the sources' prompts.
+
+    The dropout acts on the rows of the attention, in training only.
+    """
+
+    def __init__(self, encoder: nn.Module, prompt: nn.Parameter | None, dropout: float, shared: Pass):
+        super().__init__()
+        self.encoder, self.shared = [encoder], shared  # in a list: a site does not own the module that it belongs to
+        self.prompt, self.dropout = prompt, dropout
+        self.sources: list[Tensor] = []
+
+    def value(self) -> Tensor:
+        """The prompt of this forward, (L, d)."""
+        own = value = self.prompt[0]
+        for source in self.sources:
+            attention = functional.dropout(torch.softmax(own @ source.mT, -1), self.dropout, self.training)
+            value = value + attention @ source
+        return value
+
+    def pre_forward(self, *args, **kwargs):
+        """Called by opendelta with the arguments of the encoder; input_ids (B, S) become embeddings (B, L + S, d)."""
+        embeddings = self.encoder[0].embed_tokens(kwargs.pop("input_ids"))
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(embeddings[..., 0], dtype=torch.long) if mask is None else mask
+        self.shared.prompt = 0
+        if self.prompt is not None:
+            prompt = self.value().to(embeddings.dtype).expand(len(embeddings), -1, -1)
+            self.shared.prompt = prompt.shape[1]
+            embeddings, mask = torch.cat([prompt, embeddings], 1), widened(mask, prompt.shape[1])
+        self.shared.encoder_mask = mask
+        return args, {**kwargs, "inputs_embeds": embeddings, "attention_mask": mask}
+
+
+class ContextSite(nn.Module):
+    """Tells the decoder of the prompt's positions, and its gates what they read: the mean of the final encoder output.
+
+    The original gives the decoder no mask of its own padding, which matters only where padding counts: `padding`.
+    """
+
+    def __init__(self, shared: Pass, padding: bool):
+        super().__init__()
+        self.shared, self.padding = shared, padding
+
+    def pre_forward(self, *args, **kwargs):
+        """Called by opendelta with the arguments of the decoder; encoder_hidden_states (B, L + S, d)."""
+        if kwargs.get("encoder_attention_mask") is not None:
+            kwargs["encoder_attention_mask"] = widened(kwargs["encoder_attention_mask"], self.shared.prompt)
+        self.shared.context = self.shared.mean(kwargs["encoder_hidden_states"])
+        if self.padding:
+            kwargs["attention_mask"] = None
+        self.shared.decoder_mask = kwargs.get("attention_mask")
+        return args, kwargs
+
+
+def widened(mask: Tensor, prompt: int) -> Tensor:
+    """(B, S) -> (B, L + S), ones in front."""
+    return torch.cat([mask.new_ones(len(mask), prompt), mask], 1)
+
+
+class ExpertSite(nn.Module):
+    """B A a, added to the output projection W a by opendelta; A (1, r, d_ff), B (1, d, r). The scale alpha / r is 1."""
+
+    def __init__(self, lora_A: nn.Parameter, lora_B: nn.Parameter):
+        super().__init__()
+        self.lora_A, self.lora_B = lora_A, lora_B
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, S, d_ff) -> (B, S, d)."""
+        A, B = (parameter[0].to(hidden.dtype) for parameter in (self.lora_A, self.lora_B))
+        return functional.linear(functional.linear(hidden, A), B)
+
+
+class MixtureSite(nn.Module):
+    """h' = h + U gelu(D h + b1) + b2 with h = W a + sum_i g_i B_i A_i a and g = softmax(u W_g).
+
+    u (B, d_ff in the encoder, d in the decoder) is what the gate reads, g (B, E) serves all positions of a sequence; gelu
+    is the tanh form. The E experts are one product: A (E r, d_ff), B (d, E r).
+    """
+
+    def __init__(self, gate: nn.Parameter | None, adapter: Sequence[nn.Parameter], shared: Pass, in_encoder: bool):
+        super().__init__()
+        self.gate, self.adapter = gate, nn.ParameterList(adapter)
+        self.shared, self.in_encoder = shared, in_encoder
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # g, A a (B, S, E, r), h' of the last forward
+
+    def set_experts(self, A: Tensor, B: Tensor) -> None:
+        """A (E, r, d_ff) and B (E, d, r) of the sources, frozen.
+
+        They are kept as R A and Q with B = Q R: the product is the same, and since the columns of Q are orthonormal,
+        an expert's output Q z has the length of z, of which `imbalance` makes use. r becomes at most d.
+        """
+        Q, R = torch.linalg.qr(B.float())
+        A = (R @ A.float()).to(A.dtype)
+        self.experts, self.rank = A.shape[:2]
+        self.A, self.B = A.flatten(0, 1), Q.to(B.dtype).transpose(0, 1).flatten(1)
+
+    def pre_forward(self, hidden: Tensor):
+        """Called by opendelta with a (B, S, d_ff)."""
+        self.inputs = hidden
+        return (hidden,), {}
+
+    def post_forward(self, output: Tensor) -> Tensor:
+        """Called by opendelta with W a (B, S, d); returns h'."""
+        inputs, self.inputs = self.inputs, None
+        codes = functional.linear(inputs, self.A).unflatten(-1, (self.experts, self.rank))
+        gates = self._gates(inputs)
+        hidden = output + functional.linear((codes * gates[:, None, :, None].to(codes.dtype)).flatten(2), self.B)
+        if len(self.adapter):
+            down, down_bias, up, up_bias = (parameter[0].to(hidden.dtype) for parameter in self.adapter)
+            inner = functional.gelu(functional.linear(hidden, down, down_bias), approximate="tanh")
+            hidden = hidden + functional.linear(inner, up, up_bias)
+        self.last = gates, codes, hidden
+        return hidden
+
+    def _gates(self, inputs: Tensor) -> Tensor:
+        if self.gate is None:
+            return inputs.new_full((len(inputs), self.experts), 1 / self.experts, dtype=torch.float32)
+        read = self.shared.mean(inputs) if self.in_encoder else self.shared.context
+        return torch.softmax(read.float() @ self.gate[0], -1)
+
+    def imbalance(self, padding: bool) -> Tensor:
+        """sum_i mean_b(g_i) (1 - mean_n cos(h'_n, e_in)) of the last forward, e_i = B_i A_i a; a scalar.
+
+        n runs over all positions that are not padding, the prompt's among them; with `padding`, over all.
+        With orthonormal B_i, cos(h', e_i) = (A_i a)^T (B_i^T h') / |A_i a| / |h'|: no e_i (B, S, d) is ever made.
+        """
+        gates, codes, hidden = self.last
+        codes, hidden = codes.float(), hidden.float()
+        products = (functional.linear(hidden, self.B.mT.float()).view(codes.shape) * codes).sum(-1)
+        norms = hidden.norm(dim=-1, keepdim=True).clamp_min(1e-8) * codes.norm(dim=-1).clamp_min(1e-8)
+        cosines = (products / norms).flatten(0, 1)  # (B S, E)
+        mask = self.shared.encoder_mask if self.in_encoder else self.shared.decoder_mask
+        if mask is not None and not padding:
+            weights = mask.flatten().to(cosines.dtype)
+            mean = weights @ cosines / weights.sum()
+        else:
+            mean = cosines.mean(0)
+        return (gates.mean(0) * (1 - mean)).sum()
+
+
+class TunedNorm(nn.Module):
+    """T5's layer norm, w x / sqrt(mean(x^2) + eps), with a weight (1, d) in fp32 whatever the dtype of the backbone."""
+
+    def __init__(self, weight: nn.Parameter, eps: float):
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, S, d) -> (B, S, d)."""
+        x = hidden.float()
+        return (self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))).to(hidden.dtype)
+
+
+class PemtSource(Delta):
+    """Stage 1: an expert on every feed-forward output projection of both stacks, and the prompt of the source task.
+
+    The prompt starts as the embeddings of the task's description. In the original they are rows of a fresh N(0, 1)
+    table, a row per distinct token: `as_original`.
+    """
+
+    sites = ("encoder", "decoder", "DenseReluDense.wo")
+
+    def __init__(self, model, config, stack: int):
+        if stack != 1:
+            raise UserError(
+                f"--tune_method {config.tune_method}: the prompt's length depends on the task: --stack must be 1"
+            )
+        super().__init__(model, config, stack)
+
+    def load(self, states: Sequence[DeltaState]) -> None:
+        if len(states) != 1:
+            raise UserError(f"--tune_method {self.delta_config.tune_method} holds one delta, not {len(states)}")
+        super().load(states)
+
+    def prepare(self, config) -> None:
+        self.shared, self.description = Pass(), [config.eos_token_id]
+        prompt = None
+        if self.delta_config.pemt_prompt:
+            prompt = self.new_parameter(PROMPT, (1, config.d_model), self._embedded_description)
+        encoder = self.backbone_model.encoder
+        self.prompt = PromptSite(encoder, prompt, self.delta_config.prompt_dropout, self.shared)
+
+    def expected_tensors(self, config) -> int:
+        return 2 * (config.num_layers + config.num_decoder_layers) + self.delta_config.pemt_prompt
+
+    def update_module(self, module: nn.Module, key: str) -> None:
+        _, _, site = self.find_module(module, key)
+        if key == "encoder":
+            self.insert_sequential_module(site, delta_module=self.prompt, delta_name="prompt")
+        elif key == "decoder":
+            context = ContextSite(self.shared, self.delta_config.as_original)
+            self.insert_sequential_module(site, delta_module=context, delta_name="context")
+        else:
+            self.add_to_projection(site, key)
+
+    def add_to_projection(self, linear: nn.Linear, key: str) -> None:
+        """The trained expert of one feed-forward."""
+        r = self.delta_config.expert_rank
+        site = ExpertSite(
+            self.new_parameter(f"{key}.lora_A", (r, linear.in_features), kaiming_uniform),
+            self.new_parameter(f"{key}.lora_B", (linear.out_features, r), kaiming_uniform),
+        )
+        self.delta_modules.append(site)
+        self.insert_parallel_module(linear, delta_module=site, delta_name="expert")
+
+    def describe(self, ids: Sequence[int]) -> None:
+        """The token ids of the task's description: the prompt gets their number and, in `initialise`, their embeddings."""
+        self.description = list(ids)
+        if PROMPT in self.named:
+            self.resize(PROMPT, (len(ids), self.backbone_model.config.d_model))
+
+    def _embedded_description(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        ids = torch.tensor(self.description)
+        if self.delta_config.as_original:
+            distinct, number = ids.unique(return_inverse=True)
+            return torch.randn(len(distinct), shape[1], generator=generator)[number]
+        return self.backbone_model.shared.weight.detach()[ids.to(self.backbone_model.device)].float().cpu()
+
+    def resize(self, name: str, shape: Sequence[int]) -> None:
+        """Give a parameter another shape (without the leading axis), filled with zeros."""
+        parameter = self.named[name]
+        self._set(parameter, parameter.new_zeros(1, *shape))
+
+
+class Pemt(PemtSource):
+    """Stage 2: gates, target adapters, target prompt and layer norms over frozen experts.
+
+    `set_experts` must be called before the first forward. The flags pemt_gate, pemt_prompt and pemt_adapter take a part
+    away: without gate every expert has the weight 1 / E.
+    """
+
+    sites = (*PemtSource.sites, "layer_norm", "final_layer_norm")
+    _PARTS = ("down_sampler.weight", "down_sampler.bias", "up_sampler.weight", "up_sampler.bias")
+
+    def prepare(self, config) -> None:
+        super().prepare(config)
+        self.mixtures: dict[str, MixtureSite] = {}
+
+    def expected_tensors(self, config) -> int:
+        flags, depth = self.delta_config, (config.num_layers, config.num_decoder_layers)
+        norms = 2 * depth[0] + 3 * depth[1] + 2
+        return norms + flags.pemt_prompt + (flags.pemt_gate + len(self._PARTS) * flags.pemt_adapter) * sum(depth)
+
+    def update_module(self, module: nn.Module, key: str) -> None:
+        if not key.endswith("layer_norm"):
+            return super().update_module(module, key)
+        parent, name, norm = self.find_module(module, key)
+        pretrained = norm.weight.detach()
+        weight = self.new_parameter(f"{key}.weight", pretrained.shape, lambda *_: pretrained.float().cpu().clone())
+        site = TunedNorm(weight, norm.variance_epsilon)
+        self.replace_module(parent, name, norm, site, delta_name="norm")
+
+    def add_to_projection(self, linear: nn.Linear, key: str) -> None:
+        """The gate, the mixture and the target adapter of one feed-forward."""
+        site = MixtureSite(self._new_gate(key), self._new_adapter(key), self.shared, key.startswith("encoder"))
+        self.mixtures[key] = site
+        self.delta_modules.append(site)
+        self.insert_sequential_module(linear, delta_module=site, delta_name="mixture")
+
+    def _new_gate(self, key: str) -> nn.Parameter | None:
+        return self.new_parameter(f"{key}.w_gate", (1, 1), zeros) if self.delta_config.pemt_gate else None
+
+    def _new_adapter(self, key: str) -> list[nn.Parameter]:
+        if not self.delta_config.pemt_adapter:
+            return []
+        d = self.backbone_model.config.d_model
+        r = self.delta_config.target_adapter_size or max(1, d // 16)
+        shapes: list[tuple[tuple[int, ...], Initialiser]] = [
+            ((r, d), normal(0.01)), ((r,), zeros), ((d, r), normal(0.01)), ((d,), zeros),
+        ]  # fmt: skip
+        return [
+            self.new_parameter(f"{layer_name(layer_name(key))}.adapter.{part}", *shape)
+            for part, shape in zip(self._PARTS, shapes, strict=True)
+        ]
+
+    def set_experts(self, sources: Mapping[str, DeltaState]) -> None:
+        """Freeze these states of stage 1, name -> state, in this order; the gates get a column for each.
+
+        Raises UserError that names the source and the tensor where a state does not fit this backbone.
+        """
+        for key, site in self.mixtures.items():
+            linear = self.backbone_model.get_submodule(key)
+            A, B = (torch.stack(_tensors(sources, f"{key}.{name}")).to(linear.weight) for name in ("lora_A", "lora_B"))
+            if A.shape[2] != linear.in_features or B.shape[1:] != (linear.out_features, A.shape[1]):
+                found = f"{tuple(A.shape[1:])} and {tuple(B.shape[1:])}"
+                raise UserError(
+                    f"experts {', '.join(sources)}: {key}.lora_A and lora_B have the shapes {found}, expected "
+                    f"(r, {linear.in_features}) and ({linear.out_features}, r): another backbone?"
+                )
+            site.set_experts(A, B)
+            if site.gate is not None:
+                width = linear.in_features if site.in_encoder else linear.out_features
+                self.resize(f"{key}.w_gate", (width, len(sources)))
+        if PROMPT in self.named:
+            self.prompt.sources = [prompt.to(self.named[PROMPT]) for prompt in _tensors(sources, PROMPT)]
+
+    def gates(self) -> Tensor:
+        """The gates of the last forward, (layers, B, E): encoder layers, then decoder layers."""
+        return torch.stack([site.last[0].detach() for site in self.mixtures.values()])
+
+    def imbalances(self) -> Tensor:
+        """The sparsity term of every layer at the last forward, (layers,)."""
+        padding = self.delta_config.as_original
+        return torch.stack([site.imbalance(padding) for site in self.mixtures.values()])
+
+    def extra_loss(self) -> Tensor | float:
+        """--sparsity times the mean of `imbalances`; none with a single expert, as in the original."""
+        several = next(iter(self.mixtures.values())).experts > 1
+        return self.delta_config.sparsity * self.imbalances().mean() if self.delta_config.sparsity and several else 0.0
+
+
+def _tensors(sources: Mapping[str, DeltaState], name: str) -> list[Tensor]:
+    """This tensor of every source. Raises UserError where one is missing, or (of an expert) of another shape."""
+    for source, state in sources.items():
+        if name not in state:
+            raise UserError(
+                f"source {source!r}: tensor {name} is missing; expected a checkpoint of --tune_method pemt_source"
+            )
+    tensors = [state[name] for state in sources.values()]
+    first, rest = next(iter(sources)), list(sources)[1:]
+    for source, tensor in zip(rest, tensors[1:], strict=True):
+        if name != PROMPT and tensor.shape != tensors[0].shape:
+            raise UserError(
+                f"source {source!r}: tensor {name} has shape {tuple(tensor.shape)}, that of {first!r} has {tuple(tensors[0].shape)}"
+            )
+    return tensors

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# PEMT, stage 2, on the few-shot lines of every target: as pemt_stage2.sh, with the original's batch of 8.
+# Further flags are passed on; what the mini gym needs:
+#   bash scripts/pemt_stage2_few_shot.sh --train_epochs 10 --learning_rate_list 3e-3
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${PEMT[@]}" "${PEMT_TARGET[@]}" --bsz_list 8 \
+  --output_dir checkpoints/pemt/stage2_few_shot "$@"
