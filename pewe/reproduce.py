@@ -19,7 +19,7 @@ from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import task_names
 from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
 from pewe.pemt import mean_gates, read_gates
-from pewe.results import provenance, read_json, read_table, write_json, write_table
+from pewe.results import file_sha256, provenance, read_json, read_table, write_json, write_table
 from pewe.suite import Suite, read_suite
 from pewe.tune import COLUMNS, TuneConfig
 from pewe.weights import COLUMNS as SIMILARITY_COLUMNS
@@ -51,7 +51,7 @@ def material(config: TuneConfig) -> str:
     files += [path for path in sorted(Path(config.model).glob("*")) if path.is_file()]
     digest = hashlib.sha256(config.model.encode())
     for path in files:
-        digest.update(path.name.encode() + hashlib.file_digest(path.open("rb"), "sha256").digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from pewe.data import Batch
 from pewe.deltas import DeltaConfig, attach_delta
 from pewe.pemt import GATES, GatesConfig, block_text, descriptions
 from pewe.results import read_table
-from pewe.train import TrainConfig, make_optimizer, member_losses, rate_factor
+from pewe.train import Session, TrainConfig, make_optimizer, member_losses, rate_factor
 from pewe.tune import TuneConfig, tune
 from task_list import METRICS, mini_task_list, quan_task
 
@@ -282,7 +282,6 @@ def test_a_saved_stage_2_tests_the_same(runs, tmp_path):
 def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch):
     out, config = runs
     config = replace(config, tasks=[MINI_TASKS[0]], output_dir=str(tmp_path))
-    from pewe.train import Session
 
     def dying(session, losses, validate=Session.validate):
         validate(session, losses)

@@ -6,7 +6,6 @@
                          logits/<test set>.safetensors    its logits on a test set
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from pewe.data import IGNORED
 from pewe.fusion.collect import Batch, collect, gold_loss
 from pewe.fusion.domains import Domain, Row, collate, digest, read_domains
 from pewe.fusion.store import Statistics, read_statistics, write_statistics
-from pewe.results import replacing, write_json
+from pewe.results import file_sha256, replacing, write_json
 
 WARMUP = 0.06  # share of the updates
 
@@ -72,7 +71,7 @@ class Zoo:
         tokens = config.kind == "tokens"
         self.kind = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.start = digest([_sha256(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
+        self.start = digest([file_sha256(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
         """All that a model depends on."""
@@ -153,11 +152,6 @@ def renamed(pairs: Sequence[str]) -> dict[str, str]:
     if bad := [pair for pair in pairs if pair.count("=") != 1]:
         raise UserError(f"--rename needs OLD=NEW, not {bad[0]!r}")
     return dict(pair.split("=") for pair in pairs)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(model: str):
