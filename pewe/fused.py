@@ -6,6 +6,7 @@ original's: long tuning amplifies a change of rounding.
 
 import types
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -18,6 +19,9 @@ def fuse(model: nn.Module) -> None:
             module.forward = types.MethodType(attention, module)
         if isinstance(getattr(module, "act", None), NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")
+
+
+KEYS = 16  # torch's kernel on a CPU handles the keys beyond a multiple of its vectors one by one: -inf fills them up
 
 
 def attention(module: T5Attention, hidden_states: Tensor, mask=None, key_value_states=None, position_bias=None,
@@ -43,6 +47,9 @@ def attention(module: T5Attention, hidden_states: Tensor, mask=None, key_value_s
             position_bias = module.compute_bias(reach, positions, queries.device, cache_position)[:, :, -length:]
         if mask is not None:
             position_bias = position_bias + mask[..., :positions]
+        position_bias = nn.functional.pad(position_bias, (0, -positions % KEYS), value=-torch.inf)
+    filling = (0, 0, 0, position_bias.shape[-1] - keys.shape[-2])
+    keys, values = nn.functional.pad(keys, filling), nn.functional.pad(values, filling)
     dropout = module.dropout if module.training else 0.0
     mixed = nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=position_bias, dropout_p=dropout, scale=1.0
