@@ -45,9 +45,10 @@ def _fitting(state: DeltaState, first: DeltaState, number: int) -> DeltaState:
 
 def _add_products(merged: Tensor, weights: Tensor, chunk: list[DeltaState], names: list[str], beta: int) -> None:
     """merged = beta * merged + weights @ stacked chunk, tensor by tensor, so that what is stacked stays in the cache."""
-    start = 0
+    start, room = 0, torch.empty(len(chunk) * max(tensor.numel() for tensor in chunk[0].values()))
     for name in names:
-        stacked = torch.stack([state[name].flatten().float() for state in chunk])
+        stacked = room[: len(chunk) * chunk[0][name].numel()].view(len(chunk), -1)
+        torch.stack([state[name].flatten().float() for state in chunk], out=stacked)
         part = merged[:, start : start + stacked.shape[1]]
         torch.addmm(part, weights, stacked, beta=beta, out=part)
         start += stacked.shape[1]
