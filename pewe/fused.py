@@ -48,8 +48,8 @@ def attention(module: T5Attention, hidden_states: Tensor, mask=None, key_value_s
         if mask is not None:
             position_bias = position_bias + mask[..., :positions]
         position_bias = nn.functional.pad(position_bias, (0, -positions % KEYS), value=-torch.inf)
-    filling = (0, 0, 0, position_bias.shape[-1] - keys.shape[-2])
-    keys, values = nn.functional.pad(keys, filling), nn.functional.pad(values, filling)
+    if missing := position_bias.shape[-1] - keys.shape[-2]:
+        keys, values = (nn.functional.pad(states, (0, 0, 0, missing)) for states in (keys, values))
     dropout = module.dropout if module.training else 0.0
     mixed = nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=position_bias, dropout_p=dropout, scale=1.0
