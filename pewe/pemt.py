@@ -25,7 +25,7 @@ from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
 from pewe.train import member_losses
-from task_list import METRICS
+from task_list import METRICS, TASK_LISTS
 
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
@@ -57,7 +57,8 @@ def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenize
         raise UserError(f"{path} has no description of task {task!r}; add a line: {task} TAB sentence")
     delta.describe(tokenizer(sentence)["input_ids"])
     if isinstance(delta, Pemt):
-        names = [name for name in config.experts or task_names(config) if name != task]
+        given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
+        names = [name for name in given or task_names(config) if name != task]
         if not names:
             raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
         hint = "tune the sources first: bash scripts/pemt_stage1.sh"
