@@ -100,11 +100,13 @@ def measure(
     return float(weights @ torch.tensor(losses)), mean
 
 
-def report(backbone: Backbone, delta: PemtSource, run, score: float, epochs: float, seconds: float, config) -> dict:
-    """The result block of a tested run: written to its folder with the gates, printed, and returned by name.
+def report(backbone: Backbone, delta: Delta, run, score: float, epochs: float, seconds: float, config) -> dict:
+    """The result block of a tested run of PEMT: written to its folder with the gates, printed, and returned by name.
 
-    Scores are in percent, as the original prints them; `seconds` is the wall time of generation.
+    Other kinds have none. Scores are in percent, as the original prints them; `seconds` is the wall time of generation.
     """
+    if not isinstance(delta, PemtSource):
+        return {}
     encoded = run.splits["test"]
     loss, gates = measure(backbone, delta, encoded, config.predict_batch_size, config.as_original)
     block = {"epoch": epochs, f"test_{METRICS[run.task].lower()}": 100 * score, "test_average_metrics": 100 * score,

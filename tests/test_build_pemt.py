@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from test_build_run import write_rows
@@ -15,6 +16,7 @@ from data.build.run import BuildConfig, run
 from pewe import metrics
 from pewe.cli import ROOT, UserError
 from pewe.data import Example, read_examples
+from pewe.tune import TuneConfig, tune
 from task_list import METRICS, TASK_LISTS, pemt_task_list
 
 PAIR = {"sentence1": "Ana has a #th hen .", "sentence2": "She keeps animals."}
@@ -264,6 +266,21 @@ def test_tasks_without_classes_draw_k_lines(tmp_path):
     files = built(tmp_path, "superglue-record", {"train": 1010, "validation": 10})
     assert {split: len(lines) for split, lines in files.items()} == {
         "4_42_train": 8, "4_42_dev": 2000, "4_42_test": 20, "full_train": 20}  # fmt: skip
+
+
+def test_both_stages_run_on_what_was_built(tmp_path, tiny_backbone):
+    for task in ("rte", "superglue-cb", "superglue-multirc"):
+        built(tmp_path, task, {"train": 20, "validation": 10})
+    base = TuneConfig(
+        model=str(tiny_backbone), task_dir=str(tmp_path / "out"), device="cpu", do_train=True, do_predict=True, bsz_list=[4],
+        train_iters=2, max_input_length=32, max_output_length=4, expert_rank=2, expert_path=str(tmp_path / "1"), quiet=True,
+    )  # fmt: skip
+    sources = ["pemt-rte", "pemt-superglue-cb"]
+    tune(replace(base, tune_method="pemt_source", full_train=True, tasks=sources, output_dir=str(tmp_path / "1")))
+    target = replace(base, tune_method="pemt", tasks=["pemt-superglue-multirc"], output_dir=str(tmp_path / "2"))
+    (row,) = tune(replace(target, experts=sources)).to_dict("records")
+    assert row["metric"] == "MultiRC" and 0 <= row["test"] <= 1
+    assert row["test_moe_weight_0"] + row["test_moe_weight_1"] == pytest.approx(1)
 
 
 def test_what_was_built_is_checked_summed_up_and_skipped(tmp_path):

@@ -81,6 +81,8 @@ class Delta(DeltaBase):
 
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
     stacked = True  # tensors have the leading axis K
+    flags: tuple[str, ...] = ()  # of DeltaConfig, those that this kind reads: a run does not depend on the others
+    papers_trainer = True  # the paper tuned this kind, so that --as_original restores the quirks of its trainer
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))
