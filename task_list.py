@@ -1,10 +1,11 @@
-"""The tasks: the paper's 32 and 51, the embedded mini gym, and every list that a script can name.
+"""The tasks: the paper's 32 and 51, PEMT's 23, the embedded mini gym, and every list that a script can name.
 
 `GROUPS` is the only place where a task, its group and its metric are written down; all other lists derive from it. To
 add your own task, add it to a group here, `{task: metric}` (docs/your_own_task.md).
 """
 
 ACC, EM, QA_F1, ROUGE_L, CLASSIFICATION_F1 = "ACC", "EM", "QA-F1", "Rouge-L", "Classification-F1"
+EM_F1 = "EM-F1"
 
 GROUPS: dict[str, dict[str, str]] = {
     # the paper's 32 question-answering tasks
@@ -60,6 +61,34 @@ GROUPS: dict[str, dict[str, str]] = {
         "blimp-irregular_past_participle_adjectives": ACC,
         "blimp-sentential_negation_npi_scope": ACC,
     },
+    # PEMT's sources, in its order, and targets (data/build/pemt.py)
+    "pemt_sources": {
+        "pemt-mnli": ACC,
+        "pemt-qnli": ACC,
+        "pemt-qqp": ACC,
+        "pemt-sst2": ACC,
+        "pemt-squad": EM_F1,
+        "pemt-superglue-record": EM_F1,
+    },
+    "pemt_targets": {
+        "pemt-cola": "Matthews",
+        "pemt-rte": ACC,
+        "pemt-mrpc": ACC,
+        "pemt-stsb": "Pearson-Spearman",
+        "pemt-superglue-cb": ACC,
+        "pemt-superglue-wic": ACC,
+        "pemt-superglue-wsc-fixed": ACC,
+        "pemt-superglue-boolq": ACC,
+        "pemt-superglue-multirc": "MultiRC",
+        "pemt-nq": EM_F1,
+        "pemt-newsqa": EM_F1,
+        "pemt-hotpotqa": EM_F1,
+        "pemt-searchqa": EM_F1,
+        "pemt-scitail": ACC,
+        "pemt-yelp_polarity": ACC,
+        "pemt-winogrande": ACC,
+        "pemt-paws": ACC,
+    },
     # the embedded mini gym (data/mini_gym)
     "mini_reading": {"mini_read_animals": QA_F1, "mini_read_towns": EM, "mini_read_people": ROUGE_L},
     "mini_choice": {"mini_choice_animals": ACC, "mini_choice_towns": ACC, "mini_choice_people": ACC},
@@ -68,6 +97,7 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 
 _QA_GROUPS = ("machine_reading_comprehension", "multiple_choice_qa", "binary", "long_form_qa", "closed_book_qa")
+_PEMT_GROUPS = ("pemt_sources", "pemt_targets")
 _MINI_GROUPS = tuple(name for name in GROUPS if name.startswith("mini_"))
 
 
@@ -76,7 +106,8 @@ def _tasks(groups) -> list[str]:
 
 
 QA_task_list = _tasks(_QA_GROUPS)
-quan_task = _tasks(name for name in GROUPS if name not in _MINI_GROUPS)
+quan_task = _tasks(name for name in GROUPS if name not in (*_PEMT_GROUPS, *_MINI_GROUPS))
+pemt_task_list = _tasks(_PEMT_GROUPS)
 mini_task_list = _tasks(_MINI_GROUPS)
 
 METRICS: dict[str, str] = {task: metric for group in GROUPS.values() for task, metric in group.items()}
@@ -84,6 +115,7 @@ GROUP_OF: dict[str, str] = {task: group for group, tasks in GROUPS.items() for t
 TASK_LISTS: dict[str, list[str]] = {
     "QA_task_list": QA_task_list,
     "quan_task": quan_task,
+    "pemt_task_list": pemt_task_list,
     "mini_task_list": mini_task_list,
     **{group: list(tasks) for group, tasks in GROUPS.items()},
 }

@@ -1,18 +1,18 @@
-"""The seven task metrics of CrossFit (Ye et al. 2021), as the original code of the paper computes them.
+"""The seven task metrics of CrossFit (Ye et al. 2021), as the original code of the paper computes them, and PEMT's.
 
 `evaluate(metric, predictions, golds)` averages over examples; a prediction may match any of its acceptable answers,
-except for Classification-F1, Matthew- and Pearson-Correlation, which look at the first only.
+except for Classification-F1, MultiRC and the correlations, which look at the first only.
 """
 
 import re
 import string
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from rouge import Rouge
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pewe.cli import UserError, suggest
@@ -113,6 +113,44 @@ def _first_gold(score: Callable[[Sequence[str], Sequence[str]], float]):
     return lambda predictions, golds: score(predictions, [answers[0] for answers in golds])
 
 
+def matthews(predictions: Sequence[str], golds: Sequence[str]) -> float:
+    """Matthews correlation of the labels; any prediction that is no label of the golds is one more class."""
+    known = set(golds)
+    return float(matthews_corrcoef(golds, [text if text in known else "" for text in predictions]))
+
+
+def correlation_or_zero(correlation: Callable) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """A correlation of numbers, where a text that is no number is -1, and 0 where it is not defined."""
+
+    def value(predictions: Sequence[str], golds: Sequence[str]) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant predictions: NaN
+            both = (np.nan_to_num([_number(text) for text in side], nan=-1.0) for side in (golds, predictions))
+            return float(np.nan_to_num(correlation(*both)[0]))
+
+    return value
+
+
+def multirc_f1(predictions: Sequence[str], golds: Golds) -> float:
+    """F1 of the answer True over all lines; a prediction that is neither True nor False is wrong."""
+    opposite = {"True": "False", "False": "True"}
+    expected = [answers[0] for answers in golds]
+    valid = [text if text in opposite else opposite[gold] for text, gold in zip(predictions, expected, strict=True)]
+    return float(f1_score(expected, valid, pos_label="True", zero_division=0))
+
+
+def multirc_em(predictions: Sequence[str], golds: Golds) -> float:
+    """Share of the questions with every answer right; the question of a line stands behind its answer."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for prediction, answers in zip(predictions, golds, strict=True):
+        right[answers[-1]].append(prediction == answers[0])
+    return float(np.mean([all(lines) for lines in right.values()]))
+
+
+def _mean_of(*scores: Callable[[Sequence[str], Golds], float]) -> Callable[[Sequence[str], Golds], float]:
+    return lambda predictions, golds: float(np.mean([score(predictions, golds) for score in scores]))
+
+
 METRICS: dict[str, Callable[[Sequence[str], Golds], float]] = {
     "EM": _best_over_golds(exact_match),
     "ACC": _best_over_golds(accuracy),
@@ -121,6 +159,11 @@ METRICS: dict[str, Callable[[Sequence[str], Golds], float]] = {
     "Classification-F1": _first_gold(classification_f1),
     "Matthew-Correlation": _first_gold(matthew_correlation),
     "Pearson-Correlation": _first_gold(pearson_correlation),
+    # PEMT's, each the mean of what its code calls average_metrics
+    "Matthews": _first_gold(matthews),
+    "Pearson-Spearman": _mean_of(*(_first_gold(correlation_or_zero(one)) for one in (pearsonr, spearmanr))),
+    "EM-F1": _mean_of(_best_over_golds(exact_match), _best_over_golds(qa_f1)),
+    "MultiRC": _mean_of(multirc_f1, multirc_em),
 }
 
 

@@ -25,7 +25,7 @@ from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
 from pewe.train import member_losses
-from task_list import METRICS
+from task_list import METRICS, TASK_LISTS
 
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
@@ -57,7 +57,8 @@ def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenize
         raise UserError(f"{path} has no description of task {task!r}; add a line: {task} TAB sentence")
     delta.describe(tokenizer(sentence)["input_ids"])
     if isinstance(delta, Pemt):
-        names = [name for name in config.experts or task_names(config) if name != task]
+        given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
+        names = [name for name in given or task_names(config) if name != task]
         if not names:
             raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
         hint = "tune the sources first: bash scripts/pemt_stage1.sh"
@@ -99,11 +100,13 @@ def measure(
     return float(weights @ torch.tensor(losses)), mean
 
 
-def report(backbone: Backbone, delta: PemtSource, run, score: float, epochs: float, seconds: float, config) -> dict:
-    """The result block of a tested run: written to its folder with the gates, printed, and returned by name.
+def report(backbone: Backbone, delta: Delta, run, score: float, epochs: float, seconds: float, config) -> dict:
+    """The result block of a tested run of PEMT: written to its folder with the gates, printed, and returned by name.
 
-    Scores are in percent, as the original prints them; `seconds` is the wall time of generation.
+    Other kinds have none. Scores are in percent, as the original prints them; `seconds` is the wall time of generation.
     """
+    if not isinstance(delta, PemtSource):
+        return {}
     encoded = run.splits["test"]
     loss, gates = measure(backbone, delta, encoded, config.predict_batch_size, config.as_original)
     block = {"epoch": epochs, f"test_{METRICS[run.task].lower()}": 100 * score, "test_average_metrics": 100 * score,

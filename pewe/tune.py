@@ -21,7 +21,7 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
-from pewe.deltas import Delta, DeltaConfig, DeltaState, PemtSource, attach_delta
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
@@ -146,8 +146,7 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
                 name = f"lr_{learning_rate:g}_bsz_{batch_size}_seed_{config.seed}"
                 folder = Path(config.output_dir) / task / source / prefix / name
                 init = states[source]
-                settings = run_settings(config, task, prefix, batch_size, learning_rate, splits, init)
-                settings |= {"built_on": delta.built_on} if delta.built_on else {}
+                settings = run_settings(config, delta, task, prefix, batch_size, learning_rate, splits, init)
                 yield Run(task, source, prefix, batch_size, learning_rate, folder, splits, init, settings)
 
 
@@ -169,14 +168,14 @@ def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaS
 
 # Settings that cannot change the result of a run, or that its own entries below replace.
 _NOT_IDENTITY = {"task_list", "tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device", "train_checkpoint",
-                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train", "experts",
-                 "expert_path",
-                 "apply_adapter", "apply_lora", "apply_prefix"}  # fmt: skip
+                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train"}  # fmt: skip
 
 
-def run_settings(config, task, prefix, batch_size, learning_rate, splits, init) -> dict:
+def run_settings(config, delta, task, prefix, batch_size, learning_rate, splits, init) -> dict:
     """What decides the result of a run: it is repeated when any of this changes."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IDENTITY}
+    of_deltas = {field.name for field in dataclasses.fields(DeltaConfig)} - {"tune_method", "as_original"}
+    ignored = _NOT_IDENTITY | of_deltas - set(delta.flags)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ignored}
     return {
         "task": task,
         "prefix": prefix,
@@ -185,13 +184,20 @@ def run_settings(config, task, prefix, batch_size, learning_rate, splits, init) 
         **settings,
         "data": {split: digest(encoded) for split, encoded in splits.items()},
         "init": state_digest(init),
+        **({"built_on": delta.built_on} if delta.built_on else {}),
     }
+
+
+def equal_settings(saved: dict, run: Run) -> bool:
+    """Whether the content of a run.json has the settings of this run; further entries, of earlier versions, do not count."""
+    settings = saved.get("settings") or {}
+    return {name: settings.get(name) for name in run.settings} == run.settings
 
 
 def result_of(run: Run) -> dict | None:
     """The stored result of a run with exactly these settings, or None."""
     saved = read_json(run.folder / "run.json") or {}
-    return saved.get("result") if saved.get("settings") == run.settings else None
+    return saved.get("result") if equal_settings(saved, run) else None
 
 
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
@@ -214,7 +220,7 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
 def prepare(run: Run, config: TuneConfig) -> Member:
     """The member of a run: continues from its resume file if that was written under the same settings."""
     saved = read_json(run.folder / "run.json") or {}
-    if saved.get("settings") != run.settings:
+    if not equal_settings(saved, run):
         if run.folder.exists():
             log.info("%s: the settings or the data have changed; starting again", run.folder)
             shutil.rmtree(run.folder)
@@ -233,11 +239,9 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
     prepare_delta(delta, config, runs[0].task, backbone.tokenizer)
     if config.do_train and not members[0].progress.finished:
         micro = min(runs[0].batch_size, config.micro_batch_size)
-        of_trainer = config.as_original and not isinstance(
-            delta, PemtSource
-        )  # PEMT's own trainer has none of these quirks
+        quirks = config.as_original and delta.papers_trainer
         fit(backbone, delta, members, for_run(config, runs[0]), runs[0].batch_size // micro, micro,
-            generation_length(config), of_trainer, config.quiet)  # fmt: skip
+            generation_length(config), quirks, config.quiet)  # fmt: skip
     start = time.perf_counter()
     if config.do_train:
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
@@ -250,7 +254,7 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
     end = time.perf_counter()
     for run, member, test in zip(runs, members, tests, strict=True):
         block = {}
-        if config.do_predict and isinstance(delta, PemtSource):
+        if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
             block = report(backbone, delta, run, test, epochs, end - tested, config)
         _record(run, member, test, (end - start) / len(runs), block)

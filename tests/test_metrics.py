@@ -28,7 +28,7 @@ def agrees(metric: str, expected: dict, predictions: list[str], golds: list[list
     return math.isclose(value, wanted, rel_tol=1e-12, abs_tol=1e-12) or (math.isnan(value) and math.isnan(wanted))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", list(METRICS)[:7])  # the others are PEMT's: test_build_pemt.py
 def test_values_of_the_original(cases, metric):
     single = cases[metric]["cases"]
     wrong = [case for case in single if not agrees(metric, case, [case["prediction"]], [case["golds"]])]

@@ -18,7 +18,7 @@ from pewe.pemt import GATES, GatesConfig, block_text, descriptions
 from pewe.results import read_table
 from pewe.train import Session, TrainConfig, make_optimizer, member_losses, rate_factor
 from pewe.tune import TuneConfig, tune
-from task_list import METRICS, mini_task_list, quan_task
+from task_list import METRICS, mini_task_list, pemt_task_list, quan_task
 
 SIZES = {"expert_rank": 5, "target_adapter_size": 3}
 RELU = {"feed_forward_proj": "relu", "tie_word_embeddings": True}
@@ -375,7 +375,7 @@ def test_measures_of_an_experiment(tmp_path):
 
 def test_every_task_has_a_description():
     described = descriptions(ROOT / "data" / "task_descriptions.tsv").keys()
-    assert {*quan_task, *mini_task_list} <= described <= METRICS.keys()
+    assert {*quan_task, *pemt_task_list, *mini_task_list} <= described <= METRICS.keys()
 
 
 def test_errors_name_what_is_wrong(runs, tmp_path):
@@ -388,6 +388,7 @@ def test_errors_name_what_is_wrong(runs, tmp_path):
         ({"stack": 2}, "--train_epochs"),
         ({"experts": [MINI_TASKS[0]]}, "no expert for target"),
         ({"experts": []}, "no expert for target"),
+        ({"experts": ["mini_reading"]}, "mini_read_animals"),  # a list's tasks, the first of which was not tuned
         ({"expert_path": str(tmp_path)}, "tune the sources first"),
         ({"expert_path": str(out / "targets"), "tasks": [MINI_TASKS[2]], "experts": [MINI_TASKS[0]]}, "pemt_source"),
         ({"task_descriptions": str(tmp_path / "few.tsv")}, "no description of task 'mini_read_towns'"),

@@ -1,7 +1,7 @@
 """Tuning: the original's traces, stacked against alone, killed against uninterrupted, and the rules of the best step."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from transformers import Adafactor
 import pewe.train
 from pewe.cli import UserError
 from pewe.data import Batch
-from pewe.deltas import attach_delta
-from pewe.results import read_json, read_table
+from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
+from pewe.deltas.adapter import HoulsbyAdapter
+from pewe.results import read_json, read_table, write_json
 from pewe.train import Member, Progress, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
 from pewe.tune import COLUMNS, TuneConfig, tune
 
@@ -210,8 +211,21 @@ def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_bac
     monkeypatch.setattr(pewe.train.Session, "train", None)
     tune(config)
     assert (clean / "result.tsv").read_text() == before
+    tune(replace(config, lora_r=3, expert_rank=7, sparsity=0.0))  # flags of other kinds of delta
+    run_file = next(clean.glob("*/*/*/run.json"))
+    stored = read_json(run_file)
+    stored["settings"]["lora_r"] = 10  # as an earlier version wrote it
+    write_json(run_file, stored)
+    tune(config)
+    assert (clean / "result.tsv").read_text() == before
     with pytest.raises(TypeError):  # another seed is another run: it would train
         tune(replace(config, seed=7))
+
+
+def test_every_flag_of_a_delta_decides_the_runs_of_its_kind():
+    kinds = {kind or HoulsbyAdapter for kind in TUNE_METHODS.values()}
+    no_result = {"tune_method", "as_original", "apply_adapter", "apply_lora", "apply_prefix", "experts", "expert_path"}
+    assert {flag for kind in kinds for flag in kind.flags} == {field.name for field in fields(DeltaConfig)} - no_result
 
 
 def test_best_checkpoint_of_a_task_is_its_best_run_by_dev(clean):

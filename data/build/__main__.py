@@ -2,6 +2,7 @@
 
     python -m data.build                                     all tasks, seed 42, into data/crossfit
     python -m data.build --tasks boolq sciq --full           two tasks with their full train files
+    python -m data.build --tasks pemt_task_list --full       PEMT's 23 tasks with the splits of its release
     python -m data.build --from_dir DIR                      from the data sets' own files, without network
     python -m data.build --report                            sources and licences
     python -m data.build --verify                            compare with the checksums

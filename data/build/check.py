@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.build import choice
-from data.build.registry import ENTRIES
+from data.build.registry import ALL
 from pewe.cli import UserError, flag, main
 from pewe.data import SPLITS, find_prefixes, split_path
 from task_list import METRICS
@@ -158,7 +158,7 @@ def line_fault(task: str, cells: list[str]) -> str:
         return "empty input"
     if not all(cells[1:]):
         return f"empty output in column {cells.index('', 1) + 1}"
-    entry = ENTRIES.get(task)
+    entry = ALL.get(task)
     if entry and entry.labels and cells[1] not in entry.labels:
         return f"unknown label {cells[1]!r}; the task has: {', '.join(entry.labels)}"
     if entry in choice.ENTRIES and cells[1] not in cells[0]:
@@ -170,11 +170,11 @@ def _metric_fault(metric: str, outputs: list[str]) -> str:
     """Outputs that the task's metric is not defined for."""
     if metric == "Rouge-L" and not all(output.replace(".", "").strip() for output in outputs):
         return "Rouge-L is not defined for an output of dots only"
-    if metric == "Pearson-Correlation":
+    if metric.startswith("Pearson"):
         try:
             float(outputs[0])
         except ValueError:
-            return f"Pearson-Correlation needs a number, not {outputs[0]!r}"
+            return f"{metric} needs a number, not {outputs[0]!r}"
     return ""
 
 
@@ -188,7 +188,7 @@ def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Findi
             path, 0, f"{len(lines)} lines are fewer than a batch of {BATCH}; use --bsz_list {len(lines)}", fault=False
         )
     counts = Counter(outputs[0] for _, _, outputs in lines)
-    entry = ENTRIES.get(task)
+    entry = ALL.get(task)
     few_labels = len(counts) <= 10 and sum(counts.values()) >= 4 * len(counts)  # a guess, for tasks without an entry
     if not (entry.labels if entry else few_labels):
         return

@@ -63,7 +63,7 @@ class Entry:
         if missing:
             raise UserError(f"task {self.task!r}: the rows have no column {missing[0]!r}; they have: {', '.join(row)}")
         mapped = self.convert({column: "" if row[column] is None else row[column] for column in self.columns})
-        if mapped is None:
+        if not mapped:
             return None
         text, output = mapped
         if self.labels:

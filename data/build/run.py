@@ -14,9 +14,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.build import summary
 from data.build.entry import Entry
+from data.build.lines import Settings
 from data.build.registry import selected
 from data.build.rows import task_folder
-from data.build.task import RECORD, Settings, Source, build_task
+from data.build.task import RECORD, Source, build_task
 from pewe.cli import UserError, flag, log_to, show
 from pewe.results import read_json, write_json
 
@@ -28,7 +29,7 @@ OUT, CHECKSUMS = "data/crossfit", "data/checksums.json"
 class BuildConfig:
     """Which tasks to build, how many lines of them, from where, and to where."""
 
-    tasks: list[str] = flag([], "tasks, groups or lists of task_list.py; none: all 51")
+    tasks: list[str] = flag([], "tasks, groups or lists of task_list.py; none: the paper's 51")
     shots: int = flag(64, "train lines, and as many dev lines, of a text-to-text task")
     shots_per_class: int = flag(16, "train lines, and as many dev lines, of each class of a classification task")
     seeds: list[int] = flag([42], "one draw of train and dev lines for each seed")
@@ -166,7 +167,7 @@ def _log_record(task: str, record: dict) -> None:
     if record["settings"]["full"] and f"{task}_full_train.tsv" not in record["files"]:
         log.warning("%s: no line is left for the full train file", task)
     for label, lines in record["short"].items():
-        log.warning("%s: only %d lines%s for train and dev together", task, lines, f" of {label!r}" if label else "")
+        log.warning("%s: only %d lines%s to draw from", task, lines, f" of {label!r}" if label else "")
 
 
 # ---- checksums

@@ -13,12 +13,12 @@ from matplotlib.ticker import NullFormatter
 from data.build.entry import Entry
 from data.build.task import RECORD
 from pewe.results import read_json, replacing, write_table
-from task_list import GROUP_OF, quan_task
+from task_list import GROUP_OF, pemt_task_list, quan_task
 
 
 def records(out: Path) -> dict[str, dict]:
     """The records of the built tasks, in the order of task_list.py."""
-    found = {task: read_json(out / task / RECORD) for task in quan_task}
+    found = {task: read_json(out / task / RECORD) for task in (*quan_task, *pemt_task_list)}
     return {task: record for task, record in found.items() if record}
 
 
@@ -117,7 +117,7 @@ def report(entries: list[Entry]) -> str:
     ]
     for entry in entries:
         source = f"{entry.hub} {entry.config}".strip() or "none known"
-        splits = f"{entry.train}, {entry.test}" if entry.test else f"{entry.train}, dealt 80/20"
+        splits = ", ".join(entry.splits()) if entry.test else f"{entry.train}, dealt 80/20"
         note = "; ".join(filter(None, ["Parquet conversion of a script" if entry.scripted else "", entry.note]))
         cells = (
             entry.task,

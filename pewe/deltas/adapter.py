@@ -30,6 +30,7 @@ class HoulsbyAdapter(Delta):
     """After every self-attention, cross-attention and feed-forward: 2 per encoder block, 3 per decoder block; swish."""
 
     sites = ("SelfAttention", "EncDecAttention", "DenseReluDense")
+    flags = ("adapter_type", "adapter_size")
     activation = staticmethod(nn.functional.silu)
 
     def expected_tensors(self, config) -> int:

@@ -40,7 +40,9 @@ class DeltaConfig(OriginalConfig):
     apply_prefix: bool = flag(False, "same as --tune_method prefix")
     expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert")
     expert_path: str = flag("checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt")
-    experts: list[str] = flag([], "PEMT, stage 2: names of the sources, in order (default: all tasks but the target)")
+    experts: list[str] = flag(
+        [], "PEMT, stage 2: names or lists of the sources, in order (default: all tasks but the target)"
+    )
     target_adapter_size: int = flag(0, "PEMT: bottleneck of the target adapter (0: d_model / 16, as the original)")
     sparsity: float = flag(0.1, "PEMT: coefficient of the sparsity loss; 0: without")
     prompt_dropout: float = flag(0.1, "PEMT: dropout of the target prompt's attention to the sources' prompts")
@@ -79,6 +81,8 @@ class Delta(DeltaBase):
 
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
     stacked = True  # tensors have the leading axis K
+    flags: tuple[str, ...] = ()  # of DeltaConfig, those that this kind reads: a run does not depend on the others
+    papers_trainer = True  # the paper tuned this kind, so that --as_original restores the quirks of its trainer
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))
