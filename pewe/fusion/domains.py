@@ -2,6 +2,7 @@
 
 single    <data_dir>/<name>/<name>_{train,test}.tsv    text TAB label, trained by softmax
 multi     the same, TAB further labels; trained label by label, as the emotions of Jin et al. (2023)
+yesno     the same files; a T5 is asked for every label and answers yes or no (pewe/fusion/yesno.py)
 tokens    <data_dir>/<name>/<name>_{train,test}.txt    word TAB tag, a blank line after each sentence (NER, IOB tags)
 
 All domains share one head, whose rows are the labels of all of them. A label that a domain's training data does not have
@@ -25,12 +26,15 @@ from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import UserError, suggest
 from pewe.data import IGNORED, read_examples
+from pewe.fusion import yesno
 from pewe.fusion.collect import Batch
 from pewe.fusion.ensembles import entity_f1, label_f1
 
-SUFFIX = {"single": "tsv", "multi": "tsv", "tokens": "txt"}
+SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}
+BY_LABEL = ("multi", "yesno")  # a decision for every label, not one among all
 Texts = list[tuple[list[str], list[str]]]  # words (or one text) and labels of each sentence
-# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100
+# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100;
+# yesno (T,) token ids of the answer, in the test set (C,) as multi
 Row = tuple[list[int], list[int]]
 
 
@@ -67,11 +71,13 @@ def read_domains(
     }
     labels = sorted({label for own in texts.values() for _, found in own["train"] for label in found})
     numbers = {label: number for number, label in enumerate(labels)}
+    encode = dict.fromkeys(limits, {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}.get(kind))
+    if kind == "yesno":
+        encode = {"train": yesno.training_rows, "test": yesno.question_rows}
     domains = {}
     for name, splits in texts.items():
         known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
-        encode = {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}[kind]
-        rows = {split: encode(own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
+        rows = {split: encode[split](own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
         rows["test"].sort(key=lambda row: len(row[0]))
         prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
         domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
@@ -149,18 +155,18 @@ def _token_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int
 
 
 def collate(rows: Sequence[Row], pad: int, kind: str) -> Batch:
-    """Rows as a batch: input_ids and attention_mask (B, S), labels (B,), (B, C) or (B, S)."""
-    width = max(len(ids) for ids, _ in rows)
-
-    def padded(values: list[int], value: int) -> list[int]:
-        return values + [value] * (width - len(values))
-
-    labels = torch.tensor([padded(own, IGNORED) if kind == "tokens" else own for _, own in rows])
+    """Rows as a batch: input_ids and attention_mask (B, S), labels (B,), (B, C), (B, S) or (B, T)."""
+    ids, labels = [ids for ids, _ in rows], _padded([own for _, own in rows], IGNORED)
     return {
-        "input_ids": torch.tensor([padded(ids, pad) for ids, _ in rows]),
-        "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids, _ in rows]),
+        "input_ids": _padded(ids, pad),
+        "attention_mask": _padded([[1] * len(own) for own in ids], 0),
         "labels": labels.flatten() if kind == "single" else labels,
     }
+
+
+def _padded(lines: Sequence[list[int]], value: int) -> Tensor:
+    width = max(map(len, lines))
+    return torch.tensor([line + [value] * (width - len(line)) for line in lines])
 
 
 # ---- scores, over the labels that the domain and the models know
@@ -170,7 +176,7 @@ def decide(logits: Tensor, known: Sequence[int], kind: str) -> Tensor:
     """Answers of a model that knows these labels: the numbers (R,) of the highest logits (R, C), or (R, C) logits > 0."""
     mask = torch.zeros(logits.shape[1], dtype=torch.bool)
     mask[list(known)] = True
-    return (logits > 0) & mask if kind == "multi" else logits.masked_fill(~mask, -torch.inf).argmax(1)
+    return (logits > 0) & mask if kind in BY_LABEL else logits.masked_fill(~mask, -torch.inf).argmax(1)
 
 
 def score(answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str) -> float:

@@ -81,6 +81,8 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
         for value in getattr(config, name):
             if value not in known:
                 raise UserError(f"--{name} {suggest(value, known)}")
+    if config.kind == "yesno":
+        check_yesno(config)
     if config.multitask_groups not in MULTITASK_GROUPS:
         raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
     names = [name for name in config.domains if name in (config.filter_model or config.domains)]
@@ -91,6 +93,18 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
         "incremental": [tuple(names[:count]) for count in range(2, len(names) + 1)],
     }
     return {protocol: found[protocol] for protocol in config.protocols}
+
+
+def check_yesno(config: Config) -> None:
+    """Raises UserError for settings that a T5 without a head cannot have."""
+    wrong = {
+        "--heads different": config.heads != ["same"],
+        "--own_heads": config.own_heads,
+        "--fisher hard": config.fisher == "hard",
+        "--layers": config.layers,
+    }
+    if found := [name for name, is_set in wrong.items() if is_set]:
+        raise UserError(f"--kind yesno: a T5 has no head and a loss per token, so that {found[0]} does not apply to it")
 
 
 def cells(config: Config) -> list[Cell]:
@@ -110,7 +124,7 @@ def cells(config: Config) -> list[Cell]:
 
 def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
     """All that the scores of a cell depend on."""
-    tests = {name: domain.fingerprints["test"] for name, domain in zoo.domains.items()}
+    tests = {name: zoo.test_print(name) for name in zoo.domains}
     found = {"method": cell.method, "tests": tests}
     if cell.method == MULTITASK:
         return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
@@ -174,8 +188,11 @@ def answers(
 ) -> list[Tensor]:
     """Answers to a test set from logits (N, R, C) of models that know these labels: of the ensemble, or of each model.
 
-    A model that knows none of the counted labels chooses among all of them with its untrained rows.
+    A model that knows none of the counted labels chooses among all of them with its untrained rows; a T5 has no such rows
+    and can be asked for every label.
     """
+    if config.kind == "yesno":
+        known = [counted] * len(known)
     if method == "soft_ensemble":
         mean = known_ensemble(logits, known) if config.head_rule else soft_ensemble(logits)
         return [decide(mean, counted, config.kind)]
