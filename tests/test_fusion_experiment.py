@@ -143,6 +143,25 @@ def test_own_heads_stay_with_their_domain(config):
     )
 
 
+def test_tasks_of_crossfit_with_labels_of_their_own(config, tmp_path):
+    """Full training data and the first prefix's test; nothing in common out of domain; accuracy."""
+    for name, labels in {"likes": ("glad", "sad"), "mood": ("calm", "angry")}.items():
+        folder = tmp_path / "crossfit" / name
+        folder.mkdir(parents=True)
+        for file, count in ((f"{name}_64_42_train", 1), (f"{name}_full_train", 9), (f"{name}_64_42_test", 4)):
+            (folder / f"{file}.tsv").write_text("".join(f"we {word}\t{word}\n" for word in labels * count))
+    config = replace(config, data_dir=str(tmp_path / "crossfit"), domains=["likes", "mood"], held_out=[], own_heads=True,
+                     exclude=["classifier"], accuracy=True, updates=40)  # fmt: skip
+    made = Zoo(config, config.domains)
+    assert len(made.domains["mood"].train) == 18 and len(made.domains["mood"].test) == 8
+    found = {m: experiment.scores(made, config, Cell(("likes", "mood"), "same", 1, m)) for m in config.methods}
+    assert found["domain_specific"]["likes"] == 100 and found["multitask"]["likes"] == 100
+    assert np.isnan(experiment.compute(made, config, Cell(("likes",), "same", 1, "multitask"))["mood"])
+    assert experiment.settings(made, config, Cell(("likes",), "same", 1, "multitask"))["accuracy"]
+    rows, answers = [([1], [0]), ([1], [1]), ([1], [1])], torch.tensor([0, 1, 0])
+    assert score(answers, rows, {0, 1}, ["x", "y"], "single", accuracy=True) == pytest.approx(200 / 3)
+
+
 def test_unlike_parts_of_a_domain(encoder):
     tokenizer, limits = AutoTokenizer.from_pretrained(encoder), {"train": 0, "test": 0}
     read = partial(read_domains, EMOTIONS, kind="single", tokenizer=tokenizer, max_length=8, limits=limits, renamed={})

@@ -5,6 +5,8 @@ multi     the same, TAB further labels; trained label by label, as the emotions 
 yesno     the same files; a T5 is asked for every label and answers yes or no (pewe/fusion/yesno.py)
 tokens    <data_dir>/<name>/<name>_{train,test}.txt    word TAB tag, a blank line after each sentence (NER, IOB tags)
 
+A folder of CrossFit is a domain too: <name>_full_train.tsv and the <prefix>_test.tsv of its first prefix.
+
 All domains share one head, whose rows are the labels of all of them. A label that a domain's training data does not have
 is unknown to it, not absent: with several labels per sentence it carries -100 there.
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import UserError, suggest
-from pewe.data import IGNORED, read_examples
+from pewe.data import IGNORED, find_prefixes, read_examples, split_path
 from pewe.fusion import yesno
 from pewe.fusion.collect import Batch
 from pewe.fusion.ensembles import entity_f1, label_f1
@@ -87,6 +89,8 @@ def read_domains(
 def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
     name, _, part = name.partition("#")
     path = folder / name / f"{name}_{split}.{SUFFIX[kind]}"
+    if not path.is_file() and (folder / name / f"{name}_full_train.tsv").is_file():
+        path = split_path(folder, name, find_prefixes(folder, name)[0], split, full_train=True)
     if not path.is_file():
         present = sorted(found.parent.name for found in folder.glob(f"*/*_{split}.{SUFFIX[kind]}"))
         hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
@@ -179,16 +183,20 @@ def decide(logits: Tensor, known: Sequence[int], kind: str) -> Tensor:
     return (logits > 0) & mask if kind in BY_LABEL else logits.masked_fill(~mask, -torch.inf).argmax(1)
 
 
-def score(answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str) -> float:
+def score(
+    answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str, accuracy: bool = False
+) -> float:
     """Percent: macro F1 of the known labels over sentences, or micro F1 of entities of known types; answers of `decide`.
 
-    Where the answer is one label per sentence, sentences without a known label are left out.
+    Where the answer is one label per sentence, sentences without a known label are left out, and `accuracy` is an alternative.
     """
     if kind == "tokens":
         return _entity_score(answers, rows, known, labels)
     predicted, gold = answers.numpy().astype(int), np.array([own for _, own in rows])
     if kind == "single":
         kept, one_hot = np.isin(gold[:, 0], list(known)), np.eye(len(labels), dtype=int)
+        if accuracy:
+            return 100 * float(np.mean(predicted[kept] == gold[kept, 0]))
         predicted, gold = one_hot[predicted[kept]], one_hot[gold[kept, 0]]
     gold[:, [number for number in range(len(labels)) if number not in known]] = IGNORED
     return 100 * float(np.mean(list(label_f1(predicted, gold).values())))

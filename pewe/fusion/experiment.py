@@ -56,6 +56,7 @@ class Config(ZooConfig, MergeRules):
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
     seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
     own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
+    accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
     multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
 
 
@@ -125,7 +126,7 @@ def cells(config: Config) -> list[Cell]:
 def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
     """All that the scores of a cell depend on."""
     tests = {name: zoo.test_print(name) for name in zoo.domains}
-    found = {"method": cell.method, "tests": tests}
+    found = {"method": cell.method, "tests": tests} | ({"accuracy": True} if config.accuracy else {})
     if cell.method == MULTITASK:
         return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
     found |= {"models": [zoo.folder(*member).name for member in cell.members(config.domains)]}
@@ -166,10 +167,12 @@ def score_on(
 ) -> float:
     """The score on one domain: of the model, or of the individual models in the folders; the mean of their own scores.
 
-    Those labels of the domain count that some model of the group was trained on.
+    Those labels of the domain count that some model of the group was trained on; nan where there are none.
     """
     known = [zoo.domains[name].known for name in cell.domains]
     counted = domain.known & frozenset().union(*known)
+    if not counted:
+        return float("nan")
     if cell.method == "domain_specific":
         place = cell.domains.index(domain.name)
         folders, known = [folders[place]], [known[place]]
@@ -180,7 +183,8 @@ def score_on(
             own_head(model, folders[cell.domains.index(domain.name)])
         logits, known = zoo.logits(model, domain)[None], [counted]
     found = answers(logits, known, counted, cell.method, config)
-    return sum(score(one, domain.test, counted, zoo.labels, config.kind) for one in found) / len(found)
+    values = [score(one, domain.test, counted, zoo.labels, config.kind, config.accuracy) for one in found]
+    return sum(values) / len(values)
 
 
 def answers(
