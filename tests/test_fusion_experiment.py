@@ -15,11 +15,13 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from pewe.cli import UserError, parse
 from pewe.fusion import experiment, tables, zoo
 from pewe.fusion.domains import Domain, collate, decide, read_domains, score
+from pewe.fusion.ensembles import label_f1
 from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.zoo import Zoo
 
@@ -213,6 +215,16 @@ def test_scores_by_hand():
     predicted = torch.tensor([1, 2, 3, 3])
     assert score(predicted, tagged, {1, 2, 3}, labels, "tokens") == 100  # LOC is unknown to the models and counts as O
     assert score(predicted, tagged, {0, 1, 2, 3}, labels, "tokens") == pytest.approx(100 * 2 / 3)
+
+
+def test_f1_of_labels_is_sklearns():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        gold = rng.choice([0, 1, -100], (rng.integers(1, 12), 4))
+        predicted, known = rng.integers(0, 2, gold.shape), gold != -100
+        expected = {label: f1_score(gold[rows, label], predicted[rows, label], zero_division=0)
+                    for label, rows in enumerate(known.T) if rows.any()}  # fmt: skip
+        assert label_f1(predicted, gold) == pytest.approx(expected)
 
 
 def test_token_domains(config, data, encoder):

@@ -32,6 +32,7 @@ from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.results import file_sha256, replacing, write_json
 
 WARMUP = 0.06  # share of the updates
+SCORED = 64  # sentences per forward without gradients
 
 
 @dataclass
@@ -125,14 +126,13 @@ class Zoo:
         path = folder / "statistics" / f"{digest(settings)}.safetensors"
         if not path.is_file():
             c, known = self.config, sorted(self.domains[name].known)
-            batches = self.batches(self.domains[name].train)
+            batches = self.batches(self.domains[name].train, c.batch_size)
             found = collect(self.model(folder), batches, True, c.fisher, c.examples, c.as_original)
             write_statistics(path, Statistics(found.tensors, {**found.info, "labels": known}))
         return read_statistics(path)
 
-    def batches(self, rows: list[Row]) -> Iterator[Batch]:
+    def batches(self, rows: list[Row], size: int) -> Iterator[Batch]:
         """The rows in their order."""
-        size = self.config.batch_size
         starts = range(0, len(rows), size)
         return (collate(rows[i : i + size], self.tokenizer.pad_token_id, self.config.kind) for i in starts)
 
@@ -153,7 +153,7 @@ class Zoo:
         """Logits (R, C) of every test sentence, of every first token of a word, or of every question."""
         model.eval()
         found = []
-        for batch in self.batches(domain.test):
+        for batch in self.batches(domain.test, SCORED):
             labels = batch.pop("labels")
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
             if self.form:
