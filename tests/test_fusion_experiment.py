@@ -15,11 +15,13 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from pewe.cli import UserError, parse
 from pewe.fusion import experiment, tables, zoo
 from pewe.fusion.domains import Domain, collate, decide, read_domains, score
+from pewe.fusion.ensembles import label_f1
 from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.zoo import Zoo
 
@@ -143,6 +145,25 @@ def test_own_heads_stay_with_their_domain(config):
     )
 
 
+def test_tasks_of_crossfit_with_labels_of_their_own(config, tmp_path):
+    """Full training data and the first prefix's test; nothing in common out of domain; accuracy."""
+    for name, labels in {"likes": ("glad", "sad"), "mood": ("calm", "angry")}.items():
+        folder = tmp_path / "crossfit" / name
+        folder.mkdir(parents=True)
+        for file, count in ((f"{name}_64_42_train", 1), (f"{name}_full_train", 9), (f"{name}_64_42_test", 4)):
+            (folder / f"{file}.tsv").write_text("".join(f"we {word}\t{word}\n" for word in labels * count))
+    config = replace(config, data_dir=str(tmp_path / "crossfit"), domains=["likes", "mood"], held_out=[], own_heads=True,
+                     exclude=["classifier"], accuracy=True, updates=40)  # fmt: skip
+    made = Zoo(config, config.domains)
+    assert len(made.domains["mood"].train) == 18 and len(made.domains["mood"].test) == 8
+    found = {m: experiment.scores(made, config, Cell(("likes", "mood"), "same", 1, m)) for m in config.methods}
+    assert found["domain_specific"]["likes"] == 100 and found["multitask"]["likes"] == 100
+    assert np.isnan(experiment.compute(made, config, Cell(("likes",), "same", 1, "multitask"))["mood"])
+    assert experiment.settings(made, config, Cell(("likes",), "same", 1, "multitask"))["accuracy"]
+    rows, answers = [([1], [0]), ([1], [1]), ([1], [1])], torch.tensor([0, 1, 0])
+    assert score(answers, rows, {0, 1}, ["x", "y"], "single", accuracy=True) == pytest.approx(200 / 3)
+
+
 def test_unlike_parts_of_a_domain(encoder):
     tokenizer, limits = AutoTokenizer.from_pretrained(encoder), {"train": 0, "test": 0}
     read = partial(read_domains, EMOTIONS, kind="single", tokenizer=tokenizer, max_length=8, limits=limits, renamed={})
@@ -194,6 +215,16 @@ def test_scores_by_hand():
     predicted = torch.tensor([1, 2, 3, 3])
     assert score(predicted, tagged, {1, 2, 3}, labels, "tokens") == 100  # LOC is unknown to the models and counts as O
     assert score(predicted, tagged, {0, 1, 2, 3}, labels, "tokens") == pytest.approx(100 * 2 / 3)
+
+
+def test_f1_of_labels_is_sklearns():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        gold = rng.choice([0, 1, -100], (rng.integers(1, 12), 4))
+        predicted, known = rng.integers(0, 2, gold.shape), gold != -100
+        expected = {label: f1_score(gold[rows, label], predicted[rows, label], zero_division=0)
+                    for label, rows in enumerate(known.T) if rows.any()}  # fmt: skip
+        assert label_f1(predicted, gold) == pytest.approx(expected)
 
 
 def test_token_domains(config, data, encoder):

@@ -6,6 +6,7 @@ merging.py     the three formulas, and the merge of whole models
 ensembles.py   soft and hard ensembles, macro F1 of labels, F1 of entities
 deltas.py      the same for adapter, LoRA and prefix over one frozen T5
 domains.py     data sets with labels of their own, as rows of one model; scores over known labels
+yesno.py       labels as questions that a T5 answers with yes or no
 zoo.py         individual models, trained once, their statistics and logits
 experiment.py  pairs and prefixes of models, in and out of domain: python -m pewe.fusion.experiment
 tables.py      means over seeds, paired significance, score against number of models

@@ -47,8 +47,8 @@ class Sums(dict):
         self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self, prefix: str) -> dict[str, Tensor]:
-        """Each sum over its count, on the CPU, its name prefixed."""
-        return {prefix + name: (term / self.counts[name]).cpu() for name, term in self.items()}
+        """Each sum divided by its count in place, on the CPU, its name prefixed."""
+        return {prefix + name: term.div_(self.counts[name]).cpu() for name, term in self.items()}
 
 
 def add_gram(sums: Sums, name: str, x: Tensor, mask: Tensor | None) -> None:

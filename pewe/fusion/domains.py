@@ -2,7 +2,10 @@
 
 single    <data_dir>/<name>/<name>_{train,test}.tsv    text TAB label, trained by softmax
 multi     the same, TAB further labels; trained label by label, as the emotions of Jin et al. (2023)
+yesno     the same files; a T5 is asked for every label and answers yes or no (pewe/fusion/yesno.py)
 tokens    <data_dir>/<name>/<name>_{train,test}.txt    word TAB tag, a blank line after each sentence (NER, IOB tags)
+
+A folder of CrossFit is a domain too: <name>_full_train.tsv and the <prefix>_test.tsv of its first prefix.
 
 All domains share one head, whose rows are the labels of all of them. A label that a domain's training data does not have
 is unknown to it, not absent: with several labels per sentence it carries -100 there.
@@ -24,13 +27,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import UserError, suggest
-from pewe.data import IGNORED, read_examples
+from pewe.data import IGNORED, find_prefixes, read_examples, split_path
+from pewe.fusion import yesno
 from pewe.fusion.collect import Batch
 from pewe.fusion.ensembles import entity_f1, label_f1
 
-SUFFIX = {"single": "tsv", "multi": "tsv", "tokens": "txt"}
+SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}
+BY_LABEL = ("multi", "yesno")  # a decision for every label, not one among all
 Texts = list[tuple[list[str], list[str]]]  # words (or one text) and labels of each sentence
-# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100
+# token ids (S,), and labels: single (1,) a number; multi (C,) of 0, 1, -100; tokens (S,) tag numbers and -100;
+# yesno (T,) token ids of the answer, in the test set (C,) as multi
 Row = tuple[list[int], list[int]]
 
 
@@ -67,11 +73,13 @@ def read_domains(
     }
     labels = sorted({label for own in texts.values() for _, found in own["train"] for label in found})
     numbers = {label: number for number, label in enumerate(labels)}
+    encode = dict.fromkeys(limits, {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}.get(kind))
+    if kind == "yesno":
+        encode = {"train": yesno.training_rows, "test": yesno.question_rows}
     domains = {}
     for name, splits in texts.items():
         known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
-        encode = {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}[kind]
-        rows = {split: encode(own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
+        rows = {split: encode[split](own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
         rows["test"].sort(key=lambda row: len(row[0]))
         prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
         domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
@@ -81,6 +89,8 @@ def read_domains(
 def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
     name, _, part = name.partition("#")
     path = folder / name / f"{name}_{split}.{SUFFIX[kind]}"
+    if not path.is_file() and (folder / name / f"{name}_full_train.tsv").is_file():
+        path = split_path(folder, name, find_prefixes(folder, name)[0], split, full_train=True)
     if not path.is_file():
         present = sorted(found.parent.name for found in folder.glob(f"*/*_{split}.{SUFFIX[kind]}"))
         hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
@@ -149,18 +159,18 @@ def _token_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int
 
 
 def collate(rows: Sequence[Row], pad: int, kind: str) -> Batch:
-    """Rows as a batch: input_ids and attention_mask (B, S), labels (B,), (B, C) or (B, S)."""
-    width = max(len(ids) for ids, _ in rows)
-
-    def padded(values: list[int], value: int) -> list[int]:
-        return values + [value] * (width - len(values))
-
-    labels = torch.tensor([padded(own, IGNORED) if kind == "tokens" else own for _, own in rows])
+    """Rows as a batch: input_ids and attention_mask (B, S), labels (B,), (B, C), (B, S) or (B, T)."""
+    ids, labels = [ids for ids, _ in rows], _padded([own for _, own in rows], IGNORED)
     return {
-        "input_ids": torch.tensor([padded(ids, pad) for ids, _ in rows]),
-        "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids, _ in rows]),
+        "input_ids": _padded(ids, pad),
+        "attention_mask": _padded([[1] * len(own) for own in ids], 0),
         "labels": labels.flatten() if kind == "single" else labels,
     }
+
+
+def _padded(lines: Sequence[list[int]], value: int) -> Tensor:
+    width = max(map(len, lines))
+    return torch.tensor([line + [value] * (width - len(line)) for line in lines])
 
 
 # ---- scores, over the labels that the domain and the models know
@@ -170,19 +180,23 @@ def decide(logits: Tensor, known: Sequence[int], kind: str) -> Tensor:
     """Answers of a model that knows these labels: the numbers (R,) of the highest logits (R, C), or (R, C) logits > 0."""
     mask = torch.zeros(logits.shape[1], dtype=torch.bool)
     mask[list(known)] = True
-    return (logits > 0) & mask if kind == "multi" else logits.masked_fill(~mask, -torch.inf).argmax(1)
+    return (logits > 0) & mask if kind in BY_LABEL else logits.masked_fill(~mask, -torch.inf).argmax(1)
 
 
-def score(answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str) -> float:
+def score(
+    answers: Tensor, rows: Sequence[Row], known: Sequence[int], labels: Sequence[str], kind: str, accuracy: bool = False
+) -> float:
     """Percent: macro F1 of the known labels over sentences, or micro F1 of entities of known types; answers of `decide`.
 
-    Where the answer is one label per sentence, sentences without a known label are left out.
+    Where the answer is one label per sentence, sentences without a known label are left out, and `accuracy` is an alternative.
     """
     if kind == "tokens":
         return _entity_score(answers, rows, known, labels)
     predicted, gold = answers.numpy().astype(int), np.array([own for _, own in rows])
     if kind == "single":
         kept, one_hot = np.isin(gold[:, 0], list(known)), np.eye(len(labels), dtype=int)
+        if accuracy:
+            return 100 * float(np.mean(predicted[kept] == gold[kept, 0]))
         predicted, gold = one_hot[predicted[kept]], one_hot[gold[kept, 0]]
     gold[:, [number for number in range(len(labels)) if number not in known]] = IGNORED
     return 100 * float(np.mean(list(label_f1(predicted, gold).values())))

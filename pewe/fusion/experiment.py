@@ -56,6 +56,7 @@ class Config(ZooConfig, MergeRules):
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
     seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
     own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
+    accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
     multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
 
 
@@ -81,6 +82,8 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
         for value in getattr(config, name):
             if value not in known:
                 raise UserError(f"--{name} {suggest(value, known)}")
+    if config.kind == "yesno":
+        check_yesno(config)
     if config.multitask_groups not in MULTITASK_GROUPS:
         raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
     names = [name for name in config.domains if name in (config.filter_model or config.domains)]
@@ -91,6 +94,18 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
         "incremental": [tuple(names[:count]) for count in range(2, len(names) + 1)],
     }
     return {protocol: found[protocol] for protocol in config.protocols}
+
+
+def check_yesno(config: Config) -> None:
+    """Raises UserError for settings that a T5 without a head cannot have."""
+    wrong = {
+        "--heads different": config.heads != ["same"],
+        "--own_heads": config.own_heads,
+        "--fisher hard": config.fisher == "hard",
+        "--layers": config.layers,
+    }
+    if found := [name for name, is_set in wrong.items() if is_set]:
+        raise UserError(f"--kind yesno: a T5 has no head and a loss per token, so that {found[0]} does not apply to it")
 
 
 def cells(config: Config) -> list[Cell]:
@@ -110,8 +125,8 @@ def cells(config: Config) -> list[Cell]:
 
 def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
     """All that the scores of a cell depend on."""
-    tests = {name: domain.fingerprints["test"] for name, domain in zoo.domains.items()}
-    found = {"method": cell.method, "tests": tests}
+    tests = {name: zoo.test_print(name) for name in zoo.domains}
+    found = {"method": cell.method, "tests": tests} | ({"accuracy": True} if config.accuracy else {})
     if cell.method == MULTITASK:
         return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
     found |= {"models": [zoo.folder(*member).name for member in cell.members(config.domains)]}
@@ -152,10 +167,12 @@ def score_on(
 ) -> float:
     """The score on one domain: of the model, or of the individual models in the folders; the mean of their own scores.
 
-    Those labels of the domain count that some model of the group was trained on.
+    Those labels of the domain count that some model of the group was trained on; nan where there are none.
     """
     known = [zoo.domains[name].known for name in cell.domains]
     counted = domain.known & frozenset().union(*known)
+    if not counted:
+        return float("nan")
     if cell.method == "domain_specific":
         place = cell.domains.index(domain.name)
         folders, known = [folders[place]], [known[place]]
@@ -166,7 +183,8 @@ def score_on(
             own_head(model, folders[cell.domains.index(domain.name)])
         logits, known = zoo.logits(model, domain)[None], [counted]
     found = answers(logits, known, counted, cell.method, config)
-    return sum(score(one, domain.test, counted, zoo.labels, config.kind) for one in found) / len(found)
+    values = [score(one, domain.test, counted, zoo.labels, config.kind, config.accuracy) for one in found]
+    return sum(values) / len(values)
 
 
 def answers(
@@ -174,8 +192,11 @@ def answers(
 ) -> list[Tensor]:
     """Answers to a test set from logits (N, R, C) of models that know these labels: of the ensemble, or of each model.
 
-    A model that knows none of the counted labels chooses among all of them with its untrained rows.
+    A model that knows none of the counted labels chooses among all of them with its untrained rows; a T5 has no such rows
+    and can be asked for every label.
     """
+    if config.kind == "yesno":
+        known = [counted] * len(known)
     if method == "soft_ensemble":
         mean = known_ensemble(logits, known) if config.head_rule else soft_ensemble(logits)
         return [decide(mean, counted, config.kind)]

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -27,9 +28,11 @@ from pewe.data import IGNORED
 from pewe.fusion.collect import Batch, collect, gold_loss
 from pewe.fusion.domains import Domain, Row, collate, digest, read_domains
 from pewe.fusion.store import Statistics, read_statistics, write_statistics
+from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.results import file_sha256, replacing, write_json
 
 WARMUP = 0.06  # share of the updates
+SCORED = 64  # sentences per forward without gradients
 
 
 @dataclass
@@ -37,9 +40,13 @@ class ZooConfig:
     """Data, training and statistics of the individual models."""
 
     zoo: str = flag("checkpoints/fusion_zoo", "folder of the trained models, shared by experiments")
-    model: str = flag("checkpoints/mini_bert", "folder of the pre-trained encoder and its tokenizer, the common start")
+    model: str = flag(
+        "checkpoints/mini_bert", "folder of the pre-trained encoder (yesno: T5) and its tokenizer, the common start"
+    )
     layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
-    kind: str = flag("single", "single or multi (one label, several labels per sentence) or tokens (IOB tags of words)")
+    kind: str = flag(
+        "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
+    )
     data_dir: str = flag("data/mini_emotions", "folder of the domains")
     max_length: int = flag(128, "tokens of a text at most")
     rename: list[str] = flag([], "OLD=NEW, labels or entity types that mean the same")
@@ -50,7 +57,9 @@ class ZooConfig:
     learning_rate: float = flag(1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0")
     fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)")
     examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher")
-    as_original: bool = flag(False, "count padding, and --examples in batches, as the release")
+    as_original: bool = flag(
+        False, "as the release: count padding, and --examples in batches; yesno: answers of any token"
+    )
 
 
 TRAINING = ("model", "layers", "kind", "max_length", "updates", "batch_size", "learning_rate")
@@ -68,8 +77,9 @@ class Zoo:
         self.domains, self.labels = read_domains(
             Path(config.data_dir), names, config.kind, self.tokenizer, config.max_length, limits, renamed(config.rename)
         )
-        tokens = config.kind == "tokens"
-        self.kind = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+        kinds = {"tokens": AutoModelForTokenClassification, "yesno": AutoModelForSeq2SeqLM}
+        self.kind = kinds.get(config.kind, AutoModelForSequenceClassification)
+        self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.start = digest([file_sha256(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
 
@@ -116,20 +126,23 @@ class Zoo:
         path = folder / "statistics" / f"{digest(settings)}.safetensors"
         if not path.is_file():
             c, known = self.config, sorted(self.domains[name].known)
-            batches = self.batches(self.domains[name].train)
+            batches = self.batches(self.domains[name].train, c.batch_size)
             found = collect(self.model(folder), batches, True, c.fisher, c.examples, c.as_original)
             write_statistics(path, Statistics(found.tensors, {**found.info, "labels": known}))
         return read_statistics(path)
 
-    def batches(self, rows: list[Row]) -> Iterator[Batch]:
+    def batches(self, rows: list[Row], size: int) -> Iterator[Batch]:
         """The rows in their order."""
-        size = self.config.batch_size
         starts = range(0, len(rows), size)
         return (collate(rows[i : i + size], self.tokenizer.pad_token_id, self.config.kind) for i in starts)
 
+    def test_print(self, name: str) -> str:
+        """All that the answers of a model on a domain's test set depend on, besides the model."""
+        return self.domains[name].fingerprints["test"] + ("-free" if self.form and self.config.as_original else "")
+
     def stored_logits(self, folder: Path, domain: Domain) -> Tensor:
         """`logits` of the model in this folder, computed once."""
-        path = folder / "logits" / f"{domain.name}-{domain.fingerprints['test']}.safetensors"
+        path = folder / "logits" / f"{domain.name}-{self.test_print(domain.name)}.safetensors"
         if not path.is_file():
             with replacing(path) as temporary:
                 save_file({"logits": self.logits(self.model(folder), domain)}, temporary)
@@ -137,12 +150,16 @@ class Zoo:
 
     @torch.no_grad()
     def logits(self, model: PreTrainedModel, domain: Domain) -> Tensor:
-        """Logits (R, C) of every test sentence, or of every first token of a word."""
+        """Logits (R, C) of every test sentence, of every first token of a word, or of every question."""
         model.eval()
         found = []
-        for batch in self.batches(domain.test):
+        for batch in self.batches(domain.test, SCORED):
             labels = batch.pop("labels")
-            logits = model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits.cpu()
+            inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            if self.form:
+                found.append(answer_logits(model, inputs, labels, self.form, self.config.as_original))
+                continue
+            logits = model(**inputs).logits.cpu()
             found.append(logits[labels != IGNORED] if logits.dim() == 3 else logits)
         return torch.cat(found)
 
@@ -184,7 +201,7 @@ def train(model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfi
     for _ in range(updates):
         rows = next(streams[int(torch.multinomial(shares, 1, generator=order))])
         batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad, config.kind).items()}
-        labels = batch.pop("labels")
+        labels = batch["labels"] if model.config.is_encoder_decoder else batch.pop("labels")
         gold_loss(model(**batch).logits, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
