@@ -9,7 +9,7 @@ from torch import Tensor
 from pewe.cli import UserError
 from pewe.deltas.base import DeltaState
 
-MEMORY = 2**30  # bytes: of a block of sources, and of a block of merged states
+MEMORY = 2**29  # bytes: of a block of sources, and of a block of merged states
 
 
 def merge(states: Sequence[DeltaState], weights: Tensor, memory: int = MEMORY) -> Iterator[DeltaState]:
@@ -22,17 +22,22 @@ def merge(states: Sequence[DeltaState], weights: Tensor, memory: int = MEMORY) -
     if len(states) != weights.shape[1]:
         raise UserError(f"{len(states)} states for {weights.shape[1]} weights per target")
     first = {name: tensor.to("meta") for name, tensor in states[0].items()}
-    numbers = sum(tensor.numel() for tensor in first.values())
-    size = max(1, memory // (4 * max(1, numbers)))
+    size = max(1, memory // (4 * max(1, sum(tensor.numel() for tensor in first.values()))))
     for rows in weights.float().split(size):
-        merged = torch.from_numpy(
-            np.empty((len(rows), numbers), np.float32)
-        )  # on Linux numpy asks for large pages: faster
-        for start in range(0, len(states), size):
-            chunk = [_fitting(states[number], first, number) for number in range(start, min(start + size, len(states)))]
-            _add_products(merged, rows[:, start : start + size], chunk, list(first), beta=0 if start == 0 else 1)
-        for row in merged:
-            yield _unflatten(row, first)
+        yield from _block(states, rows, first, size)
+
+
+def _block(states: Sequence[DeltaState], weights: Tensor, first: DeltaState, size: int) -> Iterator[DeltaState]:
+    """The merged states of these rows of weights; a function of its own, so that it keeps no block when the next begins."""
+    numbers = sum(tensor.numel() for tensor in first.values())
+    merged = torch.from_numpy(
+        np.empty((len(weights), numbers), np.float32)
+    )  # on Linux numpy asks for large pages: faster
+    for start in range(0, len(states), size):
+        columns = range(start, min(start + size, len(states)))
+        _add_products(merged, weights[:, columns.start : columns.stop], states, columns, first)
+    for row in merged:
+        yield _unflatten(row, first)
 
 
 def _fitting(state: DeltaState, first: DeltaState, number: int) -> DeltaState:
@@ -43,15 +48,18 @@ def _fitting(state: DeltaState, first: DeltaState, number: int) -> DeltaState:
     return state
 
 
-def _add_products(merged: Tensor, weights: Tensor, chunk: list[DeltaState], names: list[str], beta: int) -> None:
-    """merged = beta * merged + weights @ stacked chunk, tensor by tensor, so that what is stacked stays in the cache."""
-    start, room = 0, torch.empty(len(chunk) * max(tensor.numel() for tensor in chunk[0].values()))
-    for name in names:
-        stacked = room[: len(chunk) * chunk[0][name].numel()].view(len(chunk), -1)
+def _add_products(
+    merged: Tensor, weights: Tensor, states: Sequence[DeltaState], columns: range, first: DeltaState
+) -> None:
+    """Add weights @ these states, tensor by tensor, so that what is stacked stays in the cache; the first columns overwrite."""
+    chunk = [_fitting(states[number], first, number) for number in columns]
+    start, room = 0, torch.empty(len(chunk) * max(tensor.numel() for tensor in first.values()))
+    for name, tensor in first.items():
+        stacked = room[: len(chunk) * tensor.numel()].view(len(chunk), -1)
         torch.stack([state[name].flatten().float() for state in chunk], out=stacked)
-        part = merged[:, start : start + stacked.shape[1]]
-        torch.addmm(part, weights, stacked, beta=beta, out=part)
-        start += stacked.shape[1]
+        part = merged[:, start : start + tensor.numel()]
+        torch.addmm(part, weights, stacked, beta=min(columns.start, 1), out=part)
+        start += tensor.numel()
 
 
 def _unflatten(row: Tensor, first: DeltaState) -> DeltaState:
