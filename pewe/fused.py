@@ -1,7 +1,6 @@
-"""T5's attention and activation in fused kernels of torch, for forwards without generation: equal up to rounding, faster.
+"""T5's attention and activation in fused kernels of torch: equal up to rounding, faster.
 
-Tuning and generation keep the modules of transformers, operation by operation, so that a tuning run can be compared with the
-original's: long tuning amplifies a change of rounding.
+Scoring uses both, tuning the activation alone (its nine operations in one). Attention is for forwards without generation.
 """
 
 import types
@@ -14,9 +13,15 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 def fuse(model: nn.Module) -> None:
     """Use the fused kernels from now on; before deltas are attached, which wrap the modules' forward."""
+    fuse_activation(model)
     for module in model.modules():
         if isinstance(module, T5Attention):
             module.forward = types.MethodType(attention, module)
+
+
+def fuse_activation(model: nn.Module) -> None:
+    """The GELU of a gated T5 in one kernel; its ReLU is one already."""
+    for module in model.modules():
         if isinstance(getattr(module, "act", None), NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")
 

@@ -23,6 +23,7 @@ from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
+from pewe.fused import fuse_activation
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
 from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
@@ -94,6 +95,7 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
     log.info("settings:\n%s", show(config))
     write_config(out, config)
     backbone = load_backbone(config)
+    fuse_activation(backbone.model)
     delta = attach_delta(backbone.model, config, config.stack)
     runs = list(plan(config, backbone, delta, inits))
     pending = [run for run in runs if result_of(run) is None]

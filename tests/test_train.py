@@ -14,6 +14,7 @@ from pewe.cli import UserError
 from pewe.data import Batch
 from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
 from pewe.deltas.adapter import HoulsbyAdapter
+from pewe.fused import fuse_activation
 from pewe.results import read_json, read_table, write_json
 from pewe.train import Member, Progress, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
 from pewe.tune import COLUMNS, TuneConfig, tune
@@ -35,6 +36,7 @@ def replay(arrays, method: str, accumulate: int, dtype: torch.dtype) -> dict[str
     """Loss of every step, gradient norms and final tensors of the batches that the original saw, with our clip and optimiser."""
     backbone = golden_backbone()
     backbone.model.to(dtype)
+    fuse_activation(backbone.model)
     delta = attach_delta(backbone.model, small(method), 1)
     delta.load(
         [{name.removeprefix("init/"): torch.tensor(a) for name, a in arrays.items() if name.startswith("init/")}]
