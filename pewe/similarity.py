@@ -25,7 +25,7 @@ from pewe.backbone import Backbone, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import IGNORED, Batch, Encoded, digest, find_prefixes, load_split, scoring_batches, task_names
-from pewe.deltas import Delta, DeltaState, attach_delta
+from pewe.deltas import Delta, DeltaState, attach_delta, unread_flags
 from pewe.fused import fuse
 from pewe.plots import heat_map
 from pewe.results import provenance, read_json, read_table, write_json, write_table
@@ -162,7 +162,7 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
-    settings = identity(measure, config, states, tuned, dev)
+    settings = identity(measure, config, delta, states, tuned, dev)
     table = previous_rows(out, settings)
     write_json(out / "config.json", {"settings": settings, "measure": measure.name,
                "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()})  # fmt: skip
@@ -205,12 +205,13 @@ _NOT_IDENTITY = {"task_list", "tasks", "source_tasks", "one_prefix", "task_dir",
 _NOT_IDENTITY -= {"predict_batch_size", "seed"}
 
 
-def identity(measure: Measure, config: SimilarityConfig, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
-             dev: dict[str, Encoded]) -> dict:  # fmt: skip
+def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
+             tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
+    ignored = _NOT_IDENTITY | unread_flags(delta)
     return {
         "measure": measure.name,
-        **{name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IDENTITY},
+        **{name: value for name, value in dataclasses.asdict(config).items() if name not in ignored},
         "sources": {name: state_digest(state) for name, state in states.items()},
         "tuned": {name: state_digest(state) for name, state in tuned.items()},
         "dev": {name: digest(encoded) for name, encoded in dev.items()},

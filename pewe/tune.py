@@ -21,7 +21,7 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
-from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.evaluate import evaluate
 from pewe.fused import fuse_activation
 from pewe.pemt import generation_length, prepare_delta, report
@@ -175,8 +175,7 @@ _NOT_IDENTITY = {"task_list", "tasks", "one_prefix", "task_dir", "output_dir", "
 
 def run_settings(config, delta, task, prefix, batch_size, learning_rate, splits, init) -> dict:
     """What decides the result of a run: it is repeated when any of this changes."""
-    of_deltas = {field.name for field in dataclasses.fields(DeltaConfig)} - {"tune_method", "as_original"}
-    ignored = _NOT_IDENTITY | of_deltas - set(delta.flags)
+    ignored = _NOT_IDENTITY | unread_flags(delta)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ignored}
     return {
         "task": task,

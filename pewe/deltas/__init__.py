@@ -4,13 +4,23 @@ from transformers import PreTrainedModel
 
 from pewe.cli import UserError, suggest
 from pewe.deltas.adapter import HoulsbyAdapter, PfeifferAdapter
-from pewe.deltas.base import Delta, DeltaConfig, DeltaState
+from pewe.deltas.base import Delta, DeltaConfig, DeltaState, unread_flags
 from pewe.deltas.full import FullModel
 from pewe.deltas.lora import Lora
 from pewe.deltas.pemt import Pemt, PemtSource
 from pewe.deltas.prefix import Prefix
 
-__all__ = ["ADAPTER_TYPES", "TUNE_METHODS", "Delta", "DeltaConfig", "DeltaState", "Pemt", "PemtSource", "attach_delta"]
+__all__ = [
+    "ADAPTER_TYPES",
+    "TUNE_METHODS",
+    "Delta",
+    "DeltaConfig",
+    "DeltaState",
+    "Pemt",
+    "PemtSource",
+    "attach_delta",
+    "unread_flags",
+]
 
 ADAPTER_TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
 TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "pemt_source": PemtSource, "pemt": Pemt,

@@ -9,7 +9,7 @@ Symbols: K stacked deltas, B sequences per member, S tokens, d = d_model, r the 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,11 @@ class DeltaConfig(OriginalConfig):
     pemt_prompt: bool = flag(True, "PEMT: prompts; without, a gate reads the mean of the input's positions")
     pemt_adapter: bool = flag(True, "PEMT: target adapters")
     task_descriptions: str = flag("data/task_descriptions.tsv", "PEMT: file with task TAB sentence: the prompts' text")
+
+
+def unread_flags(delta) -> set[str]:
+    """The flags of DeltaConfig that this kind of delta does not read: no result depends on them."""
+    return {field.name for field in fields(DeltaConfig)} - {"tune_method", "as_original", *delta.flags}
 
 
 def normal(std: float) -> Initialiser:

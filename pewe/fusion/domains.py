@@ -51,7 +51,7 @@ class Domain:
     fingerprints: dict[str, str]  # of train and test
 
 
-def digest(content) -> str:
+def json_digest(content) -> str:
     """Twelve hexadecimal digits that stand for any JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -81,7 +81,7 @@ def read_domains(
         known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
         rows = {split: encode[split](own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
         rows["test"].sort(key=lambda row: len(row[0]))
-        prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
+        prints = {split: json_digest([own, sorted(known)]) for split, own in rows.items()}
         domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
     return domains, labels
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pewe.cli import UserError, flag, log, log_to, main, show, suggest
 from pewe.fusion import tables
-from pewe.fusion.domains import Domain, decide, digest, score
+from pewe.fusion.domains import Domain, decide, json_digest, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
 from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
@@ -139,7 +139,7 @@ def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
 def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
     """The cell's score on every domain's test set in percent, stored below the zoo and computed only once."""
     about = settings(zoo, config, cell)
-    path = zoo.root / "scores" / f"{digest(about)}.json"
+    path = zoo.root / "scores" / f"{json_digest(about)}.json"
     stored = read_json(path)
     if stored is None:
         stored = {"settings": about, "scores": compute(zoo, config, cell)}
