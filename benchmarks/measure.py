@@ -65,8 +65,12 @@ def row(case: str, times: dict[str, list[float]], **more) -> dict:
 
 
 def write(name: str, config, rows: list[dict]) -> Path:
-    """Write `benchmarks/results/<name>.json`: settings, machine, versions and the lines."""
+    """Write `benchmarks/results/<name>.json`: settings, machine, versions and the lines; of an absolute path the last name."""
     path = RESULTS / f"{name}.json"
-    write_json(path, {"settings": asdict(config), "provenance": provenance(), "rows": rows})
+    settings = {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in asdict(config).items()
+    }
+    write_json(path, {"settings": settings, "provenance": provenance(), "rows": rows})
     print(f"written: {path}")
     return path

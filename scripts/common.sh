@@ -13,7 +13,7 @@ fi
 # Idle threads spin briefly, then sleep: the next small operation finds them awake, and another process on the same cores is
 # not starved (with the default of GNU OpenMP, runs side by side slow each other down many times).
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-5000}"
-# Freed memory is kept for the next tensors: with glibc's defaults, fresh pages took a tenth of the time of stacked tuning.
+# Freed memory is kept for the next tensors: with glibc's defaults every update of a stack asks for fresh pages.
 export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-268435456}"
 
 # The backbone, the data and the list of tasks. For the paper:

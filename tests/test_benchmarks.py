@@ -94,3 +94,9 @@ def test_the_steps_of_the_memory_benchmark(tmp_path):
     assert (tmp_path / "new" / "1" / "config.json").is_file()
     with pytest.raises(UserError, match="it must be a new one"):
         fusion.all_steps(config)
+
+
+def test_a_result_names_no_folder_of_the_machine(tmp_path):
+    path = measure.write("one", measure.Embedded(model=str(tmp_path / "backbone")), [])
+    settings = read_json(path)["settings"]
+    assert settings["model"] == "backbone" and settings["task_dir"] == "data/mini_gym"

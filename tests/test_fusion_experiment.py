@@ -393,9 +393,8 @@ def test_minilm_script(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emotion", "ner", "glue", "glue_parts"])
 def test_real_experiments_reduced(name, encoder, tmp_path):
-    if not (
-        ROOT / parse(Config, ["--experiment", f"scripts/fusion/{name}.toml"], file_flag="experiment").data_dir
-    ).is_dir():
+    config = parse(Config, ["--experiment", f"scripts/fusion/{name}.toml"], file_flag="experiment")
+    if not (ROOT / config.data_dir).is_dir():
         pytest.skip("the data are not here")
     few = ["--model", encoder, "--seeds", 1, "--updates", 2, "--examples", 16, "--train_limit", 32, "--test_limit", 8,
            "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo", "--name", tmp_path / "out"]  # fmt: skip

@@ -158,7 +158,7 @@ def _stsb(row: Row) -> Mapped:
     """The score, 0 to 5, with one decimal."""
     text, score = _fields("label", "sentence1", "sentence2")(row)
     known = str(score).strip() not in ("", "-1", "-1.0")
-    return (text, str(round(float(score) * 5 / 5, 1))) if known else None
+    return (text, str(round(float(score), 1))) if known else None
 
 
 def _wsc(row: Row) -> Mapped:
