@@ -13,7 +13,7 @@ from pewe.tune import TuneAllConfig, tune_all
 class Config(TuneAllConfig):
     """Flags."""
 
-    output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv")
+    output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv", decides=False)
 
 
 def run(config: Config, *progress):

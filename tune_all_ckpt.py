@@ -14,10 +14,10 @@ from pewe.tune import TuneAllConfig, tune_all
 class Config(TuneAllConfig):
     """Flags."""
 
-    do_train: bool = flag(True, "tune")
+    do_train: bool = flag(True, "tune", decides=False)
     start_is_candidate: bool = flag(False, "the source itself competes for the best checkpoint")
     train_iters: int = flag(200, "updates at most")
-    output_dir: str = flag("checkpoints/adapter/tuned_all", "folder of the tuned pairs")
+    output_dir: str = flag("checkpoints/adapter/tuned_all", "folder of the tuned pairs", decides=False)
 
 
 if __name__ == "__main__":

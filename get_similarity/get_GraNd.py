@@ -41,7 +41,7 @@ class GraNdConfig(SimilarityConfig):
     mode: str = flag(mode, "dev (one value), block (one per block) or layer (one per sub-layer with a delta)")
     eval_mode: bool = flag(False, "without dropout: deterministic, whatever the seed")
     predict_batch_size: int = flag(5, "dev lines per batch")
-    output_dir: str = flag("checkpoints/adapter/similarity/GraNd", "folder of result.tsv")
+    output_dir: str = flag("checkpoints/adapter/similarity/GraNd", "folder of result.tsv", decides=False)
 
 
 def scope_of(name: str, mode: str) -> str:

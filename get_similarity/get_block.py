@@ -24,7 +24,7 @@ class BlockConfig(SimilarityConfig):
     """Similarity by hidden states."""
 
     mode: str = flag(mode, "cos_withoutpad, the only mode of the paper")
-    output_dir: str = flag("checkpoints/adapter/similarity/block", "folder of result.tsv")
+    output_dir: str = flag("checkpoints/adapter/similarity/block", "folder of result.tsv", decides=False)
 
 
 def block_outputs(sources: Sources, batch: Batch) -> dict[str, Tensor]:

@@ -24,9 +24,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class BackboneConfig:
     """The frozen model and where it runs."""
 
-    model: str = flag("google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)")
-    tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)")
-    device: str = flag("auto", "auto, cpu or cuda")
+    model: str = flag(
+        "google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)", decides=False
+    )
+    tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
+    device: str = flag("auto", "auto, cpu or cuda", decides=False)
     dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16")
 
 

@@ -6,7 +6,6 @@
 without running any code of it.
 """
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,14 +137,6 @@ def shapes_of_state(state: DeltaState) -> Shapes:
 def shapes_of(delta) -> Shapes:
     """Names and shapes that a state of this delta must have."""
     return shapes_of_state(delta.states()[0])
-
-
-def state_digest(state: DeltaState) -> str:
-    """A short fingerprint of a delta state, stored with every result that starts from it."""
-    fingerprint = hashlib.sha256()
-    for name in sorted(state):
-        fingerprint.update(name.encode() + state[name].float().contiguous().numpy().tobytes())
-    return fingerprint.hexdigest()[:16]
 
 
 class _Opaque:

@@ -27,11 +27,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"{name!r}{hint} Known: {', '.join(known)}"
 
 
-def flag(default, help: str):
-    """A dataclass field that becomes `--NAME`; `default` may be a list."""
+def flag(default, help: str, decides: bool = True):
+    """A dataclass field that becomes `--NAME`; `default` may be a list.
+
+    `decides=False`: no result depends on this flag itself (at most on the content that it names, which a record holds).
+    """
+    about = {"help": help, "decides": decides}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: list(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import OriginalConfig, UserError, flag, suggest
+from pewe.identity import digest
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
@@ -26,8 +27,8 @@ SPLITS = ("train", "dev", "test")
 class DataConfig(OriginalConfig):
     """Which tasks, where they are, and how they are cut."""
 
-    task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format")
-    task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS))
+    task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
+    task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False)
     tasks: list[str] = flag([], "task names instead of a list")
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
@@ -188,10 +189,9 @@ def _tokenise(tokenizer, texts: list[str], length: int) -> tuple[tuple[int, ...]
     return tuple(map(tuple, tokenizer(texts, truncation=True, max_length=length)["input_ids"]))
 
 
-def digest(encoded: Encoded) -> str:
+def split_digest(encoded: Encoded) -> str:
     """A short fingerprint of a split's text, stored with every result that depends on it."""
-    text = "\n".join("\t".join((example.input, *example.outputs)) for example in encoded.examples)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest([(example.input, *example.outputs) for example in encoded.examples])
 
 
 def collate(rows: Sequence[Row], pad: int) -> Batch:

@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pewe.checkpoint import Checkpoints, ensemble_checkpoint, state_digest, task_checkpoint, write_checkpoint
+from pewe.checkpoint import Checkpoints, ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError, flag, log, suggest
 from pewe.deltas import TUNE_METHODS, DeltaState
+from pewe.identity import state_digest
 from pewe.merge import MEMORY, merge
 from pewe.plots import bars, heat_map
 from pewe.results import write_config, write_table
@@ -35,11 +36,15 @@ class EnsembleConfig:
     """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
 
     delta: str = flag("adapter", "adapter, lora or prefix")
-    source_ckpt_path: str = flag("checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt")
-    save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles")
-    task_list: str = flag("", "list of task_list.py: targets and sources (default: the script's constant)")
+    source_ckpt_path: str = flag(
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+    )
+    save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
+    task_list: str = flag(
+        "", "list of task_list.py: targets and sources (default: the script's constant)", decides=False
+    )
     tasks: list[str] = flag([], "task names instead of a list")
-    quiet: bool = flag(False, "warnings only")
+    quiet: bool = flag(False, "warnings only", decides=False)
     effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this")
 
 

@@ -5,8 +5,6 @@ would have now and all the files that it wrote are there; a step that is not don
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,7 @@ from get_similarity import MEASURES
 from pewe.cli import UserError
 from pewe.data import task_names
 from pewe.fusion import collect_deltas
+from pewe.identity import digest
 from pewe.results import read_json, read_table, write_json
 from pewe.suite import Suite
 from pewe.tune import TuneConfig, tune
@@ -78,8 +77,7 @@ class Step:
     def inputs(self) -> str:
         """A fingerprint of everything that decides what the step makes."""
         flags = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in NO_MATTER}
-        text = json.dumps([flags, [need.inputs() for need in self.needs]], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest([flags, [need.inputs() for need in self.needs]])
 
     def done(self, material: str) -> bool:
         """Nothing has to be computed."""

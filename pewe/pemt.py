@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pewe import stats
 from pewe.backbone import Backbone
-from pewe.checkpoint import read_checkpoint, state_digest, task_checkpoint
+from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.cli import UserError, flag, main
 from pewe.data import Encoded, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
+from pewe.identity import state_digest
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
 from pewe.train import member_losses

@@ -5,7 +5,6 @@ The results are gathered in results/<suite>/ (pewe/report.py).
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from pewe import report
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import task_names
 from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.identity import digest, files_digests, model_digest
 from pewe.pemt import mean_gates, read_gates
-from pewe.results import file_sha256, provenance, read_json, read_table, write_json, write_table
+from pewe.results import provenance, read_json, read_table, write_json, write_table
 from pewe.suite import Suite, read_suite
 from pewe.tune import COLUMNS, TuneConfig
 from pewe.weights import COLUMNS as SIMILARITY_COLUMNS
@@ -47,12 +47,9 @@ class Config:
 
 def material(config: TuneConfig) -> str:
     """A fingerprint of the backbone and the data files of a suite's tasks."""
-    files = [path for task in task_names(config) for path in sorted((Path(config.task_dir) / task).glob("*.tsv"))]
-    files += [path for path in sorted(Path(config.model).glob("*")) if path.is_file()]
-    digest = hashlib.sha256(config.model.encode())
-    for path in files:
-        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
-    return digest.hexdigest()[:16]
+    folders = [Path(config.task_dir) / task for task in task_names(config)]
+    data = {folder.name: files_digests(folder.glob("*.tsv")) for folder in folders}
+    return digest([data, model_digest(config.model, config.tokenizer_path)])
 
 
 def grids(config: Config, suite: Suite) -> Iterator[Grid]:

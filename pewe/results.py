@@ -3,19 +3,21 @@
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import torch
 
-from pewe.cli import ROOT, UserError
+from pewe import identity
+from pewe.cli import ROOT, UserError, log
 
 
 @contextlib.contextmanager
@@ -36,12 +38,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
@@ -53,6 +49,41 @@ def read_json(path: Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+
+
+def write_record(path: Path, content: dict) -> None:
+    """Write a JSON file with a fingerprint of its content, atomically."""
+    write_json(path, identity.sealed(content))
+
+
+def read_record(path: Path) -> dict | None:
+    """The content that `write_record` wrote; None, with a warning where it was changed since, if there is no such record."""
+    content = read_json(path)
+    found = None if content is None else identity.unsealed(content)
+    if found is None and path.is_file():
+        log.warning("%s is damaged, or of an earlier version, and counts as absent", path)
+    return found
+
+
+@contextlib.contextmanager
+def hold(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock of a process that has died is free.
+
+    With `wait`, until whoever holds it has finished. Raises UserError that names the holder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".lock.owner"
+    lock = filelock.FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        with lock:
+            owner.write_text(
+                f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8"
+            )
+            yield
+            owner.unlink(missing_ok=True)
+    except filelock.Timeout:
+        holder = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
+        raise UserError(f"{folder} is in use by {holder}; wait for it, or give another folder") from None
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

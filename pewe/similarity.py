@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pewe.backbone import Backbone, load_backbone
-from pewe.checkpoint import read_checkpoint, shapes_of, state_digest, task_checkpoint
+from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import IGNORED, Batch, Encoded, digest, find_prefixes, load_split, scoring_batches, task_names
+from pewe.data import IGNORED, Batch, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
 from pewe.deltas import Delta, DeltaState, attach_delta, unread_flags
 from pewe.fused import fuse
+from pewe.identity import state_digest
 from pewe.plots import heat_map
 from pewe.results import provenance, read_json, read_table, write_json, write_table
 from pewe.train import TrainConfig
@@ -41,15 +42,19 @@ class SimilarityConfig(TuneConfig):
     The flags of tuning are accepted, because the original's scripts give them, and not used.
     """
 
-    source_ckpt_path: str = flag("checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt")
+    source_ckpt_path: str = flag(
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+    )
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
-    random_tuned_ckpt_path: str = flag("", "folder with <target>/checkpoint-best.pt tuned from random init (KL, block)")
-    output_dir: str = flag("checkpoints/adapter/similarity/Loss", "folder of result.tsv")
+    random_tuned_ckpt_path: str = flag(
+        "", "folder with <target>/checkpoint-best.pt tuned from random init (KL, block)", decides=False
+    )
+    output_dir: str = flag("checkpoints/adapter/similarity/Loss", "folder of result.tsv", decides=False)
     predict_batch_size: int = flag(50, "dev lines per batch")
     max_batches: int = flag(0, "dev batches used per target; 0: as many as the original, -1: all")
     reduction: str = flag("sum", "sum or mean over the batches used")
-    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows")
-    pictures: bool = flag(True, "draw a heat map of every scope")
+    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False)
+    pictures: bool = flag(True, "draw a heat map of every scope", decides=False)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: d
         **{name: value for name, value in dataclasses.asdict(config).items() if name not in ignored},
         "sources": {name: state_digest(state) for name, state in states.items()},
         "tuned": {name: state_digest(state) for name, state in tuned.items()},
-        "dev": {name: digest(encoded) for name, encoded in dev.items()},
+        "dev": {name: split_digest(encoded) for name, encoded in dev.items()},
     }
 
 

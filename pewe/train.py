@@ -39,7 +39,7 @@ class TrainConfig:
     )
     optimizer: str = flag("adafactor", "adafactor, or adamw (PEMT's: betas 0.9 and 0.999, no weight decay)")
     valid_interval: int = flag(100, "updates between two validations")
-    log_interval: int = flag(100, "updates between two log entries of the training loss")
+    log_interval: int = flag(100, "updates between two log entries of the training loss", decides=False)
     early_stop: int = flag(10, "stop after this many validations without improvement")
     predict_batch_size: int = flag(80, "dev and test lines per forward and delta")
     micro_batch_size: int = flag(16, "a larger batch is cut into micro-batches of this size, gradients accumulated")

@@ -18,12 +18,13 @@ from pathlib import Path
 import pandas as pd
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, state_digest, task_checkpoint
+from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import SPLITS, DataConfig, Encoded, digest, find_prefixes, load_split, task_names
+from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.evaluate import evaluate
 from pewe.fused import fuse_activation
+from pewe.identity import state_digest
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
 from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
@@ -52,11 +53,15 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     do_predict: bool = flag(False, "test the best checkpoint of each run, or --test_checkpoint where nothing is tuned")
     learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run")
     bsz_list: list[int] = flag([8], "batch sizes; each is a run")
-    output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv")
-    train_checkpoint: str = flag("", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)")
-    test_checkpoint: str = flag("", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning")
-    stack: int = flag(1, "runs of equal batch size tuned in lockstep over one backbone")
-    quiet: bool = flag(False, "warnings only, no progress bar")
+    output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv", decides=False)
+    train_checkpoint: str = flag(
+        "", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)", decides=False
+    )
+    test_checkpoint: str = flag(
+        "", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning", decides=False
+    )
+    stack: int = flag(1, "runs of equal batch size tuned in lockstep over one backbone", decides=False)
+    quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
 @dataclass
@@ -183,7 +188,7 @@ def run_settings(config, delta, task, prefix, batch_size, learning_rate, splits,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         **settings,
-        "data": {split: digest(encoded) for split, encoded in splits.items()},
+        "data": {split: split_digest(encoded) for split, encoded in splits.items()},
         "init": state_digest(init),
         **({"built_on": delta.built_on} if delta.built_on else {}),
     }
@@ -314,7 +319,9 @@ def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
 class TuneAllConfig(TuneConfig):
     """Every source on every target."""
 
-    source_ckpt_path: str = flag("checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt")
+    source_ckpt_path: str = flag(
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+    )
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
 
 

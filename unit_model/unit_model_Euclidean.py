@@ -29,9 +29,9 @@ class Config(EnsembleConfig):
 
     delta: str = flag(delta, "adapter, lora or prefix")
     tem: float = flag(tem, "temperature of the softmax")
-    tuned_ckpt_path: str = flag(tuned_ckpt_path, "folder with <target>/<source>/checkpoint-best.pt")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    tuned_ckpt_path: str = flag(tuned_ckpt_path, "folder with <target>/<source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
 def distance(first: DeltaState, second: DeltaState) -> float:

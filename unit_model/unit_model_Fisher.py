@@ -28,8 +28,10 @@ class Config(DeltaMergeConfig, EnsembleConfig):
     delta: str = flag(delta, "adapter, lora or prefix")
     smoothing: float = flag(smoothing, "added to every Fisher value, in units of the tensor's mean Fisher value")
     rank: int = flag(rank, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt and statistics.safetensors")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt and statistics.safetensors", decides=False
+    )
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
 def run(config: Config) -> None:

@@ -31,10 +31,12 @@ class Config(EnsembleConfig):
 
     delta: str = flag(delta, "adapter, lora or prefix")
     tem: float = flag(tem, "temperature of the softmax, in the unit of the metric")
-    tuned_ckpt_path: str = flag(tuned_ckpt_path, "folder with result.tsv and <target>/<source>/checkpoint-best.pt")
-    zero_result_path: str = flag(zero_result_path, "result.tsv of dev_all_ckpt.py")
-    source_ckpt_path: str = flag("", "not used: the tuned deltas are averaged")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    tuned_ckpt_path: str = flag(
+        tuned_ckpt_path, "folder with result.tsv and <target>/<source>/checkpoint-best.pt", decides=False
+    )
+    zero_result_path: str = flag(zero_result_path, "result.tsv of dev_all_ckpt.py", decides=False)
+    source_ckpt_path: str = flag("", "not used: the tuned deltas are averaged", decides=False)
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
 def dev_scores(path: Path, tasks: list[str]) -> pd.DataFrame:

@@ -30,8 +30,10 @@ class Config(DeltaMergeConfig, EnsembleConfig):
     alpha: float = flag(alpha, "factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram")
     ridge: float = flag(ridge, "added to every Gram's diagonal, in units of its mean diagonal entry")
     rank: int = flag(rank, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt and statistics.safetensors")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt and statistics.safetensors", decides=False
+    )
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
 def run(config: Config) -> None:

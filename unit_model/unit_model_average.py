@@ -24,8 +24,8 @@ class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
     manual_division: bool = flag(False, "average only over the target's own group in task_list.py")
 
 

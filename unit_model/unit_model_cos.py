@@ -31,10 +31,10 @@ class Config(EnsembleConfig):
     delta: str = flag(delta, "adapter, lora or prefix")
     temperature: float = flag(temperature, "temperature of the softmax")
     tuned_64shot_ckpt_path: str = flag(
-        tuned_64shot_ckpt_path, "folder with <target>/checkpoint-best.pt, tuned from random"
+        tuned_64shot_ckpt_path, "folder with <target>/checkpoint-best.pt, tuned from random", decides=False
     )
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
 def directions(state: DeltaState) -> Tensor:

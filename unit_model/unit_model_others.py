@@ -38,13 +38,17 @@ class Config(EnsembleConfig):
 
     delta: str = flag(delta, "adapter, lora or prefix")
     tem: float = flag(tem, "temperature of the softmax, in the unit of the similarity")
-    origin_data_path: str = flag(origin_data_path, "result.tsv of a similarity, or its folder; all its scopes are done")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt")
-    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles")
+    origin_data_path: str = flag(
+        origin_data_path, "result.tsv of a similarity, or its folder; all its scopes are done", decides=False
+    )
+    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
     orientation: str = flag(
         "auto", "auto (as config.json beside the table says, else lower), lower or higher is more similar"
     )
-    overview: list[str] = flag([], "targets of the overview pictures by block or layer (default: the first)")
+    overview: list[str] = flag(
+        [], "targets of the overview pictures by block or layer (default: the first)", decides=False
+    )
     weights_only: bool = flag(False, "weights and heat map only; no checkpoints are needed")
     as_original: bool = flag(False, "lower is more similar for every measure, as in the original")
 

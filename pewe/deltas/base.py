@@ -39,7 +39,9 @@ class DeltaConfig(OriginalConfig):
     apply_lora: bool = flag(False, "same as --tune_method lora")
     apply_prefix: bool = flag(False, "same as --tune_method prefix")
     expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert")
-    expert_path: str = flag("checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt")
+    expert_path: str = flag(
+        "checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt", decides=False
+    )
     experts: list[str] = flag(
         [], "PEMT, stage 2: names or lists of the sources, in order (default: all tasks but the target)"
     )

@@ -166,10 +166,12 @@ WATCHES = {"lora": _watch_lora, "adapter": _watch_adapter, "prefix": _watch_pref
 class Config(BackboneConfig, DataConfig, DeltaConfig):
     """Which deltas, on which data."""
 
-    source_ckpt_path: str = flag("checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt")
+    source_ckpt_path: str = flag(
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+    )
     examples: int = flag(1000, "training lines at most, of the beginning of the file")
     batch_size: int = flag(16, "lines per batch; the Fisher squares the gradient of a batch")
-    quiet: bool = flag(False, "warnings only")
+    quiet: bool = flag(False, "warnings only", decides=False)
 
 
 def statistics_file(folder: Path, task: str) -> Path:

@@ -14,8 +14,6 @@ NAME#0 and NAME#1 are two unlike parts of the training data of one domain (the n
 80 % of the sentences with one label, drawn at random, and 20 % of the others, part 1 the rest. Both are tested on all of it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from pewe.data import IGNORED, find_prefixes, read_examples, split_path
 from pewe.fusion import yesno
 from pewe.fusion.collect import Batch
 from pewe.fusion.ensembles import entity_f1, label_f1
+from pewe.identity import digest
 
 SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}
 BY_LABEL = ("multi", "yesno")  # a decision for every label, not one among all
@@ -49,11 +48,6 @@ class Domain:
     test: list[Row]
     known: frozenset[int]
     fingerprints: dict[str, str]  # of train and test
-
-
-def json_digest(content) -> str:
-    """Twelve hexadecimal digits that stand for any JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def read_domains(
@@ -81,7 +75,7 @@ def read_domains(
         known = frozenset(numbers[label] for _, found in splits["train"] for label in found)
         rows = {split: encode[split](own, tokenizer, max_length, numbers, known) for split, own in splits.items()}
         rows["test"].sort(key=lambda row: len(row[0]))
-        prints = {split: json_digest([own, sorted(known)]) for split, own in rows.items()}
+        prints = {split: digest([own, sorted(known)]) for split, own in rows.items()}
         domains[name] = Domain(name, rows["train"], rows["test"], known, prints)
     return domains, labels
 

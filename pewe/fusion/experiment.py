@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from pewe.cli import UserError, flag, log, log_to, main, show, suggest
 from pewe.fusion import tables
-from pewe.fusion.domains import Domain, decide, json_digest, score
+from pewe.fusion.domains import Domain, decide, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
 from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
 from pewe.fusion.store import model_tensors
 from pewe.fusion.zoo import STATISTICS, Zoo, ZooConfig
+from pewe.identity import digest
 from pewe.results import read_json, write_config, write_json
 
 MULTITASK = "multitask"
@@ -45,12 +46,12 @@ MULTITASK_GROUPS = ("all", "incremental", "largest")
 class Config(ZooConfig, MergeRules):
     """One experiment."""
 
-    experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags")
-    name: str = flag("", "folder below results/ (default: that of the TOML file's name)")
+    experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags", decides=False)
+    name: str = flag("", "folder below results/ (default: that of the TOML file's name)", decides=False)
     domains: list[str] = flag([], "domains whose models are merged, in the order of the incremental protocol")
     held_out: list[str] = flag([], "domains that are only tested on")
     filter_model: list[str] = flag([], "only these of the domains are merged")
-    quiet: bool = flag(False, "warnings only")
+    quiet: bool = flag(False, "warnings only", decides=False)
     protocols: list[str] = flag(list(PROTOCOLS), "pairwise (all pairs), incremental (the first 2, 3, ... domains)")
     methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
@@ -139,7 +140,7 @@ def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
 def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
     """The cell's score on every domain's test set in percent, stored below the zoo and computed only once."""
     about = settings(zoo, config, cell)
-    path = zoo.root / "scores" / f"{json_digest(about)}.json"
+    path = zoo.root / "scores" / f"{digest(about)}.json"
     stored = read_json(path)
     if stored is None:
         stored = {"settings": about, "scores": compute(zoo, config, cell)}

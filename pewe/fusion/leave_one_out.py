@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pewe.checkpoint import ensemble_checkpoint, state_digest, write_checkpoint
+from pewe.checkpoint import ensemble_checkpoint, write_checkpoint
 from pewe.cli import UserError, log, log_to
 from pewe.ensemble import ensemble_tasks, read_states, save_weights
 from pewe.fusion.collect_deltas import WATCHES, statistics_file
 from pewe.fusion.deltas import merge_deltas
 from pewe.fusion.store import read_statistics
+from pewe.identity import state_digest
 from pewe.weights import allowed_sources, uniform_weights
 
 

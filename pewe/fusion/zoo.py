@@ -26,10 +26,11 @@ from transformers.utils import logging as transformers_logging
 from pewe.cli import UserError, flag
 from pewe.data import IGNORED
 from pewe.fusion.collect import Batch, collect, gold_loss
-from pewe.fusion.domains import Domain, Row, collate, json_digest, read_domains
+from pewe.fusion.domains import Domain, Row, collate, read_domains
 from pewe.fusion.store import Statistics, read_statistics, write_statistics
 from pewe.fusion.yesno import answer_form, answer_logits
-from pewe.results import file_sha256, replacing, write_json
+from pewe.identity import digest, file_digest
+from pewe.results import replacing, write_json
 
 WARMUP = 0.06  # share of the updates
 SCORED = 64  # sentences per forward without gradients
@@ -39,15 +40,17 @@ SCORED = 64  # sentences per forward without gradients
 class ZooConfig:
     """Data, training and statistics of the individual models."""
 
-    zoo: str = flag("checkpoints/fusion_zoo", "folder of the trained models, shared by experiments")
+    zoo: str = flag("checkpoints/fusion_zoo", "folder of the trained models, shared by experiments", decides=False)
     model: str = flag(
-        "checkpoints/mini_bert", "folder of the pre-trained encoder (yesno: T5) and its tokenizer, the common start"
+        "checkpoints/mini_bert",
+        "folder of the pre-trained encoder (yesno: T5) and its tokenizer, the common start",
+        decides=False,
     )
     layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
     kind: str = flag(
         "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
     )
-    data_dir: str = flag("data/mini_emotions", "folder of the domains")
+    data_dir: str = flag("data/mini_emotions", "folder of the domains", decides=False)
     max_length: int = flag(128, "tokens of a text at most")
     rename: list[str] = flag([], "OLD=NEW, labels or entity types that mean the same")
     train_limit: int = flag(0, "training sentences per domain at most (0: all)")
@@ -81,7 +84,7 @@ class Zoo:
         self.kind = kinds.get(config.kind, AutoModelForSequenceClassification)
         self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.start = json_digest([file_sha256(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
+        self.start = digest([file_digest(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
         """All that a model depends on."""
@@ -92,7 +95,7 @@ class Zoo:
 
     def folder(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
         """Where the model of these domains and seeds lies, or will lie."""
-        return self.root / f"{'+'.join(names)[:60]}-{json_digest(self.recipe(names, seed, head_seed))}"
+        return self.root / f"{'+'.join(names)[:60]}-{digest(self.recipe(names, seed, head_seed))}"
 
     def trained(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
         """Its folder, after training it (jointly on several domains) if it is not there."""
@@ -123,7 +126,7 @@ class Zoo:
     def statistics(self, folder: Path, name: str) -> Statistics:
         """The statistics of the model in this folder on the training data of its domain."""
         settings = {key: getattr(self.config, key) for key in STATISTICS}
-        path = folder / "statistics" / f"{json_digest(settings)}.safetensors"
+        path = folder / "statistics" / f"{digest(settings)}.safetensors"
         if not path.is_file():
             c, known = self.config, sorted(self.domains[name].known)
             batches = self.batches(self.domains[name].train, c.batch_size)

@@ -1,0 +1,117 @@
+"""What a stored result was made from: every fingerprint of the suite.
+
+Whether a flag decides a result is declared at the flag (`cli.flag(..., decides=False)`). A record holds the deciding flags
+of its command and a fingerprint of everything else that it was made from: data, states, and the content of the backbone.
+It is used again only if all of that is equal today; `difference` says what is not.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
+SEAL = "sha256"  # entry of a sealed record
+_OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
+
+
+def digest(content) -> str:
+    """A fingerprint of plain values (numbers, texts, lists, dicts; a path counts as its text)."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def deciding(config, **narrowed) -> dict:
+    """The flags of a configuration that decide a result, name -> value, some of them replaced by `narrowed`."""
+    own = dataclasses.replace(config, **narrowed)
+    return {
+        field.name: getattr(own, field.name) for field in dataclasses.fields(own) if field.metadata.get("decides", True)
+    }
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """A fingerprint of tensors: names, shapes and values (as float32, whatever their dtype)."""
+    fingerprint = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().float().cpu().contiguous()
+        fingerprint.update(f"{name}{tuple(tensor.shape)}".encode())
+        fingerprint.update(tensor.numpy().data)
+    return fingerprint.hexdigest()[:LENGTH]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content; computed again only where its size, time or place have changed."""
+    about = path.stat()
+    return _file_digest(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_digest(path: Path, *_about: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(model: str, tokenizer: str = "") -> str:
+    """A fingerprint of the content of a model folder (or of a hub's model in the cache) and of its tokenizer's folder.
+
+    Weights, configuration and tokenizer files count, under their names; a model that is not there yet counts as its name.
+    """
+    names = [model, tokenizer] if tokenizer and tokenizer != model else [model]
+    return digest([_folder_prints(name) for name in names])
+
+
+def _folder_prints(name: str) -> dict[str, str] | str:
+    folder = Path(name) if Path(name).is_dir() else _cached_folder(name)
+    if folder is None:
+        return name
+    return files_digests(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL)
+
+
+def _cached_folder(name: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # not the form of a hub id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def files_digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Name -> fingerprint of the content of files; hidden files do not count."""
+    return {path.name: file_digest(path) for path in sorted(paths) if path.is_file() and not path.name.startswith(".")}
+
+
+def difference(saved: Mapping | None, wanted: Mapping) -> str:
+    """What of the wanted identity a stored one does not have, in words; empty where it is equal.
+
+    Further entries of the stored one, of earlier versions, do not count.
+    """
+    if not isinstance(saved, Mapping):
+        return "it has no record of what it was made from"
+    wanted = json.loads(json.dumps(wanted, default=str))  # as it would be read back
+    for name, value in wanted.items():
+        if name not in saved:
+            return f"its record has no {name!r} (an earlier version)"
+        if saved[name] != value:
+            return f"{name!r} was {_short(saved[name])}, is {_short(value)}"
+    return ""
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def sealed(content: Mapping) -> dict:
+    """The content with a fingerprint of itself, by which a changed byte is noticed."""
+    return {**content, SEAL: digest(json.loads(json.dumps(content, default=str)))}
+
+
+def unsealed(content: Mapping) -> dict | None:
+    """The content without its fingerprint; None where that is missing or does not fit."""
+    inner = {name: value for name, value in content.items() if name != SEAL}
+    return inner if content.get(SEAL) == digest(inner) else None
