@@ -1,8 +1,12 @@
-"""Fixtures: tiny random T5s of unequal depths, tiny data, and the reference numbers of the original code where present."""
+"""Fixtures: tiny random T5s of unequal depths, tiny data, tiny checkpoints, and the original code's numbers where present.
+
+What the numbers of tests/golden depend on is drawn by `draws`, the same with every version of torch and numpy.
+"""
 
 import json
 import random
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import task_checkpoint, write_checkpoint
 from pewe.deltas import DeltaConfig, attach_delta
+from pewe.similarity import SimilarityConfig
+from task_list import QA_task_list
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -22,6 +28,7 @@ GOLDEN_PEMT = ROOT.parent / "shared" / "golden_pemt"
 PAPER = ROOT.parent / "shared" / "paper"
 CROSSFIT = ROOT.parent / "shared" / "data" / "crossfit"
 METHODS = ("adapter", "lora", "prefix")
+VERSIONS = {"v1.1": {}, "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True}}
 
 SMALL = {
     "adapter": {"tune_method": "adapter", "adapter_size": 4},
@@ -46,36 +53,48 @@ def tiny_config(**changes) -> T5Config:
     return T5Config(**{**settings, **changes})
 
 
+def draws(text: str, *shape: int) -> torch.Tensor:
+    """N(0, 1), a function of the text alone."""
+    numbers = np.random.RandomState(zlib.crc32(text.encode())).standard_normal(shape)
+    return torch.from_numpy(np.asarray(numbers, np.float32))
+
+
 def tiny_t5(**changes) -> T5ForConditionalGeneration:
-    """A random tiny T5, the same in every test."""
-    torch.manual_seed(0)
+    """A random tiny T5, the same in every test and on every machine."""
     model = T5ForConditionalGeneration(tiny_config(**changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lm_head" in name or "shared" in name or "relative" in name:
-                parameter.normal_(0, 0.5)
+            numbers = draws(name, *parameter.shape)
+            if parameter.dim() == 1:
+                parameter.copy_(1 + 0.1 * numbers)
+            elif "lm_head" in name or "shared" in name or "relative" in name:
+                parameter.copy_(0.5 * numbers)
+            else:
+                fan_in = parameter.shape[1] * (model.config.d_kv if name.endswith("Attention.q.weight") else 1)
+                parameter.copy_(numbers / fan_in**0.5)
     return model
 
 
+def random_state(delta, text: str, std: float = 0.3) -> dict[str, torch.Tensor]:
+    """A state of this delta with every tensor random, so that none is the identity."""
+    return {name: std * draws(f"{text}/{name}", *p.shape[1:]) for name, p in delta.named.items()}
+
+
 def filled(model, name: str, stack: int, seed: int = 0):
-    """A stack of deltas on the model with every tensor random, so that none is the identity."""
+    """A stack of random deltas on the model, and their states."""
     delta = attach_delta(model, small(name), stack)
-    generator = torch.Generator().manual_seed(seed)
-    states = [
-        {key: torch.randn(p.shape[1:], generator=generator) * 0.3 for key, p in delta.named.items()}
-        for _ in range(stack)
-    ]
+    states = [random_state(delta, f"{seed}/{number}") for number in range(stack)]
     delta.load(states)
     return delta, states
 
 
 def random_batch(rows: int, seed: int = 1, vocab: int = 96) -> dict[str, torch.Tensor]:
     """Inputs and labels of unequal lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, vocab, (rows, 9), generator=generator)
-    labels = torch.randint(2, vocab, (rows, 5), generator=generator)
-    mask = (torch.arange(9) < torch.randint(4, 10, (rows, 1), generator=generator)).long()
-    labels[torch.arange(5) >= torch.randint(2, 6, (rows, 1), generator=generator)] = -100
+    generator = np.random.RandomState(seed)
+    ids = torch.from_numpy(generator.randint(2, vocab, (rows, 9)))
+    labels = torch.from_numpy(generator.randint(2, vocab, (rows, 5)))
+    mask = (torch.arange(9) < torch.from_numpy(generator.randint(4, 10, (rows, 1)))).long()
+    labels[torch.arange(5) >= torch.from_numpy(generator.randint(2, 6, (rows, 1)))] = -100
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
@@ -137,30 +156,86 @@ def fusion_npz(path: str) -> dict[str, torch.Tensor]:
 
 
 MINI_TASKS = ("mini_read_towns", "mini_read_people", "mini_yesno_towns")
+# Six of the paper's tasks, with lines of the mini gym; three of them have several answers in every dev line
+LINES_OF = {"adversarialqa": "mini_read_people", "ai2_arc": "mini_choice_towns", "boolq": "mini_yesno_towns",
+            "codah": "mini_choice_animals", "eli5-eli5": "mini_closed_people", "web_questions": "mini_read_animals"}  # fmt: skip
+
+
+def write_tiny_data(out: Path, lines_of: dict[str, str]) -> Path:
+    """A folder per task with a few lines of a task of the mini gym."""
+    for task, source in lines_of.items():
+        (out / task).mkdir()
+        for path in (ROOT / "data" / "mini_gym" / source).glob("*.tsv"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            random.Random(path.name).shuffle(lines)
+            keep = 24 if "full" in path.name else 12
+            name = path.name.replace(source, task)
+            (out / task / name).write_text("\n".join(lines[:keep]) + "\n", encoding="utf-8")
+    return out
+
+
+def write_tiny_backbone(out: Path, **changes) -> Path:
+    """A folder with a tiny random T5 and the tokenizer of the embedded backbone."""
+    embedded = ROOT / "checkpoints" / "mini_t5"
+    vocab = json.loads((embedded / "config.json").read_text())["vocab_size"]
+    tiny_t5(vocab_size=vocab, **changes).save_pretrained(out)
+    for path in embedded.iterdir():
+        if path.is_file() and ("token" in path.name or "spiece" in path.name or "special" in path.name):
+            shutil.copy(path, out)
+    return out
+
+
+def write_tiny_checkpoints(out: Path) -> Path:
+    """`<folder>/<method>/{source,random}/<task>/checkpoint-best.pt`: a random delta for each of the paper's 32 tasks.
+
+    Each is larger than the one before, so that a similarity tells them apart.
+    """
+    for method in METHODS:
+        delta = attach_delta(tiny_t5(), small(method))
+        for kind in ("source", "random"):
+            for number, task in enumerate(QA_task_list, start=1):
+                state = random_state(delta, f"{method}/{kind}/{task}", std=number / 100)
+                write_checkpoint(task_checkpoint(out / method / kind, task), method, state, {})
+    return out
+
+
+def similarity_config(backbone: Path, data: Path, checkpoints: Path, out: Path, method: str = "adapter", **changes):
+    """Settings of a measure on the deltas `<checkpoints>/<method>/{source,random}`, with the sizes of `SMALL`."""
+    fields = {
+        "model": str(backbone), "task_dir": str(data), "device": "cpu", "quiet": True, "pictures": False, "tasks": list(LINES_OF),
+        "max_input_length": 32, "max_output_length": 12, "predict_batch_size": 5, **SMALL[method], "output_dir": str(out),
+        "source_ckpt_path": str(checkpoints / method / "source"),
+        "random_tuned_ckpt_path": str(checkpoints / method / "random"),
+    }  # fmt: skip
+    return SimilarityConfig(**{**fields, **changes})
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """Three tasks of the mini gym cut to a few lines, one of them with several answers in its dev lines."""
-    out = tmp_path_factory.mktemp("tiny_data")
-    for task in MINI_TASKS:
-        (out / task).mkdir()
-        for path in (ROOT / "data" / "mini_gym" / task).glob("*.tsv"):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            random.Random(path.name).shuffle(lines)
-            keep = 24 if "full" in path.name else 12
-            (out / task / path.name).write_text("\n".join(lines[:keep]) + "\n", encoding="utf-8")
-    return out
+    return write_tiny_data(tmp_path_factory.mktemp("tiny_data"), {task: task for task in MINI_TASKS})
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory) -> Path:
-    """A folder with a tiny random T5 and the tokenizer of the embedded backbone."""
+def paper_data(tmp_path_factory) -> Path:
+    """The six tasks of `LINES_OF`."""
+    return write_tiny_data(tmp_path_factory.mktemp("paper_data"), LINES_OF)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbones(tmp_path_factory) -> dict[str, Path]:
+    """Version of T5 -> a folder with a tiny random one and a tokenizer."""
     out = tmp_path_factory.mktemp("tiny_t5")
-    embedded = ROOT / "checkpoints" / "mini_t5"
-    vocab = json.loads((embedded / "config.json").read_text())["vocab_size"]
-    tiny_t5(vocab_size=vocab).save_pretrained(out)
-    for path in embedded.iterdir():
-        if path.is_file() and ("token" in path.name or "spiece" in path.name or "special" in path.name):
-            shutil.copy(path, out)
-    return out
+    return {version: write_tiny_backbone(out / version, **changes) for version, changes in VERSIONS.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_backbones) -> Path:
+    """A folder with a tiny random T5 v1.1 and the tokenizer of the embedded backbone."""
+    return tiny_backbones["v1.1"]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory) -> Path:
+    """Random deltas of the paper's 32 tasks, on the tiny T5s of both versions."""
+    return write_tiny_checkpoints(tmp_path_factory.mktemp("tiny_checkpoints"))

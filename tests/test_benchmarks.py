@@ -96,7 +96,8 @@ def test_the_steps_of_the_memory_benchmark(tmp_path):
         fusion.all_steps(config)
 
 
-def test_a_result_names_no_folder_of_the_machine(tmp_path):
+def test_a_result_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
     path = measure.write("one", measure.Embedded(model=str(tmp_path / "backbone")), [])
     settings = read_json(path)["settings"]
     assert settings["model"] == "backbone" and settings["task_dir"] == "data/mini_gym"

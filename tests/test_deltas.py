@@ -4,7 +4,19 @@ import math
 
 import pytest
 import torch
-from conftest import METHODS, SMALL, filled, golden_backbone, golden_npz, golden_state, random_batch, small, tiny_t5
+from conftest import (
+    METHODS,
+    SMALL,
+    VERSIONS,
+    draws,
+    filled,
+    golden_backbone,
+    golden_npz,
+    golden_state,
+    random_batch,
+    small,
+    tiny_t5,
+)
 
 from pewe.cli import UserError
 from pewe.data import Batch
@@ -68,12 +80,10 @@ def test_gradients_of_the_original(reference):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("version", ["v1.1", "v1.0"])
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("stack", [1, 3])
 def test_a_stack_equals_its_members_one_by_one(name, version, stack):
-    changes = {} if version == "v1.1" else {"feed_forward_proj": "relu", "tie_word_embeddings": True}
-    batch = random_batch(4)
-    model = tiny_t5(**changes)
+    batch, model = random_batch(4), tiny_t5(**VERSIONS[version])
     _, states = filled(model, name, stack)
     repeated = {key: value.repeat(stack, 1) for key, value in batch.items()}
     with torch.no_grad():
@@ -81,12 +91,30 @@ def test_a_stack_equals_its_members_one_by_one(name, version, stack):
         ids = greedy(model, repeated)
         assert torch.equal(ids, greedy(model, repeated, use_cache=False))
     for state, logits, generated in zip(states, together, ids.chunk(stack), strict=True):
-        alone = tiny_t5(**changes)
+        alone = tiny_t5(**VERSIONS[version])
         attach_delta(alone, small(name)).load([state])
         with torch.no_grad():
             torch.testing.assert_close(alone(**batch).logits, logits, rtol=1e-5, atol=1e-5)
         one = greedy(alone, batch)
         assert torch.equal(one, generated[:, : one.shape[1]])
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_gradients_of_a_stack_are_those_of_its_members_one_by_one(name, version):
+    """From the library's own loss; nothing but the delta gets a gradient."""
+    batch, model = random_batch(6), tiny_t5(**VERSIONS[version])
+    delta, states = filled(model, name, 3)
+    model.train()
+    member_losses(model, Batch(**batch), 3).sum().backward()  # two rows a member
+    assert {id(p) for p in model.parameters() if p.grad is not None} <= {id(p) for p in delta.named.values()}
+    for member, state in enumerate(states):
+        alone = tiny_t5(**VERSIONS[version])
+        one = attach_delta(alone, small(name))
+        one.load([state])
+        alone(**{key: value[2 * member : 2 * member + 2] for key, value in batch.items()}).loss.backward()
+        for key, parameter in one.named.items():
+            torch.testing.assert_close(delta.named[key].grad[member], parameter.grad[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_delta_changes_the_output():
@@ -105,7 +133,7 @@ def test_adapter_formula_on_one_feed_forward():
     model = tiny_t5()
     _, (state,) = filled(model, "adapter", 1)
     plain = tiny_t5()
-    hidden = torch.randn(1, 4, 24)
+    hidden = draws("hidden", 1, 4, 24)
     with torch.no_grad():
         before = plain.encoder.block[1].layer[1].DenseReluDense(hidden)[0]
         after = model.encoder.block[1].layer[1].DenseReluDense(hidden)[0]
@@ -123,7 +151,7 @@ def test_lora_formula_on_one_query():
     _, (state,) = filled(model, "lora", 1)
     linear = model.decoder.block[1].layer[1].EncDecAttention.q
     name = "decoder.block.1.layer.1.EncDecAttention.q"
-    x = torch.randn(5, 24)
+    x = draws("x", 5, 24)
     with torch.no_grad():
         ours = linear(x[None])[0]
     expected = x @ linear.weight.T + 6.0 / 3 * x @ state[f"{name}.lora_A"] @ state[f"{name}.lora_B"]
@@ -141,6 +169,39 @@ def test_prefix_network_reads_memory_as_the_original():
             keys, values = delta.networks[stack](layer)
             torch.testing.assert_close(keys[0], whole[layer, 0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(values[0], whole[layer, 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_prefix_formula_on_one_self_attention(version, stack):
+    """One head and one query at a time: prefix first, then the tokens, the relative bias by distance, decoders looking back."""
+    model, number = tiny_t5(**VERSIONS[version]), 1
+    delta, _ = filled(model, "prefix", 1)
+    keys, values = (both[0] for both in delta.networks[stack](number))
+    attention, seen = getattr(model, stack).block[number].layer[0].SelfAttention, []
+    hooks = [attention.q.register_forward_pre_hook(lambda module, args: seen.append(args[0][0])),
+             attention.o.register_forward_hook(lambda module, args, output: seen.append(output[0]))]  # fmt: skip
+    with torch.no_grad():
+        model(input_ids=torch.arange(5, 11)[None], decoder_input_ids=torch.arange(20, 26)[None], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    x, y = seen
+    first = getattr(model, stack).block[0].layer[0].SelfAttention  # owns the bias of all blocks
+    split = lambda linear: linear(x).view(6, 3, 6).transpose(0, 1)  # noqa: E731 (heads, tokens, d_kv)
+    with torch.no_grad():
+        q, k, v = (split(linear) for linear in (attention.q, attention.k, attention.v))
+        k, v = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+        heads = torch.zeros(3, 6, 6)
+        for head in range(3):
+            for t in range(6):
+                visible = range(5 + t + 1 if stack == "decoder" else 5 + 6)
+                distances = torch.tensor([[key - (5 + t) for key in visible]])
+                bucket = first._relative_position_bucket(distances, stack == "encoder", 8, 20)[0]
+                bias = first.relative_attention_bias(bucket)[:, head]
+                scores = torch.stack([q[head, t] @ k[head, key] for key in visible]) + bias
+                heads[head, t] = sum(w * v[head, key] for w, key in zip(torch.softmax(scores, 0), visible, strict=True))
+        expected = attention.o(heads.transpose(0, 1).reshape(6, 18))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,13 +1,13 @@
-"""Every measure: the original's matrices, slow loops for every delta, stacks of any size, signs."""
+"""Every measure: slow loops for every delta on T5 v1.0 and v1.1, stacks of any size, bfloat16, signs."""
 
 import math
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import METHODS, SMALL, golden_backbone, golden_npz, golden_state, small
+from conftest import LINES_OF, METHODS, SMALL, VERSIONS, similarity_config, small
 from scipy.stats import entropy, spearmanr
 
 from get_similarity import (
@@ -18,9 +18,13 @@ from get_similarity import (
     get_KL_divergence,
     get_Loss,
 )
+from pewe.backbone import load_backbone
+from pewe.checkpoint import read_checkpoint, task_checkpoint
+from pewe.cli import UserError
 from pewe.data import load_split
 from pewe.deltas import attach_delta
 from pewe.similarity import SimilarityConfig, run
+from pewe.tune import TuneConfig, tune
 from task_list import QA_task_list
 
 PLAIN = {
@@ -29,11 +33,13 @@ PLAIN = {
     "Cosine_of_Logits_and_Labels": get_Cosine_of_Logits_and_Labels.MEASURE,
     "KL_divergence": get_KL_divergence.MEASURE,
 }
-SOME = ["adversarialqa", "ai2_arc", "boolq", "codah", "eli5-eli5", "web_questions"]  # three with lines of two answers
+ALL_NAMES = [*PLAIN, "block", "GraNd_dev", "GraNd_block", "GraNd_layer"]
+SOME = list(LINES_OF)
+PAIR = ["web_questions", "eli5-eli5"]
 
 
 def compute(name: str, config: SimilarityConfig, **changes) -> pd.DataFrame:
-    """The matrix of a measure by the name of its reference file: Loss, ..., block, GraNd_dev, GraNd_block, GraNd_layer."""
+    """The matrix of a measure by its name, one of ALL_NAMES."""
     fields = {**vars(config), **changes}
     if name.startswith("GraNd"):
         return get_GraNd.run_mode(get_GraNd.GraNdConfig(**{**fields, "mode": name.split("_")[1]}))
@@ -43,86 +49,34 @@ def compute(name: str, config: SimilarityConfig, **changes) -> pd.DataFrame:
 
 
 @pytest.fixture
-def config(golden, golden_checkpoints, tmp_path):
-    return SimilarityConfig(
-        model=str(golden / "backbone"), task_dir=str(golden / "data"), device="cpu", adapter_size=4, quiet=True,
-        lora_r=3, lora_alpha=6.0, prefix_num=5, prefix_r=6, max_input_length=32, max_output_length=12, predict_batch_size=5,
-        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), output_dir=str(tmp_path), tasks=SOME,
-        random_tuned_ckpt_path=str(golden_checkpoints / "adapter" / "random"),
-    )  # fmt: skip
+def config_of(tiny_backbones, paper_data, tiny_checkpoints, tmp_path):
+    """Settings for a delta and a version of T5."""
 
+    def config(method: str = "adapter", version: str = "v1.1", **changes) -> SimilarityConfig:
+        return similarity_config(
+            tiny_backbones[version], paper_data, tiny_checkpoints, tmp_path / "out", method, **changes
+        )
 
-def of_delta(config, method):
-    """The same settings for another delta of the reference data."""
-    paths = {
-        field: getattr(config, field).replace("/adapter/", f"/{method}/")
-        for field in ("source_ckpt_path", "random_tuned_ckpt_path")
-    }
-    return replace(config, tune_method=method, **paths)
-
-
-def reference(golden, name: str) -> dict[str, pd.DataFrame]:
-    """Scope -> matrix (targets down, sources across) that the original computed."""
-    folder = golden / "adapter" / "similarity"
-    if (folder / f"{name}.csv").is_file():
-        table = pd.read_csv(folder / f"{name}.csv")
-        return {"all": table.pivot(index="target", columns="source", values="value")}
-    arrays = golden_npz(f"adapter/similarity/{name}.npz")
-    return {
-        module.replace("_", "."): pd.DataFrame(values, index=arrays["tasks"], columns=arrays["tasks"])
-        for module, values in zip(arrays["modules"], arrays["values"], strict=True)
-    }
-
-
-def worst_difference(table, expected) -> float:
-    assert set(table["scope"]) == expected.keys()
-    worst = 0.0
-    for scope, rows in table.groupby("scope"):
-        ours = rows.pivot(index="target", columns="source", values="value")
-        theirs = expected[scope].loc[ours.index, ours.columns]
-        worst = max(worst, ((ours - theirs).abs() / theirs.abs()).to_numpy().max())
-    return worst
-
-
-ALL_NAMES = [*PLAIN, "block", "GraNd_dev", "GraNd_block", "GraNd_layer"]
-TOLERANCE = {"KL_divergence": 1e-3}
-
-
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_matrices_of_the_original_on_six_tasks(golden, config, name):
-    table = compute(name, config, as_original=True)
-    assert worst_difference(table, reference(golden, name)) < TOLERANCE.get(name, 1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_matrices_of_the_original_32_by_32(golden, config, name):
-    table = compute(name, config, as_original=True, tasks=QA_task_list)
-    assert len(table) % 1024 == 0
-    assert worst_difference(table, reference(golden, name)) < TOLERANCE.get(name, 1e-4)
-
-
-@pytest.mark.parametrize("name", ["GraNd_dev", "GraNd_block"])
-def test_gradient_norms_of_the_original_one_line_a_batch(golden, config, name):
-    """Here the original's caps on the number of batches act."""
-    tasks = ["adversarialqa", "boolq", "eli5-eli5"]
-    table = compute(name, config, as_original=True, predict_batch_size=1, tasks=tasks)
-    assert worst_difference(table, reference(golden, f"{name}_bs1")) < 1e-4
+    return config
 
 
 # ---- slow loops: one delta, one sequence, one token at a time
 
 
 class Slow:
-    """The measures from their definitions, on the dev set of one target."""
+    """The measures from their definitions, with the delta of one source on the dev set of one target."""
 
-    def __init__(self, config, method, target, kind, source):
-        self.backbone = golden_backbone()
-        self.model = self.backbone.model
+    def __init__(self, config, method, target, source, kind="source"):
+        backbone = load_backbone(config)
+        folder = {"source": config.source_ckpt_path, "random": config.random_tuned_ckpt_path}[kind]
+        self.model = backbone.model
         self.delta = attach_delta(self.model, small(method), 1)
-        self.delta.load([golden_state(method, source, kind)])
-        encoded = load_split(self.backbone.tokenizer, config, target, f"{target}_64_42", "dev")
-        self.lines = list(zip(encoded.inputs, encoded.labels(), strict=True))
+        self.delta.load([read_checkpoint(task_checkpoint(Path(folder), source), method)])
+        encoded = load_split(backbone.tokenizer, config, target, f"{target}_64_42", "dev")
+        labels = [answers[0] for answers in encoded.outputs]
+        if config.as_original:  # it takes answer i of the whole file for line i
+            labels = [answer for answers in encoded.outputs for answer in answers][: len(labels)]
+        self.lines = list(zip(encoded.inputs, labels, strict=True))
 
     def outputs(self, lines=None):
         for inputs, labels in self.lines[:lines]:
@@ -139,131 +93,182 @@ class Slow:
             for logits, label in zip(output.logits[0], labels, strict=True)
         ]
 
+    def gradient_norms(self, lines_per_batch: int, batches: int) -> dict[tuple[str, str], float]:
+        """(mode, scope) -> sum over batches, from the library's own loss, tensor by tensor."""
+        sums = {}
+        for start in range(0, len(self.lines), lines_per_batch)[:batches]:
+            lines = self.lines[start : start + lines_per_batch]
+            width = [max(len(line[side]) for line in lines) for side in (0, 1)]
+            ids = torch.tensor([[*i, *[0] * (width[0] - len(i))] for i, _ in lines])
+            labels = torch.tensor([[*t, *[-100] * (width[1] - len(t))] for _, t in lines])
+            loss = self.model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
+            squares = {}
+            for name, gradient in zip(self.delta.named, self.gradients(loss), strict=True):
+                for mode in ("dev", "block", "layer"):
+                    key = (mode, get_GraNd.scope_of(name, mode))
+                    squares[key] = squares.get(key, 0.0) + gradient.square().sum().item()
+            for key, square in squares.items():
+                sums[key] = sums.get(key, 0.0) + math.sqrt(square)
+        return sums
+
+    def gradients(self, loss):
+        return torch.autograd.grad(loss, list(self.delta.named.values()))
+
 
 def slow_value(name, config, method, target, source) -> float:
-    one = Slow(config, method, target, "source", source)
+    one = Slow(config, method, target, source)
     if name == "Loss":
         return float(np.mean([-math.log(p[label]) for p, label in one.tokens(5)]))
     if name == "EL2N":
         return sum(float(np.linalg.norm(p - np.eye(len(p))[label])) for p, label in one.tokens(5))
     if name == "Cosine_of_Logits_and_Labels":
         return sum(float(p[label] / np.linalg.norm(p)) for p, label in one.tokens())
-    tuned = Slow(config, method, target, "random", target)
+    tuned = Slow(config, method, target, target, "random")
     return sum(float(entropy(p, q)) for (p, _), (q, _) in zip(tuned.tokens(5), one.tokens(5), strict=True))
 
 
-PAIR = ["web_questions", "eli5-eli5"]
-
-
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PLAIN)
-def test_token_measures_by_a_slow_loop(config, name, method):
-    table = compute(name, of_delta(config, method), tasks=PAIR).set_index(["target", "source"])["value"]
-    expected = slow_value(name, config, method, *PAIR)
+def test_token_measures_by_a_slow_loop(config_of, name, method, version):
+    config = config_of(method, version, tasks=PAIR)
+    table = compute(name, config).set_index(["target", "source"])["value"]
+    assert table[PAIR[0], PAIR[1]] == pytest.approx(slow_value(name, config, method, *PAIR), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_token_measures_as_original_by_a_slow_loop(config_of, name):
+    """With the labels of the original, whose lines shift after one of several answers."""
+    config = config_of(as_original=True, tasks=PAIR)
+    table = compute(name, config).set_index(["target", "source"])["value"]
+    expected = slow_value(name, config, "adapter", *PAIR)
     assert table[PAIR[0], PAIR[1]] == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(slow_value(name, config_of(tasks=PAIR), "adapter", *PAIR), rel=1e-3)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("method", METHODS)
-def test_gradient_norms_by_a_slow_loop(config, method):
-    """Batch by batch, tensor by tensor, from the library's own loss; the parts add up to the whole."""
-    settings = of_delta(replace(config, tasks=PAIR), method)
-    tables = {
-        name: compute(name, settings, output_dir=f"{config.output_dir}/{name}") for name in ALL_NAMES if "GraNd" in name
-    }
-    one = Slow(config, method, PAIR[0], "source", PAIR[1])
-    whole, parts = 0.0, {}
-    for start in range(0, len(one.lines), 5):
-        lines = one.lines[start : start + 5]
-        width = [max(len(line[side]) for line in lines) for side in (0, 1)]
-        ids = torch.tensor([[*i, *[0] * (width[0] - len(i))] for i, _ in lines])
-        labels = torch.tensor([[*t, *[-100] * (width[1] - len(t))] for _, t in lines])
-        loss = one.model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
-        gradients = torch.autograd.grad(loss, list(one.delta.named.values()))
-        squares = {}
-        for name, gradient in zip(one.delta.named, gradients, strict=True):
-            for mode in ("dev", "block", "layer"):
-                key = (mode, get_GraNd.scope_of(name, mode))
-                squares[key] = squares.get(key, 0.0) + gradient.square().sum().item()
-        for key, square in squares.items():
-            parts[key] = parts.get(key, 0.0) + math.sqrt(square)
-        whole += math.sqrt(sum(g.square().sum().item() for g in gradients))
-    assert parts["dev", "all"] == pytest.approx(whole)
-    for name, table in tables.items():
-        row = table[(table["target"] == PAIR[0]) & (table["source"] == PAIR[1])]
-        for scope, value in zip(row["scope"], row["value"], strict=True):
-            assert value == pytest.approx(parts[name.split("_")[1], scope], rel=1e-4), (name, scope)
-    assert tables["GraNd_layer"]["scope"].nunique() == {"adapter": 60, "lora": 36, "prefix": 2}[method]
+def test_gradient_norms_by_a_slow_loop(config_of, method, version):
+    """Batch by batch, tensor by tensor; a mode's scopes are those of the delta's tensors."""
+    config = config_of(method, version, tasks=PAIR)
+    expected = Slow(config, method, *PAIR).gradient_norms(5, batches=3)
+    for mode in ("dev", "block", "layer"):
+        table = compute(f"GraNd_{mode}", config, output_dir=f"{config.output_dir}/{mode}")
+        rows = table[(table["target"] == PAIR[0]) & (table["source"] == PAIR[1])]
+        ours = {(mode, scope): value for scope, value in zip(rows["scope"], rows["value"], strict=True)}
+        assert ours == pytest.approx({key: value for key, value in expected.items() if key[0] == mode}, rel=1e-4)
+    # 3 encoder and 2 decoder blocks: 2 and 3 sub-layers with an adapter, 1 and 2 attentions with LoRA, a network per stack
+    assert len(ours) == {"adapter": 12, "lora": 7, "prefix": 2}[method]
 
 
+@pytest.mark.parametrize(("mode", "caps"), [("dev", (6, 10)), ("block", (3, 5)), ("layer", (3, 5))])
+def test_caps_on_the_batches_of_a_gradient_norm(config_of, mode, caps):
+    """One line a batch, so that the original's caps on the number of batches act; it divides by the accumulation steps."""
+    config = config_of(as_original=True, predict_batch_size=1, bsz_list=[32], tasks=["boolq", "web_questions"])
+    table = compute(f"GraNd_{mode}", config).set_index(["target", "source", "scope"])["value"]
+    for (target, source), cap in zip([config.tasks, config.tasks[::-1]], caps, strict=True):
+        expected = Slow(config, "adapter", target, source).gradient_norms(1, batches=cap)
+        ours = {(mode, scope): 2 * value for scope, value in table[target, source].items()}
+        assert ours == pytest.approx({key: value for key, value in expected.items() if key[0] == mode}, rel=1e-4)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("method", METHODS)
-def test_hidden_states_by_a_slow_loop(config, method):
-    """Sequence by sequence without padding; the last block is taken before the final norm."""
-    table = compute("block", of_delta(replace(config, tasks=PAIR), method)).set_index(["target", "source", "scope"])[
-        "value"
-    ]
-    tuned, one = Slow(config, method, PAIR[0], "random", PAIR[0]), Slow(config, method, PAIR[0], "source", PAIR[1])
+def test_hidden_states_by_a_slow_loop(config_of, method, version):
+    """Sequence by sequence without padding, the last blocks before the final norm."""
+    config = config_of(method, version, tasks=PAIR)
+    table = compute("block", config).set_index(["target", "source", "scope"])["value"].sort_index()
+    tuned, one = Slow(config, method, PAIR[0], PAIR[0], "random"), Slow(config, method, *PAIR)
+    expected = dict.fromkeys([f"encoder.block.{n}" for n in range(3)] + [f"decoder.block.{n}" for n in range(2)], 0.0)
     last = {}
-    for name, slow in (("tuned", tuned), ("one", one)):
-        slow.model.encoder.final_layer_norm.register_forward_pre_hook(
-            lambda m, args, n=name: last.__setitem__(n, args[0])
-        )
-    sums = np.zeros(12)
+    for slow in (tuned, one):
+        for stack in ("encoder", "decoder"):
+            norm = getattr(slow.model, stack).final_layer_norm
+            norm.register_forward_pre_hook(
+                lambda m, args, key=(slow, stack): last.__setitem__(key, args[0].squeeze(0).flatten())
+            )
     with torch.no_grad():
         for (a, _), (b, _) in zip(tuned.outputs(5), one.outputs(5), strict=True):
-            states = [
-                *zip(a.encoder_hidden_states[1:-1], b.encoder_hidden_states[1:-1], strict=True),
-                (last["tuned"], last["one"]),
-            ]
-            sums += [torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item() for x, y in states]
-    ours = [table[PAIR[0], PAIR[1], f"encoder.block.{number}"] for number in range(12)]
-    assert ours == pytest.approx(sums.tolist(), rel=1e-4)
+            for stack, states in (("encoder", "encoder_hidden_states"), ("decoder", "decoder_hidden_states")):
+                pairs = [*zip(a[states][1:-1], b[states][1:-1], strict=True), (last[tuned, stack], last[one, stack])]
+                for number, (x, y) in enumerate(pairs):
+                    cosine = torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item()
+                    expected[f"{stack}.block.{number}"] += cosine
+    assert dict(table[PAIR[0], PAIR[1]]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+# ---- what must not depend on how it is computed
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ALL_NAMES)
-def test_stacks_of_1_3_and_all_agree(config, name, method):
-    settings = of_delta(replace(config, tasks=SOME[:2], source_tasks=SOME[:4]), method)
+def test_stacks_of_1_3_and_all_agree(config_of, name, method):
+    config = config_of(method, tasks=SOME[:2], source_tasks=SOME[:4])
     tables = [
-        compute(name, settings, stack=k, output_dir=f"{config.output_dir}/{k}")["value"].to_numpy() for k in (1, 3, 4)
+        compute(name, config, stack=k, output_dir=f"{config.output_dir}/{k}")["value"].to_numpy() for k in (1, 3, 4)
     ]
     for values in tables[1:]:
-        assert values == pytest.approx(tables[0], rel=1e-5)
+        assert values == pytest.approx(tables[0], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [*PLAIN, "block", "GraNd_dev"])
-def test_stacks_of_1_3_and_32_agree(config, name, method):
-    settings = of_delta(replace(config, tasks=["boolq", "codah"], source_tasks=QA_task_list), method)
+def test_stacks_of_1_3_and_32_agree(config_of, name, method):
+    config = config_of(method, tasks=["boolq"], source_tasks=QA_task_list)
     tables = [
-        compute(name, settings, stack=k, output_dir=f"{config.output_dir}/{k}")["value"].to_numpy() for k in (1, 3, 32)
+        compute(name, config, stack=k, output_dir=f"{config.output_dir}/{k}")["value"].to_numpy() for k in (1, 3, 32)
     ]
     for values in tables[1:]:
-        assert values == pytest.approx(tables[0], rel=1e-5)
+        assert values == pytest.approx(tables[0], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [*PLAIN, "GraNd_dev"])
-def test_bfloat16_keeps_the_ranking_of_sources(config, name, method):
-    settings = of_delta(replace(config, tasks=["boolq", "codah"], source_tasks=QA_task_list), method)
+def test_bfloat16_keeps_the_ranking_of_sources(config_of, name, method):
+    config = config_of(method, tasks=["boolq", "codah"], source_tasks=QA_task_list)
     exact, rounded = (
-        compute(name, settings, dtype=dtype, output_dir=f"{config.output_dir}/{dtype}")
+        compute(name, config, dtype=dtype, output_dir=f"{config.output_dir}/{dtype}")
         .pivot(index="target", columns="source", values="value")
         for dtype in ("float32", "bfloat16")
     )  # fmt: skip
     for target in exact.index:
-        assert spearmanr(exact.loc[target], rounded.loc[target]).statistic > 0.98, target
+        assert spearmanr(exact.loc[target], rounded.loc[target]).statistic > 0.9, target
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_signs(config, name):
-    """Where source and target are the same task (the diagonal), the similarity is mostly better than the median source's."""
-    table = compute(name, config, tasks=QA_task_list[::2])
+# ---- signs
+
+
+@pytest.fixture(scope="module")
+def tuned_checkpoints(tiny_backbones, paper_data, tmp_path_factory):
+    """Adapters that were really tuned on the six tasks, from two seeds."""
+    out = tmp_path_factory.mktemp("tuned")
+    for kind, seed in (("source", 1), ("random", 2)):
+        tune(TuneConfig(
+            model=str(tiny_backbones["v1.1"]), task_dir=str(paper_data), tasks=SOME, device="cpu", quiet=True, do_train=True,
+            full_train=True, learning_rate_list=[1e-2], bsz_list=[8], train_iters=60, valid_interval=60, stack=len(SOME),
+            max_input_length=32, max_output_length=12, seed=seed, output_dir=str(out / "adapter" / kind),
+            start_is_candidate=False, **SMALL["adapter"],
+        ))  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "block"])
+def test_signs(tiny_backbones, paper_data, tuned_checkpoints, tmp_path, name):
+    """Where source and target are the same task, the similarity is mostly better than the median source's."""
+    config = similarity_config(tiny_backbones["v1.1"], paper_data, tuned_checkpoints, tmp_path)
+    table = compute(name, config).groupby(["target", "source"], as_index=False)["value"].mean()
     frame = table.pivot(index="target", columns="source", values="value")
-    higher = PLAIN[name].higher_is_more_similar
+    higher = name == "block" or PLAIN[name].higher_is_more_similar
     gap = pd.Series({task: frame.loc[task, task] - frame.loc[task].median() for task in frame.index})
     assert ((gap > 0) if higher else (gap < 0)).mean() > 0.7
 
 
 def test_small_settings_cover_every_delta():
     assert set(METHODS) <= SMALL.keys()
+
+
+def test_unknown_modes_are_named(config_of):
+    for kind, module in ((get_GraNd.GraNdConfig, get_GraNd), (get_block.BlockConfig, get_block)):
+        with pytest.raises(UserError, match="--mode"):
+            module.run_mode(kind(**{**vars(config_of()), "mode": "deev"}))

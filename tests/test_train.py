@@ -1,17 +1,20 @@
-"""Tuning: the original's traces, stacked against alone, killed against uninterrupted, and the rules of the best step."""
+"""Tuning: the original's traces, a slow loop, stacked against alone, killed against uninterrupted, rules of the best step."""
 
 import math
 from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, MINI_TASKS, golden_backbone, golden_npz, golden_state, small, tiny_t5
+from conftest import METHODS, MINI_TASKS, SMALL, golden_backbone, golden_npz, golden_state, small, tiny_t5
 from safetensors.torch import load_file
 from transformers import Adafactor
 
 import pewe.train
+from pewe.backbone import load_backbone
 from pewe.cli import UserError
-from pewe.data import Batch
+from pewe.data import Batch, load_split, training_updates
 from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
 from pewe.deltas.adapter import HoulsbyAdapter
 from pewe.fused import fuse_activation
@@ -131,9 +134,54 @@ def settings(backbone, data, out, **changes) -> TuneConfig:
     base = TuneConfig(
         model=str(backbone), task_dir=str(data), tasks=list(MINI_TASKS), output_dir=str(out), device="cpu", do_train=True,
         do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_iters=6, valid_interval=2, log_interval=1,
-        early_stop=10, max_input_length=32, max_output_length=6, adapter_size=4, quiet=True,
+        early_stop=10, max_input_length=32, max_output_length=6, quiet=True, **SMALL["adapter"],
     )  # fmt: skip
     return replace(base, **changes)
+
+
+def slow_steps(config: TuneConfig, task: str, accumulate: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and final tensors of tuning one row at a time with the library's own loss, clip and optimiser."""
+    backbone = load_backbone(config)
+    delta = attach_delta(backbone.model, config, 1)
+    delta.initialise([f"{config.seed}/{task}"])
+    split = load_split(backbone.tokenizer, config, task, f"{task}_64_42", "train")
+    updates = training_updates(
+        split, f"{config.seed}/{task}", config.bsz_list[0] // accumulate, accumulate, config.as_original
+    )
+    parameters, losses = list(delta.named.values()), []
+    optimizer = Adafactor(parameters, lr=config.learning_rate_list[0], scale_parameter=False, relative_step=False)
+    for micro_batches in islice(updates, config.train_iters):
+        losses.append(0.0)
+        for rows in micro_batches:
+            tokens = sum(len(label) for _, label in rows)
+            for inputs, label in rows:
+                loss = backbone.model(input_ids=torch.tensor([inputs]), labels=torch.tensor([label])).loss
+                share = loss * len(label) / tokens
+                (share / accumulate).backward()
+                losses[-1] += share.item() / len(micro_batches)
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, delta.states()[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "accumulate", "as_original"),
+    [*((method, 1, False) for method in METHODS), ("adapter", 2, False), ("adapter", 2, True)],
+)
+def test_per_step_losses_by_a_slow_loop(tiny_backbone, tiny_data, tmp_path, method, accumulate, as_original):
+    """Accumulated over two micro-batches an update too; as the original, which drops the end of an epoch."""
+    task = MINI_TASKS[1]
+    config = settings(tiny_backbone, tiny_data, tmp_path, tasks=[task], bsz_list=[4 * accumulate], micro_batch_size=4,
+                      train_iters=5, valid_interval=1, do_predict=False, as_original=as_original, **SMALL[method])  # fmt: skip
+    tune(config)
+    (run,) = (Path(path).parent for path in tmp_path.glob("*/*/*/run.json"))
+    history = [row["loss"] for row in read_json(run / "run.json")["result"]["history"] if row["updates"]]
+    last = torch.load(run / "resume.pt", weights_only=True)["delta"]
+    losses, final = slow_steps(config, task, accumulate)
+    assert history == pytest.approx(losses, rel=1e-4)
+    for name, tensor in final.items():
+        torch.testing.assert_close(last[name], tensor, rtol=1e-3, atol=1e-3 * tensor.abs().max().item())
 
 
 def outcome(out):

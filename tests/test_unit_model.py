@@ -1,13 +1,14 @@
 """Cosine, Euclidean and Performance weights: the original's numbers; tune_all and dev_all on tiny data."""
 
+import itertools
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS, golden_state
+from conftest import METHODS, MINI_TASKS, draws
 from safetensors.torch import load_file
-from test_weights import compare_checkpoints, compare_weights
+from test_weights import check_ensemble, compare_checkpoints, compare_weights, slow_weights
 
 import dev_all_ckpt
 import tune_all_ckpt
@@ -75,8 +76,6 @@ def test_performance_of_the_original(golden, tuned, tmp_path, tem):
     compare_weights(tmp_path / "final_weight.tsv", folder / "weights.csv")
     if any(folder.glob("without_*")):
         compare_checkpoints(tmp_path, folder, "adapter")
-    with pytest.raises(UserError, match="has no dev score of target 'adversarialqa', source 'codah'"):
-        unit_model_Performance.run(replace(config, tasks=["adversarialqa", "boolq", "codah"]))
 
 
 def test_cosine_and_distance_by_hand():
@@ -88,9 +87,80 @@ def test_cosine_and_distance_by_hand():
     assert unit_model_Euclidean.distance(a, b) == pytest.approx(1 + 3)  # the sum of the norms, not the norm of all
 
 
-def test_a_delta_is_nearest_to_itself(golden):
-    states = [golden_state("lora", task) for task in ("boolq", "sciq", "dream")]
-    assert unit_model_cos.cosines(states, states).argmax(1).tolist() == [0, 1, 2]
+FOUR = ["adversarialqa", "boolq", "codah", "dream"]
+
+
+def states_of(folder, method) -> dict[str, dict[str, torch.Tensor]]:
+    states = {task: read_checkpoint(task_checkpoint(folder, task), method) for task in FOUR}
+    return {task: {name: tensor.double() for name, tensor in state.items()} for task, state in states.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tem", [0.01, 1.0])
+def test_cosine_by_a_slow_loop(tiny_checkpoints, tmp_path, method, tem):
+    folder = tiny_checkpoints / method
+    unit_model_cos.run(unit_model_cos.Config(
+        delta=method, temperature=tem, tasks=FOUR, save_ckpt_path=str(tmp_path), source_ckpt_path=str(folder / "source"),
+        tuned_64shot_ckpt_path=str(folder / "random"),
+    ))  # fmt: skip
+    sources, tuned = states_of(folder / "source", method), states_of(folder / "random", method)
+    for target in FOUR:
+        S = {}
+        for source in set(FOUR) - {target}:
+            pairs = [(a.flatten(), sources[source][name].flatten()) for name, a in tuned[target].items()]
+            S[source] = sum((a @ b / (a.norm() * b.norm())).item() for a, b in pairs) / len(pairs)
+        check_ensemble(tmp_path, target, slow_weights(S, tem, 1), method, folder / "source")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def tuned_pairs(request, tiny_checkpoints, tmp_path_factory):
+    """Delta, folder of the sources, folder of the pairs: the sources moved by different lengths, with scores."""
+    method, out = request.param, tmp_path_factory.mktemp("pairs")
+    sources, rows = states_of(tiny_checkpoints / method / "source", method), []
+    for number, (target, source) in enumerate(itertools.product(FOUR, FOUR)):
+        moved = {name: t.float() + (number % 5 + 1) / 100 * draws(f"{target}/{source}/{name}", *t.shape)
+                 for name, t in sources[source].items()}  # fmt: skip
+        write_checkpoint(task_checkpoint(out / target, source), method, moved, {})
+        rows.append((target, source, number * 7 % 11 / 10, number * 3 % 7 / 10))
+    table = pd.DataFrame(rows, columns=["target", "source", "dev", "zero"])
+    table.to_csv(out / "result.tsv", sep="\t", index=False)
+    table.drop(columns="dev").rename(columns={"zero": "dev"})[::-1].to_csv(out / "zero.tsv", sep="\t", index=False)
+    return method, tiny_checkpoints / method / "source", out, table
+
+
+def test_euclidean_by_a_slow_loop(tuned_pairs, tmp_path):
+    method, folder, pairs, _ = tuned_pairs
+    unit_model_Euclidean.run(unit_model_Euclidean.Config(
+        delta=method, tem=0.5, tasks=FOUR, save_ckpt_path=str(tmp_path), tuned_ckpt_path=str(pairs), source_ckpt_path=str(folder)
+    ))  # fmt: skip
+    sources = states_of(folder, method)
+    for target in FOUR:
+        tuned = states_of(pairs / target, method)
+        S = {source: sum((tuned[source][name] - t).square().sum().item() ** 0.5 for name, t in sources[source].items())
+             for source in set(FOUR) - {target}}  # fmt: skip
+        check_ensemble(tmp_path, target, slow_weights(S, 0.5, -1), method, folder)
+
+
+def test_performance_by_a_slow_loop(tuned_pairs, tmp_path):
+    """The gain in the dev score is the similarity, and the tuned sources are averaged."""
+    method, _, pairs, table = tuned_pairs
+    config = unit_model_Performance.Config(
+        delta=method, tem=0.3, tasks=FOUR, save_ckpt_path=str(tmp_path), tuned_ckpt_path=str(pairs),
+        zero_result_path=str(pairs / "zero.tsv"),
+    )  # fmt: skip
+    unit_model_Performance.run(config)
+    for target in FOUR:
+        rows = table[(table["target"] == target) & (table["source"] != target)]
+        S = {row.source: row.dev - row.zero for row in rows.itertuples()}
+        check_ensemble(tmp_path, target, slow_weights(S, 0.3, 1), method, pairs / target)
+    with pytest.raises(UserError, match="has no dev score of target 'boolq', source 'wiqa'"):
+        unit_model_Performance.run(replace(config, tasks=["boolq", "codah", "wiqa"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_delta_is_nearest_to_itself(tiny_checkpoints, method):
+    states = list(states_of(tiny_checkpoints / method / "source", method).values())
+    assert unit_model_cos.cosines(states, states).argmax(1).tolist() == [0, 1, 2, 3]
 
 
 def test_tune_all_and_dev_all(tiny_backbone, tiny_data, tmp_path):

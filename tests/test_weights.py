@@ -1,15 +1,16 @@
 """Weights and merging: the original's numbers, and properties that do not need them."""
 
+import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import PAPER, golden_state
+from conftest import METHODS, PAPER, draws
 from safetensors.torch import load_file
 
-from pewe.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, write_checkpoint
+from pewe.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.merge import merge
 from pewe.results import read_table
@@ -137,18 +138,12 @@ def compare_checkpoints(ours, golden_folder, method):
             torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["adapter", "lora", "prefix"])
-def test_average_of_the_original(golden, golden_checkpoints, tmp_path, method):
+def test_average_of_the_original(golden, golden_checkpoints, tmp_path):
     config = unit_model_average.Config(
-        delta=method, source_ckpt_path=str(golden_checkpoints / method / "source"), save_ckpt_path=str(tmp_path)
+        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path)
     )
     unit_model_average.run(config)
-    if method == "adapter":  # the original's are stored for adapter only
-        compare_checkpoints(tmp_path, golden / method / "unit" / "average", method)
-    others = [task for task in QA_task_list if task != "dream"]
-    states = [golden_state(method, task) for task in others]
-    for name, tensor in read_checkpoint(ensemble_checkpoint(tmp_path, "dream"), method).items():
-        torch.testing.assert_close(tensor, sum(state[name] for state in states) / 31, rtol=1e-5, atol=1e-6)
+    compare_checkpoints(tmp_path, golden / "adapter" / "unit" / "average", "adapter")
 
 
 @pytest.mark.parametrize("tem", [0.1, 1.0])
@@ -178,6 +173,55 @@ def test_the_authors_matrix_gives_weights_and_a_heat_map_without_checkpoints(tmp
     assert frame.shape == (32, 32) and frame.sum(axis=1).to_numpy() == pytest.approx(1.0)
     assert frame.loc["eli5-askh"].nlargest(2).index.isin(["eli5-asks", "eli5-eli5"]).all()
     assert (tmp_path / "hot_pic_all.png").read_bytes().startswith(b"\x89PNG")
+
+
+def slow_weights(similarities: dict[str, float], tem: float, sign: int) -> dict[str, float]:
+    """Softmax of the sources' similarities, one number at a time."""
+    exponents = {source: sign * value / tem for source, value in similarities.items()}
+    powers = {source: math.exp(e - max(exponents.values())) for source, e in exponents.items()}
+    return {source: power / sum(powers.values()) for source, power in powers.items()}
+
+
+def check_ensemble(out, target: str, weights: dict[str, float], method: str, folder) -> None:
+    """The stored weights of a target, and its checkpoint as the weighted sum of the sources in a folder."""
+    table = read_table(out / "final_weight.tsv", ["target", "source", "weight"])
+    stored = table[table["target"] == target].set_index("source")["weight"]
+    assert stored.drop(target).to_dict() == pytest.approx(weights, abs=1e-6) and stored[target] == 0
+    states = {source: read_checkpoint(task_checkpoint(folder, source), method) for source in weights}
+    for name, tensor in read_checkpoint(ensemble_checkpoint(out, target), method).items():
+        slow = sum(weight * states[source][name].double() for source, weight in weights.items())
+        torch.testing.assert_close(tensor.double(), slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_average_by_a_slow_loop(tiny_checkpoints, tmp_path, method):
+    folder = tiny_checkpoints / method / "source"
+    unit_model_average.run(
+        unit_model_average.Config(delta=method, source_ckpt_path=str(folder), save_ckpt_path=str(tmp_path))
+    )
+    assert len(list(tmp_path.glob("without_*_checkpoint.pt"))) == 32
+    for target in ("dream", "wiqa"):
+        weights = {source: 1 / 31 for source in QA_task_list if source != target}
+        check_ensemble(tmp_path, target, weights, method, folder)
+
+
+@pytest.mark.parametrize("higher", [False, True])
+@pytest.mark.parametrize("tem", [0.1, 1.0])
+def test_similarity_weighting_by_a_slow_loop(tiny_checkpoints, tmp_path, tem, higher):
+    values = {t: dict(zip(QA_task_list, draws(t, 32).abs().tolist(), strict=True)) for t in QA_task_list}
+    rows = [(t, s, "all", value) for t, row in values.items() for s, value in row.items()]
+    table = pd.DataFrame(rows, columns=["target", "source", "scope", "value"])
+    table.sample(frac=1, random_state=0).to_csv(tmp_path / "result.tsv", sep="\t", index=False)  # by name, in any order
+    (tmp_path / "config.json").write_text(json.dumps({"higher_is_more_similar": higher}))
+    folder = tiny_checkpoints / "adapter" / "source"
+    unit_model_others.run(unit_model_others.Config(
+        tem=tem, origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "out"), source_ckpt_path=str(folder)
+    ))  # fmt: skip
+    for target in ("adversarialqa", "boolq", "wiqa"):
+        others = {source: value for source, value in values[target].items() if source != target}
+        weights = slow_weights(others, tem, 1 if higher else -1)
+        check_ensemble(tmp_path / "out", target, weights, "adapter", folder)
+    assert (tmp_path / "out" / "hot_pic_all.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_orientation_comes_from_the_config_beside_the_table(tmp_path):
@@ -216,10 +260,10 @@ def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
     assert "--effective 3" not in capsys.readouterr().err
 
 
-def test_manual_division_averages_the_own_group(golden_checkpoints, tmp_path):
+def test_manual_division_averages_the_own_group(tiny_checkpoints, tmp_path):
     config = unit_model_average.Config(
         tasks=["boolq", "mc_taco", "eli5-askh", "eli5-asks", "eli5-eli5"], manual_division=True,
-        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path),
+        source_ckpt_path=str(tiny_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path),
     )  # fmt: skip
     unit_model_average.run(config)
     table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"]).set_index(["target", "source"])[
