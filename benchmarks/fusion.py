@@ -55,7 +55,7 @@ def build(config: Config) -> None:
 
 def collect_statistics(config: Config) -> None:
     """Statistics of the first model on random batches, written to a file."""
-    model = BertForSequenceClassification.from_pretrained(Path(config.folder) / "0")
+    model = BertForSequenceClassification.from_pretrained(Path(config.folder) / "0", trust_remote_code=False)
     ids = torch.randint(1000, 30000, (config.batches, 16, 128))
     batches = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": torch.randint(4, (16,))} for x in ids]
     write_statistics(Path(config.folder) / "statistics.safetensors", collect(model, batches, fisher="empirical"))

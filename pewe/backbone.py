@@ -1,20 +1,29 @@
 """Load the frozen T5 and its tokenizer."""
 
+import contextlib
 import functools
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from pewe.cli import UserError, flag, suggest
+from pewe.cli import UserError, flag, log, suggest
+from pewe.texts import visible
 
 transformers.logging.set_verbosity_error()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,7 +64,7 @@ class Backbone:
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:
-    """Load a fresh model, to which a delta can be attached, and its tokenizer."""
+    """Load a fresh model, to which a delta can be attached, and its tokenizer; raises UserError where they do not fit."""
     if config.dtype not in DTYPES:
         raise UserError(f"unknown --dtype {suggest(config.dtype, DTYPES)}")
     if config.device not in ("auto", "cpu", "cuda"):
@@ -63,51 +72,166 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available (use --device cpu)")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    _check_folder(config.model)
-    tokenizer = _load_tokenizer(config.tokenizer_path or config.model)
-    model = _load_model(config.model, DTYPES[config.dtype]).to(device)
-    if len(tokenizer) > model.config.vocab_size + 100:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {config.model} only {model.config.vocab_size}"
-        )
-    return Backbone(model, tokenizer, device)
+    check_folder(config.model)
+    if config.tokenizer_path:
+        check_folder(config.tokenizer_path, "--tokenizer_path", needs="")
+    tokenizer = _t5_tokenizer(config.tokenizer_path or config.model)
+    model = _load_model(config.model, DTYPES[config.dtype])
+    _check_tokens(config.model, model, tokenizer)
+    return Backbone(model.to(device), tokenizer, device)
 
 
-def _check_folder(name: str) -> None:
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"--model {name}: not a transformers folder, there is no config.json in it")
-    if not Path(name).exists() and name.count("/") > 1:
-        raise UserError(f"--model {name}: there is no such folder")
+# ---- folders of models, of any kind
+
+
+def check_folder(name: str, flag: str = "--model", needs: str = "config.json") -> None:
+    """What can be said of the folder of a model or a tokenizer (or of a hub's name) without loading it.
+
+    Raises UserError where a needed file is missing, a file is a pointer of Git LFS, or code of the folder would be run.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        if name.count("/") > 1:
+            raise UserError(f"{flag} {name}: there is no such folder")
+        return
+    if needs and not (folder / needs).is_file():
+        raise UserError(f"{flag} {name}: not a transformers folder, there is no {needs} in it")
+    if not folder.is_dir():
+        raise UserError(f"{flag} {name}: not a folder")
+    for path in visible(folder.iterdir()):
+        if path.is_file() and _begins_with(path, LFS_POINTER):
+            raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull")
+    if needs and "model_type" not in _object(folder / needs):  # transformers would guess it from the folder's name
+        raise UserError(f"{folder / needs} has no model_type")
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.is_file() and _object(path).get("auto_map"):
+            raise UserError(f"{path} names code of its own (auto_map); no code of a model is ever run")
+    if (folder / "custom_generate").exists():  # transformers would run it, trusted or not
+        raise UserError(f"{folder / 'custom_generate'}: no code of a model is ever run")
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
+def _object(path: Path) -> dict:
+    with loading(str(path)):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, not a {type(content).__name__}")
+    return content
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises on damaged files, which are many kinds of errors, into one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot load {what}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of a hub's model, also one that transformers 5 has saved."""
+    with loading(f"a tokenizer from {name!r}"):
+        saved = get_tokenizer_config(name)
+        if not isinstance(saved, dict):
+            raise ValueError("tokenizer_config.json is not a JSON object")
+        kind = PreTrainedTokenizerFast if saved.get("tokenizer_class") == "TokenizersBackend" else AutoTokenizer
+        return kind.from_pretrained(name, trust_remote_code=False, **_as_version_4(saved, Path(name)))
+
+
+def _as_version_4(saved: dict, folder: Path) -> dict:
+    """What to read otherwise of a tokenizer_config.json of transformers 5."""
+    changes = {}
+    if isinstance(saved.get("extra_special_tokens"), list):  # 4 calls the list additional_special_tokens
+        changes["extra_special_tokens"] = {}
+        changes["additional_special_tokens"] = saved.get("additional_special_tokens") or saved["extra_special_tokens"]
+    if folder.is_dir() and not (folder / "spiece.model").is_file() and saved.get("add_prefix_space") is not None:
+        changes["add_prefix_space"] = None  # 4 would make the tokenizer again from spiece.model, which 5 does not write
+    return changes
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Raise UserError that names the first weight which is not finite."""
+    for tensor_name, tensor in model.named_parameters():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(f"--model {name}: the weight {tensor_name} is not finite")
+
+
+# ---- a T5 and its tokenizer
 
 
 @functools.lru_cache(maxsize=2)
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {name!r}: {_first_line(error)}") from None
+def _t5_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(name)
     if tokenizer.convert_tokens_to_ids("<extra_id_0>") in (None, tokenizer.unk_token_id):
         raise UserError(f"the tokenizer {name!r} has no token <extra_id_0>; is it a T5 tokenizer?")
     return tokenizer
 
 
 def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
+    with loading(f"the model {name!r}"):
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind != "t5":
             raise UserError(f"--model {name}: a T5 is needed, this is a {kind!r} model")
         model, report = T5ForConditionalGeneration.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, attn_implementation="eager"
+            name, dtype=dtype, output_loading_info=True, attn_implementation="eager", trust_remote_code=False
         )
-    except UserError:
-        raise
-    except Exception as error:  # damaged files raise many kinds of errors in transformers
-        raise UserError(f"cannot load the model {name!r}: {_first_line(error)}") from None
-    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"--model {name}: the weights do not fit config.json, e.g. {wrong[0]}")
+    for problem in ("missing", "mismatched", "unexpected"):
+        if wrong := sorted(map(str, report[f"{problem}_keys"])):
+            raise UserError(
+                f"--model {name}: config.json does not fit the weights, {len(wrong)} of which are {problem}, e.g. {wrong[0]}"
+            )
+    _check_head(Path(name), model)
+    check_finite(name, model)
     return model.eval()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _check_head(folder: Path, model: T5ForConditionalGeneration) -> None:
+    """Raise UserError where the weights have an output head of their own that config.json ties to the embedding."""
+    path, head = folder / "model.safetensors", "lm_head.weight"
+    if not model.config.tie_word_embeddings or not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        if head in file.keys() and not file.get_tensor(head).to(model.dtype).equal(model.shared.weight):  # noqa: SIM118
+            raise UserError(
+                f"{path} has a {head} of its own, but config.json says (or leaves it so) tie_word_embeddings"
+            )
+
+
+def _check_tokens(name: str, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for token ids that the model has no embedding of, and where both mean other special tokens."""
+    config, rows = model.config, model.get_input_embeddings().num_embeddings
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if beyond:
+        some = ", ".join(sorted(beyond, key=beyond.get)[:5])
+        raise UserError(f"--model {name} has embeddings of {rows} tokens, its tokenizer {len(beyond)} more: {some}")
+    for special in ("pad_token_id", "eos_token_id"):
+        own, wanted = getattr(config, special), getattr(tokenizer, special)
+        if own is None or own != wanted:
+            raise UserError(f"--model {name}: {special} is {own} in config.json, {wanted} in the tokenizer")
+    start_with_pad(name, config)
+    if not 0 <= config.decoder_start_token_id < rows:
+        raise UserError(
+            f"--model {name}: decoder_start_token_id {config.decoder_start_token_id} is no token of the model"
+        )
+
+
+def start_with_pad(name: str, config: PretrainedConfig) -> None:
+    """Give a configuration of an encoder-decoder that does not say it a T5's decoder_start_token_id: pad."""
+    if config.is_encoder_decoder and config.decoder_start_token_id is None:
+        log.warning(
+            "%s: config.json has no decoder_start_token_id; a T5 starts with pad (%s)", name, config.pad_token_id
+        )
+        config.decoder_start_token_id = config.pad_token_id

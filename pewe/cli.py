@@ -150,8 +150,11 @@ def main(
 ) -> None:
     """Parse, run, and turn every UserError into one line on stderr and exit code 2.
 
-    Relative paths start at the repository root, whatever folder the command is given in.
+    Relative paths start at the repository root, whatever folder the command is given in. A character that the terminal
+    cannot show is written as its code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(config_class, args, description, file_flag)
         os.chdir(ROOT)

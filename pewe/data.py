@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pewe import metrics
 from pewe.cli import OriginalConfig, UserError, flag, suggest
 from pewe.identity import digest
+from pewe.texts import decoded, raw_lines, visible
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
@@ -32,9 +34,9 @@ class DataConfig(OriginalConfig):
     tasks: list[str] = flag([], "task names instead of a list")
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
-    max_input_length: int = flag(512, "tokens of the input at most")
+    max_input_length: int = flag(512, "tokens of the input at most, the end token among them; at least 2")
     max_output_length: int = flag(
-        64, "tokens of the output at most; also the length of generation, start token included"
+        64, "tokens of the output at most; also the length of generation, start token included; at least 2"
     )
 
 
@@ -108,39 +110,71 @@ class Batch:
         return Batch(*(t.repeat(stack, 1) for t in (self.input_ids, self.attention_mask, self.labels)))
 
 
-def task_names(config: DataConfig) -> list[str]:
-    """The tasks that the flags name. Raises UserError for an unknown list, task or repeated task."""
-    if config.tasks:
-        unknown = [task for task in config.tasks if task not in METRICS]
-        if unknown:
-            raise UserError(f"task {suggest(unknown[0], METRICS)}. Add a new task, with its metric, to task_list.py")
-        repeated = [task for task in config.tasks if config.tasks.count(task) > 1]
-        if repeated:
-            raise UserError(f"--tasks names {repeated[0]!r} twice")
-        return list(config.tasks)
-    if config.task_list not in TASK_LISTS:
-        raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
-    return list(TASK_LISTS[config.task_list])
+def task_names(config: DataConfig, flag: str = "tasks") -> list[str]:
+    """The tasks that the flags name: those of `flag`, else of --tasks, else of the list.
+
+    Raises UserError for an unknown list, task or metric, for a task that is named twice, and where there is none.
+    """
+    names, where = getattr(config, flag), f"--{flag}"
+    if not names and flag != "tasks":
+        return task_names(config)
+    if not names:
+        if config.task_list not in TASK_LISTS:
+            raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
+        names, where = TASK_LISTS[config.task_list], f"--task_list {config.task_list}"
+    return distinct(names, where)
 
 
-def read_examples(path: Path) -> tuple[Example, ...]:
-    """Read one TSV file. Raises UserError naming file and line for anything that is not CrossFit format."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+def distinct(names: Sequence[str], where: str) -> list[str]:
+    """Names of tasks, all of them known and none of them twice; `where` they stand is for the UserError."""
+    if isinstance(names, str) or not names:
+        raise UserError(f"{where} must name at least one task, not {names!r}")
+    for number, task in enumerate(names):
+        if task not in METRICS:
+            raise UserError(f"{where}: task {suggest(task, METRICS)}. Add a new task, with its metric, to task_list.py")
+        if METRICS[task] not in metrics.METRICS:
+            raise UserError(
+                f"task_list.py: the metric of {task!r} is unknown, {suggest(METRICS[task], metrics.METRICS)}"
+            )
+        if task in names[:number]:
+            raise UserError(f"{where} names {task!r} twice")
+    return list(names)
+
+
+def check_lengths(config: DataConfig) -> None:
+    """Raise UserError for lengths that leave nothing of a text, or generate nothing."""
+    for name in ("max_input_length", "max_output_length"):
+        if getattr(config, name) < 2:
+            raise UserError(
+                f"--{name} must be at least 2 (a token and the start or end token), not {getattr(config, name)}"
+            )
+
+
+def parse_line(raw: bytes) -> Example:
+    """One line: input TAB output [TAB further outputs]. Raises ValueError that says what is wrong with it."""
+    text, *outputs = (cell.strip() for cell in decoded(raw).split("\t"))
+    if not outputs:
+        raise ValueError("no TAB; expected input TAB output [TAB further outputs]")
+    if not text:
+        raise ValueError("empty input")
+    if not all(outputs):
+        raise ValueError(f"empty output in column {outputs.index('') + 2}")
+    return Example(text, tuple(outputs))
+
+
+def read_examples(path: Path, metric: str = "", scored: bool = False) -> tuple[Example, ...]:
+    """Read one TSV file. Raises UserError naming file and line for anything that is not CrossFit format.
+
+    Answers that a metric, where one is given, cannot read are refused, too; `scored`: the metric will be taken of this file.
+    """
     examples = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}, line {number}"
+    for number, raw in enumerate(raw_lines(path), start=1):
         try:
-            cells = [cell.strip() for cell in raw.decode("utf-8-sig" if number == 1 else "utf-8").split("\t")]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 (byte {error.start})") from None
-        if len(cells) < 2:
-            raise UserError(f"{where}: no TAB; expected input TAB output [TAB further outputs]")
-        if not cells[0]:
-            raise UserError(f"{where}: empty input")
-        if not all(cells[1:]):
-            raise UserError(f"{where}: empty output in column {cells.index('', 1) + 1}")
-        examples.append(Example(cells[0], tuple(cells[1:])))
+            example = parse_line(raw)
+            metrics.check_gold(metric, example.outputs, scored)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+        examples.append(example)
     if not examples:
         raise UserError(f"{path} is empty")
     return tuple(examples)
@@ -152,9 +186,9 @@ def find_prefixes(task_dir: Path, task: str) -> list[str]:
     if not task_dir.is_dir():
         raise UserError(f"there is no data folder {task_dir} (--task_dir)")
     if not folder.is_dir():
-        present = sorted(child.name for child in task_dir.iterdir() if child.is_dir())
+        present = [child.name for child in visible(task_dir.iterdir()) if child.is_dir()]
         raise UserError(f"no data for task {suggest(task, present)} in {task_dir}")
-    names = (path.name.removesuffix("_train.tsv") for path in folder.glob("*_train.tsv"))
+    names = (path.name.removesuffix("_train.tsv") for path in visible(folder.glob("*_train.tsv")))
     prefixes = sorted(name for name in names if name != f"{task}_full")
     if not prefixes:
         raise UserError(f"{folder} has no <prefix>_train.tsv, e.g. {task}_64_42_train.tsv")
@@ -169,24 +203,54 @@ def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: b
 
 def load_split(tokenizer: PreTrainedTokenizerBase, config: DataConfig, task: str, prefix: str, split: str) -> Encoded:
     """Read, check and tokenise a split; done once per process, file content and setting."""
+    check_lengths(config)
     path = split_path(Path(config.task_dir), task, prefix, split, config.full_train)
     if not path.is_file():
         raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _encode(tokenizer, path, content, task, config.max_input_length, config.max_output_length)
+    metric, scored = METRICS.get(task, ""), split != "train"
+    return _encode(tokenizer, path, content, task, metric, scored, config.max_input_length, config.max_output_length)
 
 
 @functools.cache
-def _encode(tokenizer, path: Path, content: str, task: str, max_input: int, max_output: int) -> Encoded:
-    examples = read_examples(path)
-    inputs = _tokenise(tokenizer, [f" [{task}] {example.input}" for example in examples], max_input)
-    flat = iter(_tokenise(tokenizer, [f"<extra_id_0>{o}" for example in examples for o in example.outputs], max_output))
-    outputs = tuple(tuple(next(flat) for _ in example.outputs) for example in examples)
-    return Encoded(task, examples, inputs, outputs)
+def _encode(tokenizer, path: Path, content: str, task: str, metric: str, scored: bool, *lengths: int) -> Encoded:
+    examples, (max_input, max_output) = read_examples(path, metric, scored), lengths
+    inputs = tokenise(tokenizer, [f" [{task}] {example.input}" for example in examples], max_input)
+    flat = iter(tokenise(tokenizer, [f"<extra_id_0>{o}" for example in examples for o in example.outputs], max_output))
+    outputs = tuple(tuple(tuple(next(flat)) for _ in example.outputs) for example in examples)
+    return Encoded(task, examples, tuple(map(tuple, inputs)), outputs)
 
 
-def _tokenise(tokenizer, texts: list[str], length: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(map(tuple, tokenizer(texts, truncation=True, max_length=length)["input_ids"]))
+ROOM = 32  # characters that are tokenised for each token that may be kept, at first; words of real text have about 5
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, room: int = ROOM
+) -> list[list[int]]:
+    """The first `length` token ids of each text, its end token among them; no more of a very long text is read than needed.
+
+    Such a text is cut before a space. That changes no token before the cut, since no token of such a vocabulary goes on
+    behind a space; where the cut text has too few tokens it is read again with more room.
+    """
+    cut = [_cut(tokenizer, text, room * length) for text in texts]
+    ids = tokenizer(cut, truncation=True, max_length=length)["input_ids"]
+    for number, (text, own) in enumerate(zip(texts, ids, strict=True)):
+        if len(cut[number]) < len(text) and len(own) < length:
+            (ids[number],) = tokenise(tokenizer, [text], length, 8 * room)
+    return ids
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    """The text, or its words within the first `most` characters where that changes none of their tokens."""
+    if len(text) <= most or not words_stand_alone(tokenizer):
+        return text
+    return text[: text.rfind(" ", 0, most)].rstrip() if " " in text[:most].strip() else text
+
+
+@functools.cache
+def words_stand_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether no token has a space (in SentencePiece written as U+2581) behind its first character."""
+    return not any(" " in token[1:] or "\u2581" in token[1:] for token in tokenizer.get_vocab())
 
 
 def split_digest(encoded: Encoded) -> str:

@@ -7,6 +7,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from pewe import metrics
 from pewe.backbone import Backbone
+from pewe.cli import log
 from pewe.data import Encoded, Row, collate
 
 
@@ -52,7 +53,12 @@ def empty_cache() -> EncoderDecoderCache:
 def evaluate(
     backbone: Backbone, splits: Sequence[Encoded], metric_names: Sequence[str], batch_size: int, max_length: int
 ) -> list[float]:
-    """The metric of member k of the attached stack on `splits[k]`."""
+    """The metric of member k of the attached stack on `splits[k]`; 0, with a warning, where it is not defined."""
     predictions = generate(backbone, splits, batch_size, max_length)
-    golds = [[example.outputs for example in split.examples] for split in splits]
-    return [metrics.evaluate(*one) for one in zip(metric_names, predictions, golds, strict=True)]
+    scores = []
+    for split, metric, answers in zip(splits, metric_names, predictions, strict=True):
+        value, undefined = metrics.score(metric, answers, [example.outputs for example in split.examples])
+        if undefined:
+            log.warning("%s: %s; it counts as %g", split.task, undefined, value)
+        scores.append(value)
+    return scores

@@ -4,8 +4,10 @@
 except for Classification-F1, MultiRC and the correlations, which look at the first only.
 """
 
+import math
 import re
 import string
+import sys
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +20,11 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from pewe.cli import UserError, suggest
 
 Golds = Sequence[Sequence[str]]  # acceptable answers of each example
+
+
+ACCEPTABLE = ("acceptable", "unacceptable")  # the labels of Matthew-Correlation
+OPPOSITE = {"True": "False", "False": "True"}  # those of MultiRC
+UNDEFINED = 0.0  # what counts where a metric has no value: no correlation
 
 
 class MetricError(UserError, ValueError):
@@ -59,6 +66,8 @@ def rouge_l(prediction: str, gold: str) -> float:
         return 0.0
     if not gold.replace(".", "").strip():
         raise MetricError(f"Rouge-L is not defined for the answer {gold!r}: Reference is empty.")
+    depth = 2 * (len(prediction.split()) + len(gold.split())) + 1000  # the package recurses once a word
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), depth))
     return _ROUGE.get_scores(prediction, gold)[0]["rouge-l"]["f"]
 
 
@@ -78,7 +87,7 @@ def matthew_correlation(predictions: Sequence[str], golds: Sequence[str]) -> flo
         raise MetricError("Matthew-Correlation needs at least one example")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single label in both: the correlation is 0
-        acceptable = [[text.strip() == "acceptable" for text in side] for side in (golds, predictions)]
+        acceptable = [[text.strip() == ACCEPTABLE[0] for text in side] for side in (golds, predictions)]
         return float(matthews_corrcoef(*acceptable))
 
 
@@ -95,7 +104,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return float("nan")
+        return math.nan
 
 
 def _best_over_golds(score: Callable[[str, str], float]):
@@ -116,13 +125,17 @@ def _first_gold(score: Callable[[Sequence[str], Sequence[str]], float]):
 def matthews(predictions: Sequence[str], golds: Sequence[str]) -> float:
     """Matthews correlation of the labels; any prediction that is no label of the golds is one more class."""
     known = set(golds)
-    return float(matthews_corrcoef(golds, [text if text in known else "" for text in predictions]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single label in both: the correlation is 0
+        return float(matthews_corrcoef(golds, [text if text in known else "" for text in predictions]))
 
 
 def correlation_or_zero(correlation: Callable) -> Callable[[Sequence[str], Sequence[str]], float]:
     """A correlation of numbers, where a text that is no number is -1, and 0 where it is not defined."""
 
     def value(predictions: Sequence[str], golds: Sequence[str]) -> float:
+        if len(golds) < 2:
+            return 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant predictions: NaN
             both = (np.nan_to_num([_number(text) for text in side], nan=-1.0) for side in (golds, predictions))
@@ -133,9 +146,8 @@ def correlation_or_zero(correlation: Callable) -> Callable[[Sequence[str], Seque
 
 def multirc_f1(predictions: Sequence[str], golds: Golds) -> float:
     """F1 of the answer True over all lines; a prediction that is neither True nor False is wrong."""
-    opposite = {"True": "False", "False": "True"}
     expected = [answers[0] for answers in golds]
-    valid = [text if text in opposite else opposite[gold] for text, gold in zip(predictions, expected, strict=True)]
+    valid = [text if text in OPPOSITE else OPPOSITE[gold] for text, gold in zip(predictions, expected, strict=True)]
     return float(f1_score(expected, valid, pos_label="True", zero_division=0))
 
 
@@ -172,3 +184,36 @@ def evaluate(metric: str, predictions: Sequence[str], golds: Golds) -> float:
     if metric not in METRICS:
         raise UserError(f"unknown metric {suggest(metric, METRICS)}")
     return METRICS[metric](predictions, golds)
+
+
+def score(metric: str, predictions: Sequence[str], golds: Golds) -> tuple[float, str]:
+    """As `evaluate`, but always a number, and in words why it had none; empty where it is defined.
+
+    A correlation with predictions that are all equal, that are no numbers, or of a single line counts as 0.
+    """
+    try:
+        value, reason = (
+            evaluate(metric, predictions, golds),
+            "the predictions or the answers are all equal, or one is no number",
+        )
+    except MetricError as error:
+        value, reason = math.nan, str(error)
+    return (UNDEFINED, f"{metric} is not defined: {reason}") if math.isnan(value) else (value, "")
+
+
+def check_gold(metric: str, answers: Sequence[str], scored: bool = True) -> None:
+    """Raise MetricError, which says what is expected, where a metric cannot read the acceptable answers of a line.
+
+    `scored`: the metric is taken of the line (dev and test); a line to train on (else) must hold nothing but answers.
+    """
+    first = answers[0]
+    if metric == "Rouge-L" and not all(answer.replace(".", "").strip() for answer in answers):
+        raise MetricError("Rouge-L is not defined for an output of dots only")
+    if metric.startswith("Pearson") and not math.isfinite(_number(first)):
+        raise MetricError(f"{metric} needs a number, not {first!r}")
+    labels = {"Matthew-Correlation": ACCEPTABLE, "MultiRC": tuple(OPPOSITE)}.get(metric)
+    if labels and first not in labels:
+        raise MetricError(f"{metric} needs {' or '.join(labels)}, not {first!r}")
+    if metric == "MultiRC" and scored != (len(answers) > 1):
+        wanted = "must have the name of its question behind the answer" if scored else "has one output, the answer"
+        raise MetricError(f"{metric}: a line of {'dev and test' if scored else 'train'} {wanted}")

@@ -20,11 +20,12 @@ from pewe import stats
 from pewe.backbone import Backbone
 from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.cli import UserError, flag, main
-from pewe.data import Encoded, scoring_batches, task_names
+from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.identity import state_digest
 from pewe.plots import heat_map
 from pewe.results import read_json, read_table, write_config, write_table, write_text
+from pewe.texts import read_lines
 from pewe.train import member_losses
 from task_list import METRICS, TASK_LISTS
 
@@ -37,7 +38,7 @@ def descriptions(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"there is no file {path} (--task_descriptions)")
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path):
         task, _, sentence = (cell.strip() for cell in line.partition("\t"))
         if not task or not sentence or task in found:
             raise UserError(f"{path}, line {number}: expected a new task TAB a sentence, not {line[:60]!r}")
@@ -59,7 +60,7 @@ def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenize
     delta.describe(tokenizer(sentence)["input_ids"])
     if isinstance(delta, Pemt):
         given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
-        names = [name for name in given or task_names(config) if name != task]
+        names = [name for name in (distinct(given, "--experts") if given else task_names(config)) if name != task]
         if not names:
             raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
         hint = "tune the sources first: bash scripts/pemt_stage1.sh"

@@ -157,10 +157,7 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     out = Path(config.output_dir)
     log_to(out / "log.txt", config.quiet)
     log.info("settings:\n%s", show(config))
-    targets = task_names(config)
-    source_names = (
-        task_names(dataclasses.replace(config, tasks=config.source_tasks)) if config.source_tasks else targets
-    )
+    targets, source_names = task_names(config), task_names(config, "source_tasks")
     backbone = load_backbone(config)
     fuse(backbone.model)
     delta = attach_delta(backbone.model, config)

@@ -20,7 +20,7 @@ import pandas as pd
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split, split_digest, task_names
+from pewe.data import SPLITS, DataConfig, Encoded, check_lengths, find_prefixes, load_split, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.evaluate import evaluate
 from pewe.fused import fuse_activation
@@ -120,9 +120,10 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
     for name in ("train_iters", "valid_interval", "log_interval", "early_stop", "predict_batch_size", "micro_batch_size",
-                 "stack", "max_input_length", "max_output_length"):  # fmt: skip
+                 "stack"):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
+    check_lengths(config)
     for name, known in (("lr_decay_style", LR_DECAY_STYLES), ("optimizer", OPTIMIZERS)):
         if getattr(config, name) not in known:
             raise UserError(f"unknown --{name} {suggest(getattr(config, name), known)}")
@@ -330,7 +331,7 @@ def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda run
 
     The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
     """
-    names = task_names(replace(config, tasks=config.source_tasks)) if config.source_tasks else task_names(config)
+    names = task_names(config, "source_tasks")
     states: dict[str, DeltaState] = {}
 
     def inits(delta: Delta, task: str, shapes: Shapes) -> dict[str, DeltaState]:

@@ -45,7 +45,8 @@ def write_rows(path, rows):
             writer.write_table(table)
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            form = {} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+            writer = csv.DictWriter(file, list(rows[0]), **form)
             writer.writeheader()
             for row in rows:
                 nested = {

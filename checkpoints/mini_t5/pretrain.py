@@ -197,7 +197,7 @@ def batches(docs: list[Doc], size: int, first_sentinel: int, seed: int) -> Itera
 def build_model(args: argparse.Namespace, vocab_size: int) -> T5ForConditionalGeneration:
     """A T5 v1.1: gated GELU, output layer not tied to the embeddings, no dropout. Random weights, or `--init_from`."""
     if args.init_from:
-        return T5ForConditionalGeneration.from_pretrained(args.init_from)
+        return T5ForConditionalGeneration.from_pretrained(args.init_from, trust_remote_code=False)
     config = T5Config(
         vocab_size=vocab_size,
         d_model=args.d_model,
@@ -273,7 +273,7 @@ def main() -> None:
     rng = Random(f"corpus {args.seed}")
     texts = [document(rng, args.max_length) for _ in tqdm(range(args.docs), desc="corpus")]
     if args.init_from:
-        tokenizer = T5Tokenizer.from_pretrained(args.init_from, legacy=True)
+        tokenizer = T5Tokenizer.from_pretrained(args.init_from, legacy=True, trust_remote_code=False)
     else:
         tokenizer = train_tokenizer(texts[:20_000], args.vocab_size, args.output_dir)
     docs = encode(texts, tokenizer, args.max_length)

@@ -17,7 +17,9 @@ from pathlib import Path
 from data.build import choice
 from data.build.registry import ALL
 from pewe.cli import UserError, flag, main
-from pewe.data import SPLITS, find_prefixes, split_path
+from pewe.data import SPLITS, Example, find_prefixes, parse_line, split_path
+from pewe.metrics import check_gold
+from pewe.texts import raw_lines, visible
 from task_list import METRICS
 
 BATCH = 8  # the smallest default batch of the training commands
@@ -71,17 +73,22 @@ def _task_folders(config: CheckConfig) -> list[Path]:
     for folder in map(Path, config.folders):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
-        if any(folder.glob("*.tsv")) and not (folder / "summary.tsv").is_file():
+        if has_tables(folder) and not (folder / "summary.tsv").is_file():
             found.append(folder)
             continue
-        below = sorted(child for child in folder.iterdir() if child.is_dir() and any(child.glob("*.tsv")))
+        below = [child for child in visible(folder.iterdir()) if child.is_dir() and has_tables(child)]
         names = {child.name for child in below}
         missing = [task for task in config.tasks if task not in names]
         if not below or missing:
             what = f"for task {missing[0]!r}" if missing else "with .tsv files"
             raise UserError(f"{folder} has no folder {what}; expected {folder}/TASK/TASK_64_42_train.tsv and so on")
         found += [child for child in below if not config.tasks or child.name in config.tasks]
-    return found
+    return list(dict.fromkeys(found))
+
+
+def has_tables(folder: Path) -> bool:
+    """Whether a folder has .tsv files."""
+    return bool(visible(folder.glob("*.tsv")))
 
 
 def _print(findings: list[Finding], config: CheckConfig) -> None:
@@ -111,7 +118,7 @@ def check_task(folder: Path) -> tuple[list[Finding], int, int]:
     full = folder / f"{task}_full_train.tsv"
     beyond = {}
     if full.is_file():
-        beyond["full_train"] = full, read(full, task, findings)
+        beyond["full_train"] = full, read(full, task, False, findings)
         files, lines = files + 1, lines + len(beyond["full_train"][1])
     for prefix in prefixes:
         splits = {}
@@ -120,62 +127,41 @@ def check_task(folder: Path) -> tuple[list[Finding], int, int]:
             if not path.is_file():
                 findings.append(Finding(path, 0, "the file is missing; every prefix needs train, dev and test"))
                 continue
-            splits[split] = path, read(path, task, findings)
+            splits[split] = path, read(path, task, split != "train", findings)
             files, lines = files + 1, lines + len(splits[split][1])
         findings += _balance(task, splits)
         findings += _overlaps(splits | beyond)
     return findings, files, lines
 
 
-def read(path: Path, task: str, findings: list[Finding]) -> Lines:
-    """The good lines of a file; what is wrong with the others is added to the findings."""
+def read(path: Path, task: str, scored: bool, findings: list[Finding]) -> Lines:
+    """The good lines of a file; what is wrong with the others is added to the findings. `scored`: a file of dev or test."""
     good: Lines = []
     before: dict[str, int] = {}
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(raw_lines(path), start=1):
         try:
-            cells = [cell.strip() for cell in raw.decode("utf-8-sig" if number == 1 else "utf-8").split("\t")]
-        except UnicodeDecodeError as error:
-            findings.append(Finding(path, number, f"not UTF-8 (byte {error.start})"))
+            example = parse_line(raw)
+            _check_line(task, example, scored)
+        except ValueError as error:
+            findings.append(Finding(path, number, str(error)))
             continue
-        problem = line_fault(task, cells)
-        if problem:
-            findings.append(Finding(path, number, problem))
-            continue
-        if cells[0] in before:
-            findings.append(Finding(path, number, f"the same input as line {before[cells[0]]}", fault=False))
-        before.setdefault(cells[0], number)
-        good.append((number, cells[0], cells[1:]))
+        if example.input in before:
+            findings.append(Finding(path, number, f"the same input as line {before[example.input]}", fault=False))
+        before.setdefault(example.input, number)
+        good.append((number, example.input, list(example.outputs)))
     if not good and not any(finding.path == path for finding in findings):
         findings.append(Finding(path, 0, "the file is empty"))
     return good
 
 
-def line_fault(task: str, cells: list[str]) -> str:
-    """What is wrong with one line, whose cells are input and outputs; empty where nothing is."""
-    if len(cells) < 2:
-        return "no TAB; expected input TAB output [TAB further outputs]"
-    if not cells[0]:
-        return "empty input"
-    if not all(cells[1:]):
-        return f"empty output in column {cells.index('', 1) + 1}"
-    entry = ALL.get(task)
-    if entry and entry.labels and cells[1] not in entry.labels:
-        return f"unknown label {cells[1]!r}; the task has: {', '.join(entry.labels)}"
-    if entry in choice.ENTRIES and cells[1] not in cells[0]:
-        return f"the answer {cells[1]!r} is not among the options of the input"
-    return _metric_fault(METRICS.get(task, ""), cells[1:])
-
-
-def _metric_fault(metric: str, outputs: list[str]) -> str:
-    """Outputs that the task's metric is not defined for."""
-    if metric == "Rouge-L" and not all(output.replace(".", "").strip() for output in outputs):
-        return "Rouge-L is not defined for an output of dots only"
-    if metric.startswith("Pearson"):
-        try:
-            float(outputs[0])
-        except ValueError:
-            return f"{metric} needs a number, not {outputs[0]!r}"
-    return ""
+def _check_line(task: str, example: Example, scored: bool) -> None:
+    """Raise ValueError that says what is wrong with a line of this task."""
+    answer, entry = example.outputs[0], ALL.get(task)
+    if entry and entry.labels and answer not in entry.labels:
+        raise ValueError(f"unknown label {answer!r}; the task has: {', '.join(entry.labels)}")
+    if entry in choice.ENTRIES and answer not in example.input:
+        raise ValueError(f"the answer {answer!r} is not among the options of the input")
+    check_gold(METRICS.get(task, ""), example.outputs, scored)
 
 
 def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Finding]:

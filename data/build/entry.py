@@ -19,7 +19,7 @@ Mapped = (
     tuple[str, Any] | None
 )  # input and output (or outputs, or a label of the data set); None: the row has no answer
 LETTERS = "ABCDEFGHIJ"
-_BREAKS = re.compile("\r\n|[\t\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
+_BREAKS = re.compile("\r\n|[\0\t\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Entry:
 
 
 def clean(text: str) -> str:
-    """The text on one line: each tab and line break becomes a space, the ends are stripped; broken characters become "?"."""
+    """The text on one line: each tab, line break and NUL becomes a space, the ends are stripped; broken characters become "?"."""
     return _BREAKS.sub(" ", str(text)).encode("utf-8", "replace").decode().strip()
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def task_folder(entry: Entry, folder: Path) -> Path | None:
 
 def split_files(entry: Entry, folder: Path, split: str) -> list[Path]:
     """The files of a split, sorted: `validation.jsonl`, `validation-00000-of-00002.parquet`, `validation/data.arrow`, ..."""
-    files = sorted(path for path in folder.rglob("*") if _reader(path) and path.is_file())
+    files = [path for path in sorted(folder.rglob("*")) if _reader(path) and path.is_file()]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     for name in (split, *ALIASES.get(split, ())):
         pattern = re.compile(rf"{re.escape(name)}([-_]\d+(-of-\d+)?)?", re.IGNORECASE)
         found = [path for path in files if any(pattern.fullmatch(part) for part in _parts(path, folder))]
@@ -112,54 +114,100 @@ def _parts(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def from_files(entry: Entry, folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Stream a split from files. Raises UserError where there are none or one of them is damaged."""
+    """Stream a split from files. Raises UserError that names the file, and where it has lines the line, if one is damaged."""
     for path in split_files(entry, folder, split):
-        yield from _reader(path)(path, entry.columns)
+        try:
+            yield from _reader(path)(path, entry.columns)
+        except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+            raise UserError(f"{path} is damaged or not what its name says: {error}") from None
 
 
-def _open(path: Path):
+def _lines(path: Path) -> Iterator[str]:
+    """The lines, with their ends. Raises UserError with the number of one that is not UTF-8."""
     opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                byte = len(line[: error.start].encode())
+                raise UserError(f"{path}, line {number}: not UTF-8 (byte {byte})") from None
+            yield line
 
 
 def _jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected an object with the columns {', '.join(columns)}")
-            yield row
+            yield _object(row, f"{path}, line {number}", columns)
+
+
+def _object(row: Any, where: str, columns: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with the columns {', '.join(columns)}")
+    return row
 
 
 def _json(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """An array of objects; anything else is read as JSON lines, which the hub often calls .json."""
-    with _open(path) as file:
-        if not file.read(1024).lstrip().startswith("["):
-            yield from _jsonl(path, columns)
-            return
-        file.seek(0)
-        try:
-            yield from json.load(file)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not JSON: {error}") from None
+    first = next(filter(str.strip, _lines(path)), "")
+    if not first.lstrip().startswith("["):
+        yield from _jsonl(path, columns)
+        return
+    try:
+        rows = json.loads("".join(_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        yield _object(row, f"{path}, row {number}", columns)
 
 
-def _table(delimiter: str) -> Callable:
-    def read(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        csv.field_size_limit(sys.maxsize)
-        with _open(path) as file:
-            rows = csv.DictReader(file, delimiter=delimiter)
-            try:
-                yield from rows
-            except csv.Error as error:
-                raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Cells between commas, a cell with commas, quotes or line breaks in quotes."""
+    csv.field_size_limit(sys.maxsize)
+    rows = csv.reader(_lines(path), strict=True)  # strict: a quote that is never closed would swallow the rest
+    try:
+        yield from _table(path, ((rows.line_num, cells) for cells in rows if cells))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from None
 
-    return read
+
+def _tsv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Cells between tabs. There is no quoting: a quote is a character, a line is a row.
+
+    Raises UserError for a cell that can only have been quoted as in CSV, since its text would be another one.
+    """
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        for number, line in enumerate(_lines(path), start=1):
+            cells = line.rstrip("\r\n").split("\t")
+            if any(map(_quoted, cells)):
+                raise UserError(
+                    f'{path}, line {number}: a cell is quoted as in CSV ("..""..""..."), which .tsv has not'
+                )
+            if cells != [""]:
+                yield number, cells
+
+    yield from _table(path, rows())
+
+
+def _quoted(cell: str) -> bool:
+    inner = cell[1:-1]
+    return cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[dict[str, Any]]:
+    """Numbered rows, the first of which names the columns. Raises UserError for a row of another length."""
+    _, header = next(rows, (0, []))
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path}: the header names column {repeated[0]!r} twice")
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{path}, line {number}: expected {len(header)} cells as in the header, not {len(cells)}")
+        yield dict(zip(header, cells, strict=True))
 
 
 def _pyarrow():
@@ -187,7 +235,7 @@ def _arrow(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 _READERS = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _table(","), ".tsv": _table("\t"), ".parquet": _parquet, ".arrow": _arrow,
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".arrow": _arrow,
 }  # fmt: skip
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 

@@ -21,12 +21,12 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 
+from pewe.backbone import check_finite, check_folder, load_tokenizer, loading
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import IGNORED, Example, read_examples
 from pewe.fusion.store import FISHER, GRAM, Statistics, write_statistics
@@ -215,12 +215,13 @@ def run(config: Config) -> None:
     log_to(None)
     if not config.model or not config.data or not config.output:
         raise UserError("--model, --data and --output are all needed")
-    try:
-        seq2seq = AutoConfig.from_pretrained(config.model).is_encoder_decoder
+    check_folder(config.model)
+    tokenizer = load_tokenizer(config.model)
+    with loading(f"the model {config.model!r}"):
+        seq2seq = AutoConfig.from_pretrained(config.model, trust_remote_code=False).is_encoder_decoder
         kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForSequenceClassification
-        model, tokenizer = kind.from_pretrained(config.model), AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {config.model!r}: {error}") from None
+        model = kind.from_pretrained(config.model, trust_remote_code=False)
+    check_finite(config.model, model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = text_batches(read_examples(Path(config.data)), tokenizer, model, config)
     found = collect(model, batches, config.gram, config.fisher, config.examples, config.as_original)

@@ -14,6 +14,8 @@ NAME#0 and NAME#1 are two unlike parts of the training data of one domain (the n
 80 % of the sentences with one label, drawn at random, and 20 % of the others, part 1 the rest. Both are tested on all of it.
 """
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import UserError, suggest
-from pewe.data import IGNORED, find_prefixes, read_examples, split_path
+from pewe.data import IGNORED, find_prefixes, read_examples, split_path, tokenise
 from pewe.fusion import yesno
 from pewe.fusion.collect import Batch
 from pewe.fusion.ensembles import entity_f1, label_f1
 from pewe.identity import digest
+from pewe.texts import read_lines, visible
 
 SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}
 BY_LABEL = ("multi", "yesno")  # a decision for every label, not one among all
@@ -86,7 +89,7 @@ def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, 
     if not path.is_file() and (folder / name / f"{name}_full_train.tsv").is_file():
         path = split_path(folder, name, find_prefixes(folder, name)[0], split, full_train=True)
     if not path.is_file():
-        present = sorted(found.parent.name for found in folder.glob(f"*/*_{split}.{SUFFIX[kind]}"))
+        present = sorted(found.parent.name for found in visible(folder.glob(f"*/*_{split}.{SUFFIX[kind]}")))
         hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
         raise UserError(f"domain {name!r}: there is no file {path}.{hint}")
     if kind == "tokens":
@@ -100,8 +103,11 @@ def unlike_part(texts: Texts, name: str, part: str) -> Texts:
     """Part 0 or 1 of a domain's training data. Raises UserError for another part."""
     if part not in ("0", "1"):
         raise UserError(f"domain {name}#{part}: the parts of a domain are #0 and #1")
+    labels = sorted({label for _, labels in texts for label in labels} - {"O"})
+    if not labels:
+        raise UserError(f"domain {name}#{part}: no label but O is in its training data, by which it could be parted")
     rng = Random(f"parts of {name}")
-    main = rng.choice(sorted({label for _, labels in texts for label in labels} - {"O"}))
+    main = rng.choice(labels)
     in_first = [rng.random() < (0.8 if main in labels else 0.2) for _, labels in texts]
     return [text for text, first in zip(texts, in_first, strict=True) if first == (part == "0")]
 
@@ -111,10 +117,11 @@ def read_tags(path: Path) -> Texts:
     sentences: Texts = []
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
+    for number, line in itertools.chain(read_lines(path), [(0, "")]):
         cells = line.split("\t")
-        if line.strip() and (len(cells) != 2 or not cells[0] or not (cells[1] == "O" or cells[1][:2] in ("B-", "I-"))):
-            raise UserError(f"{path}, line {number}: expected word TAB tag, the tag O, B-TYPE or I-TYPE, not {line!r}")
+        if line.strip() and not (len(cells) == 2 and cells[0] and re.fullmatch("O|[BI]-.+", cells[1])):
+            wanted = "expected word TAB tag, the tag O, B-TYPE or I-TYPE"
+            raise UserError(f"{path}, line {number}: {wanted}, not {line[:60]!r}")
         if line.strip():
             words.append(cells[0])
             tags.append(cells[1])
@@ -127,12 +134,12 @@ def read_tags(path: Path) -> Texts:
 
 
 def _single_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int], known: frozenset[int]) -> list[Row]:
-    ids = tokenizer([text for (text,), _ in texts], truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenise(tokenizer, [text for (text,), _ in texts], max_length)
     return [(tokens, [numbers.get(found[0], IGNORED)]) for tokens, (_, found) in zip(ids, texts, strict=True)]
 
 
 def _multi_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int], known: frozenset[int]) -> list[Row]:
-    ids = tokenizer([text for (text,), _ in texts], truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenise(tokenizer, [text for (text,), _ in texts], max_length)
     rows = []
     for tokens, (_, found) in zip(ids, texts, strict=True):
         rows.append((tokens, [int(label in found) if n in known else IGNORED for label, n in numbers.items()]))
@@ -146,7 +153,7 @@ def _token_rows(texts: Texts, tokenizer, max_length: int, numbers: dict[str, int
     for number, (_, tags) in enumerate(texts):
         places = encoded.word_ids(number)
         first = [place is not None and place not in places[:i] for i, place in enumerate(places)]
-        own = [numbers.get(tag, numbers["O"]) for tag in tags]
+        own = [numbers.get(tag, numbers.get("O", IGNORED)) for tag in tags]
         labels = [own[place] if begins else IGNORED for place, begins in zip(places, first, strict=True)]
         rows.append((encoded["input_ids"][number], labels))
     return rows

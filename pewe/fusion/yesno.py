@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe.cli import UserError
-from pewe.data import IGNORED
+from pewe.data import IGNORED, tokenise
 
 QUESTION = "does the sentence express {label}? <extra_id_0> {text}"
 YES, NO = "<extra_id_0> yes", "<extra_id_0> no"
@@ -48,7 +48,7 @@ def training_rows(texts, tokenizer, max_length: int, numbers: dict[str, int], kn
             if label in found or rng.random() < kept[label]:
                 questions.append(QUESTION.format(label=label, text=text))
                 answers.append(YES if label in found else NO)
-    ids = tokenizer(questions, truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenise(tokenizer, questions, max_length)
     return list(zip(ids, tokenizer(answers)["input_ids"], strict=True))
 
 
@@ -56,7 +56,7 @@ def question_rows(texts, tokenizer, max_length: int, numbers: dict[str, int], kn
     """Question of every sentence and known label; 0 or 1 at the place of that label."""
     asked = [(text, label, label in found) for (text,), found in texts for label in numbers if numbers[label] in known]
     questions = [QUESTION.format(label=label, text=text) for text, label, _ in asked]
-    ids = tokenizer(questions, truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenise(tokenizer, questions, max_length)
     gold = [[int(right) if other == label else IGNORED for other in numbers] for _, label, right in asked]
     return list(zip(ids, gold, strict=True))
 

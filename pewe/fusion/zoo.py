@@ -17,12 +17,12 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     get_linear_schedule_with_warmup,
 )
 from transformers.utils import logging as transformers_logging
 
+from pewe.backbone import check_finite, check_folder, load_tokenizer, loading, start_with_pad
 from pewe.cli import UserError, flag
 from pewe.data import IGNORED
 from pewe.fusion.collect import Batch, collect, gold_loss
@@ -31,6 +31,7 @@ from pewe.fusion.store import Statistics, read_statistics, write_statistics
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import digest, file_digest
 from pewe.results import replacing, write_json
+from pewe.texts import visible
 
 WARMUP = 0.06  # share of the updates
 SCORED = 64  # sentences per forward without gradients
@@ -75,6 +76,11 @@ class Zoo:
     def __init__(self, config: ZooConfig, names: Sequence[str]):
         transformers_logging.set_verbosity_error()  # it warns that the head is new
         self.config, self.root = config, Path(config.zoo)
+        if not (Path(config.model) / "config.json").is_file():
+            raise UserError(
+                f"--model {config.model} is no model folder: expected config.json, *.safetensors and a tokenizer"
+            )
+        check_folder(config.model)
         self.tokenizer = load_tokenizer(config.model)
         limits = {"train": config.train_limit, "test": config.test_limit}
         self.domains, self.labels = read_domains(
@@ -84,7 +90,7 @@ class Zoo:
         self.kind = kinds.get(config.kind, AutoModelForSequenceClassification)
         self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.start = digest([file_digest(path) for path in sorted(Path(config.model).glob("*.safetensors"))])
+        self.start = digest([file_digest(path) for path in visible(Path(config.model).glob("*.safetensors"))])
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
         """All that a model depends on."""
@@ -174,18 +180,12 @@ def renamed(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=") for pair in pairs)
 
 
-def load_tokenizer(model: str):
-    """The tokenizer of a model folder. Raises UserError where there is none."""
-    if not (Path(model) / "config.json").is_file():
-        raise UserError(f"--model {model} is no model folder: expected config.json, *.safetensors and a tokenizer")
-    return _load(AutoTokenizer, model)
-
-
-def _load(kind: type, folder: str, **settings):
-    try:
-        return kind.from_pretrained(folder, **settings)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from None
+def _load(kind: type, folder: str, **settings) -> PreTrainedModel:
+    with loading(repr(folder)):
+        model = kind.from_pretrained(folder, trust_remote_code=False, **settings)
+    check_finite(folder, model)
+    start_with_pad(folder, model.config)
+    return model
 
 
 def train(model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfig, pad: int, seed: int) -> None:
