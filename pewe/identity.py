@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
 SEAL = "sha256"  # entry of a sealed record
+FRESH = 10**8  # nanoseconds
 _OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
 
 
@@ -50,6 +52,11 @@ def deciding(config, **narrowed) -> dict:
     }
 
 
+def part(config, kind: type):
+    """The flags of a configuration that also are those of another class of flags, as one of that class."""
+    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
+
+
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """A fingerprint of tensors: names, shapes and values (as float32, whatever their dtype)."""
     fingerprint = hashlib.sha256()
@@ -60,14 +67,26 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return fingerprint.hexdigest()[:LENGTH]
 
 
+def by_content(function):
+    """Remember what a function of a file says until the file's size, time or place change.
+
+    Not while the file is so new that another change may leave its time as it is.
+    """
+    remembered = functools.lru_cache(maxsize=4096)(lambda path, *about: function(path))
+
+    @functools.wraps(function)
+    def of(path: Path):
+        about = path.stat()
+        if time.time_ns() - about.st_mtime_ns < FRESH:
+            return function(path)
+        return remembered(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ino)
+
+    return of
+
+
+@by_content
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file's content; computed again only where its size, time or place have changed."""
-    about = path.stat()
-    return _file_digest(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ino)
-
-
-@functools.lru_cache(maxsize=4096)
-def _file_digest(path: Path, *_about: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -122,7 +122,11 @@ def test_training_learns_the_answers(config):
 def test_free_answers_have_scores_of_their_own(config):
     free = replace(config, as_original=True)
     cell = Cell(("a", "b"), "same", 1, "individual")
-    one, other = (experiment.settings(Zoo(c, ["a", "b"]), c, cell) for c in (config, free))
+    made = [Zoo(c, ["a", "b"]) for c in (config, free)]
+    folders = [[own.trained(*member) for member in cell.members(config.domains)] for own in made]
+    one, other = (
+        experiment.settings(*each, cell, own) for *each, own in zip(made, (config, free), folders, strict=True)
+    )
     assert one != other and one["models"] == other["models"]
 
 
