@@ -17,7 +17,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from small_fusion import small_domains, small_encoder, small_experiment
+from transformers import AutoTokenizer
 
 from pewe.cli import UserError, parse
 from pewe.fusion import experiment, tables, zoo
@@ -27,47 +28,22 @@ from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.zoo import Zoo
 
 EMOTIONS = ROOT / "data" / "mini_emotions"
-WORDS = ["we", "they", "saw", "lost", "glad", "sad", "angry", "river", "tower", "in", "Ana", "Bo", "Ulm", "Kiel"]
-TEXTS = {"a": ("glad", "sad"), "b": ("sad", "angry"), "c": ("glad", "angry")}  # every label is known to two domains
-TAGS = {"n1": ("PER", "Ana"), "n2": ("LOC", "Ulm")}
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-                "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}  # fmt: skip
-    BertModel(BertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=16, **settings)).save_pretrained(folder)
-    return folder
+    return small_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three small domains of sentences and two of tagged words."""
-    folder, rng = tmp_path_factory.mktemp("domains"), np.random.default_rng(0)
-    for name, labels in TEXTS.items():
-        for split in ("train", "test"):
-            rows = [f"{rng.choice(WORDS[:4])} {label} {rng.choice(WORDS[7:9])}\t{label}\n" for label in labels * 8]
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"{name}_{split}.tsv").write_text("".join(rows))
-    for name, (kind, word) in TAGS.items():
-        for split in ("train", "test"):
-            text = f"we\tO\nsaw\tO\n{word}\tB-{kind}\nBo\tI-{kind}\n\nthey\tO\nlost\tO\n\n" * 6
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"{name}_{split}.txt").write_text(text)
-    return folder
+    return small_domains(tmp_path_factory.mktemp("domains"))
 
 
 @pytest.fixture
 def config(encoder, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # run() writes results/ below the folder it stands in
-    return Config(
-        model=str(encoder), data_dir=str(data), zoo=str(tmp_path / "zoo"), domains=["a", "b"], held_out=["c"], seeds=[1, 2],
-        updates=4, batch_size=4, learning_rate=1e-2, ridge=1e-3, name="tiny", quiet=True,
-    )  # fmt: skip
+    return small_experiment(encoder, data, tmp_path / "zoo")
 
 
 def outputs(tmp_path) -> dict[str, bytes]:

@@ -76,10 +76,10 @@ class Zoo:
         self.kind = kinds.get(config.kind, AutoModelForSequenceClassification)
         self.root = Path(config.zoo)
         self.tokenizer = load_tokenizer(config.model)
-        self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.start = model_digest(config.model)
         self.config = replace(config, max_length=self.text_length(config))
+        self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
         limits = {"train": config.train_limit, "test": config.test_limit}
         self.domains, self.labels = read_domains(
             Path(config.data_dir),
@@ -104,11 +104,15 @@ class Zoo:
                          len(rows), split, length)  # fmt: skip
 
     def text_length(self, config: ZooConfig) -> int:
-        """Tokens of a text at most. Raises UserError for a start that is damaged or has fewer layers."""
-        deepest = getattr(model_config(config.model), "num_hidden_layers", 0)
+        """Tokens of a text at most. Raises UserError for a start that is damaged, of another kind or has fewer layers."""
+        about, seq2seq = model_config(config.model), config.kind == "yesno"
+        if about.is_encoder_decoder != seq2seq:
+            wanted = "a T5" if seq2seq else "an encoder, without a decoder (a T5: --kind yesno)"
+            raise UserError(f"--kind {config.kind} needs {wanted}; --model {config.model} is a {about.model_type}")
+        deepest = getattr(about, "num_hidden_layers", 0)
         if not 0 <= config.layers <= deepest:
             raise UserError(f"--layers {config.layers}: {config.model} has {deepest} layers")
-        start = load_model(self.kind, config.model, new_head=config.kind != "yesno")
+        start = load_model(self.kind, config.model, new_head=not seq2seq)
         return text_length(start, self.tokenizer, config.max_length)
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
