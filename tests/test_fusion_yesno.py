@@ -136,7 +136,10 @@ def test_errors_name_what_does_not_apply(config):
         ({"heads": ["same", "different"]}, "--heads different does not apply"),
         ({"own_heads": True}, "--own_heads does not apply"),
         ({"layers": 2}, "--layers does not apply"),
-        ({"model": str(ROOT / "checkpoints" / "mini_bert")}, "tokenizer writes yes and no alike"),
+        ({"model": str(ROOT / "checkpoints" / "mini_bert")}, "--kind yesno needs a T5; --model .* is a bert"),
+        ({"kind": "single"}, r"--kind single needs an encoder, .*--kind yesno\); --model .* is a t5"),
     ):
         with pytest.raises(UserError, match=message):
             experiment.run(replace(config, **changes))
+    with pytest.raises(UserError, match="tokenizer writes yes and no alike"):
+        answer_form(AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_bert"))

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe import backbone
-from pewe.backbone import check_finite, check_folder, loading, start_with_pad
+from pewe.backbone import check_finite, check_folder, check_vocabulary, loading, start_with_pad
 from pewe.cli import UserError, log
 
 POSITIONS = re.compile(r"(.*\.)?(position_embeddings|embed_positions|wpe)")
@@ -64,8 +64,11 @@ def positions(model: nn.Module) -> int | None:
 def text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
     """Tokens of a text at most: as many as wanted, or as the model has positions for, which is said.
 
-    Raises UserError where a text would have no token of its own.
+    Raises UserError where a text would have no token of its own, and for a tokenizer that the model does not fit.
     """
+    check_vocabulary(model.name_or_path, model, tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"--model {model.name_or_path}: its tokenizer has no token for padding")
     special = tokenizer.num_special_tokens_to_add()
     if wanted <= special:
         raise UserError(
