@@ -4,7 +4,7 @@
 
 Each step is a process of its own, whose largest resident size is printed: `import` loads the libraries only; `build` makes ten
 models, copies of one with noise; `collect` takes Gram matrices and empirical Fisher values of random batches and writes them;
-`merge` is RegMean of the ten by `python -m pewe.fusion`, each with the same file of statistics.
+`merge` is RegMean of the ten, each with the same file of statistics.
 """
 
 import shutil
@@ -21,7 +21,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from benchmarks import measure
 from pewe.cli import UserError, flag, main
 from pewe.fusion.collect import collect
-from pewe.fusion.store import write_statistics
+from pewe.fusion.merging import MergeConfig, merge_models
+from pewe.fusion.store import model_tensors, read_tensors, write_tensors
+
+STATISTICS, MERGED = "statistics.safetensors", "merged/model.safetensors"
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Config:
     batches: int = flag(4, "batches of 16 sentences of 128 tokens for the statistics")
     step: str = flag(
         "",
-        "what this one process does: import, build or collect (default: all, and the merge, in processes of their own)",
+        "what this one process does: import, build, collect or merge (default: all, in processes of their own)",
     )
 
 
@@ -58,7 +61,17 @@ def collect_statistics(config: Config) -> None:
     model = BertForSequenceClassification.from_pretrained(Path(config.folder) / "0", trust_remote_code=False)
     ids = torch.randint(1000, 30000, (config.batches, 16, 128))
     batches = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": torch.randint(4, (16,))} for x in ids]
-    write_statistics(Path(config.folder) / "statistics.safetensors", collect(model, batches, fisher="empirical"))
+    found = collect(model, batches, fisher="empirical")
+    write_tensors(Path(config.folder) / STATISTICS, found.tensors, {"model": "0"}, found.info)
+
+
+def merge(config: Config) -> None:
+    """The merged weights of all models, written to a file."""
+    models = [model_tensors(Path(config.folder) / str(number)) for number in range(config.models)]
+    statistics = [read_tensors(Path(config.folder) / STATISTICS)] * config.models
+    merged = dict(merge_models(models, MergeConfig(method="regmean", ridge=1e-6), statistics))
+    (Path(config.folder) / "merged").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in merged.items()}, Path(config.folder) / MERGED)
 
 
 def peak(command: list[str]) -> tuple[float, float]:
@@ -79,23 +92,20 @@ def all_steps(config: Config) -> list[dict]:
         raise UserError(f"--folder {folder} exists; it must be a new one, it is removed at the end")
     sizes = [f"--{name}={getattr(config, name)}" for name in ("folder", "models", "width", "layers", "batches")]
     steps = {step: ["benchmarks.fusion", *sizes, "--step", step] for step in STEPS}
-    models = [str(folder / str(number)) for number in range(config.models)]
-    statistics = [str(folder / "statistics.safetensors")] * config.models
-    merge = ["pewe.fusion", "--models", *models, "--stats", *statistics, "--method", "regmean", "--ridge", "1e-6"]
     rows = []
     try:
-        for step, command in {**steps, "merge": [*merge, "--output", str(folder / "merged")]}.items():
+        for step, command in steps.items():
             spent, size = peak(command)
             rows.append({"case": step, "ours_s": round(spent, 1), "peak_GiB": round(size, 2)})
             print(rows[-1], flush=True)
-        rows[-1]["statistics_GB"] = round(Path(statistics[0]).stat().st_size / 1e9, 2)
-        rows[-1]["model_GB"] = round((folder / "merged" / "model.safetensors").stat().st_size / 1e9, 2)
+        rows[-1]["statistics_GB"] = round((folder / STATISTICS).stat().st_size / 1e9, 2)
+        rows[-1]["model_GB"] = round((folder / MERGED).stat().st_size / 1e9, 2)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return rows
 
 
-STEPS = {"import": lambda config: None, "build": build, "collect": collect_statistics}
+STEPS = {"import": lambda config: None, "build": build, "collect": collect_statistics, "merge": merge}
 
 
 def bench(config: Config) -> None:

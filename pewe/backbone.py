@@ -169,6 +169,14 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
             raise UserError(f"--model {name}: the weight {tensor_name} is not finite")
 
 
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for token ids that the model has no embedding of."""
+    rows = model.get_input_embeddings().num_embeddings
+    if beyond := {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}:
+        some = ", ".join(sorted(beyond, key=beyond.get)[:5])
+        raise UserError(f"--model {name} has embeddings of {rows} tokens, its tokenizer {len(beyond)} more: {some}")
+
+
 # ---- a T5 and its tokenizer
 
 
@@ -212,11 +220,8 @@ def _check_head(folder: Path, model: T5ForConditionalGeneration) -> None:
 
 def _check_tokens(name: str, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError for token ids that the model has no embedding of, and where both mean other special tokens."""
+    check_vocabulary(name, model, tokenizer)
     config, rows = model.config, model.get_input_embeddings().num_embeddings
-    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
-    if beyond:
-        some = ", ".join(sorted(beyond, key=beyond.get)[:5])
-        raise UserError(f"--model {name} has embeddings of {rows} tokens, its tokenizer {len(beyond)} more: {some}")
     for special in ("pad_token_id", "eos_token_id"):
         own, wanted = getattr(config, special), getattr(tokenizer, special)
         if own is None or own != wanted:

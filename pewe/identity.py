@@ -9,21 +9,39 @@ import dataclasses
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
 SEAL = "sha256"  # entry of a sealed record
+FRESH = 10**8  # nanoseconds
 _OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
 
 
 def digest(content) -> str:
-    """A fingerprint of plain values (numbers, texts, lists, dicts; a path counts as its text)."""
-    text = json.dumps(content, sort_keys=True, default=str)
+    """A fingerprint of plain values (numbers, texts, lists, dicts; a path counts as its text) and dense tensors.
+
+    Of a tensor dtype, shape and every byte count.
+    """
+    text = json.dumps(_as_read(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _as_read(content):
+    """Plain values as JSON would give them back."""
+    return json.loads(json.dumps(content, default=_plain))
+
+
+def _plain(value) -> str | list:
+    if not isinstance(value, Tensor):
+        return str(value)
+    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return [str(value.dtype), list(value.shape), hashlib.sha256(raw.numpy()).hexdigest()]
 
 
 def deciding(config, **narrowed) -> dict:
@@ -32,6 +50,11 @@ def deciding(config, **narrowed) -> dict:
     return {
         field.name: getattr(own, field.name) for field in dataclasses.fields(own) if field.metadata.get("decides", True)
     }
+
+
+def part(config, kind: type):
+    """The flags of a configuration that also are those of another class of flags, as one of that class."""
+    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -44,14 +67,26 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return fingerprint.hexdigest()[:LENGTH]
 
 
+def by_content(function):
+    """Remember what a function of a file says until the file's size, time or place change.
+
+    Not while the file is so new that another change may leave its time as it is.
+    """
+    remembered = functools.lru_cache(maxsize=4096)(lambda path, *about: function(path))
+
+    @functools.wraps(function)
+    def of(path: Path):
+        about = path.stat()
+        if time.time_ns() - about.st_mtime_ns < FRESH:
+            return function(path)
+        return remembered(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ino)
+
+    return of
+
+
+@by_content
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file's content; computed again only where its size, time or place have changed."""
-    about = path.stat()
-    return _file_digest(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ino)
-
-
-@functools.lru_cache(maxsize=4096)
-def _file_digest(path: Path, *_about: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -92,8 +127,7 @@ def difference(saved: Mapping | None, wanted: Mapping) -> str:
     """
     if not isinstance(saved, Mapping):
         return "it has no record of what it was made from"
-    wanted = json.loads(json.dumps(wanted, default=str))  # as it would be read back
-    for name, value in wanted.items():
+    for name, value in _as_read(wanted).items():
         if name not in saved:
             return f"its record has no {name!r} (an earlier version)"
         if saved[name] != value:
@@ -108,10 +142,12 @@ def _short(value) -> str:
 
 def sealed(content: Mapping) -> dict:
     """The content with a fingerprint of itself, by which a changed byte is noticed."""
-    return {**content, SEAL: digest(json.loads(json.dumps(content, default=str)))}
+    return {**content, SEAL: digest(content)}
 
 
 def unsealed(content: Mapping) -> dict | None:
     """The content without its fingerprint; None where that is missing or does not fit."""
+    if not isinstance(content, Mapping):
+        return None
     inner = {name: value for name, value in content.items() if name != SEAL}
     return inner if content.get(SEAL) == digest(inner) else None

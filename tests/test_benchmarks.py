@@ -6,7 +6,7 @@ from conftest import METHODS, MINI_TASKS, SMALL
 from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, pemt, plain, scoring, table, tuning
 from pewe.cli import UserError
 from pewe.data import Encoded
-from pewe.fusion.store import read_statistics
+from pewe.fusion.store import read_tensors
 from pewe.results import read_json
 
 
@@ -89,7 +89,7 @@ def test_the_steps_of_the_memory_benchmark(tmp_path):
     config = fusion.Config(folder=str(tmp_path / "new"), models=2, width=64, layers=1, batches=1)
     fusion.build(config)
     fusion.collect_statistics(config)
-    found = read_statistics(tmp_path / "new" / "statistics.safetensors")
+    found = read_tensors(tmp_path / "new" / "statistics.safetensors")
     assert found.info["examples"] == 16 and found.tensors["gram.bert.encoder.layer.0.output.dense"].shape == (256, 256)
     assert (tmp_path / "new" / "1" / "config.json").is_file()
     with pytest.raises(UserError, match="it must be a new one"):

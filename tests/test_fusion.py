@@ -24,7 +24,7 @@ from pewe.fusion import collect as fusion_collect
 from pewe.fusion.collect import collect
 from pewe.fusion.ensembles import entity_f1, hard_ensemble, known_ensemble, label_f1, soft_ensemble
 from pewe.fusion.merging import MergeConfig, merge_models, regmean, shrunk
-from pewe.fusion.store import FISHER, GRAM, Statistics, model_tensors, read_statistics
+from pewe.fusion.store import FISHER, GRAM, Statistics, model_tensors, read_tensors
 
 WORLDS = {"roberta_emotion": RobertaForSequenceClassification, "t5_emotion": T5ForConditionalGeneration}
 LABELLED = ("roberta_emotion",)  # worlds whose head has a row per label
@@ -507,12 +507,11 @@ def test_demo_merges_two_folders(tiny_backbone, tmp_path):
     moved = {name for name, tensor in state_of(found).items() if (tensor - average[name]).abs().max() > 1e-5}
     assert "encoder.block.0.layer.0.SelfAttention.q.weight" in moved and "shared.weight" not in moved
     assert (
-        AutoTokenizer.from_pretrained(output)("town").input_ids
-        and read_statistics(Path(files[0])).info["examples"] == 20
+        AutoTokenizer.from_pretrained(output)("town").input_ids and read_tensors(Path(files[0])).info["examples"] == 20
     )
     config = fusion_main.Config(models=models, stats=files, output=output)
     for changes, message in (
-        ({"stats": [models[0] + "/model.safetensors", files[1]]}, "holds no statistics"),
+        ({"stats": [models[0] + "/model.safetensors", files[1]]}, "has no record of what it was made from"),
         ({"models": [str(tmp_path), models[1]]}, "is no model folder"),
         ({"stats": [files[0], str(tmp_path / "nothing")]}, "there is no file"),
         ({"stats": [files[0], str(tmp_path / "1.tsv")]}, "is not a safetensors file"),
@@ -536,7 +535,7 @@ def test_statistics_from_text_of_a_classifier(tiny_backbone, tmp_path):
     data.write_text("a fine day\tgood\na poor day and night\t1\n", encoding="utf-8")
     settings = fusion_collect.Config(model=str(tmp_path / "model"), data=str(data), output=str(output), fisher="hard")
     fusion_collect.run(settings)
-    assert read_statistics(output).info["labels"] == [0, 1]
+    assert read_tensors(output).info["labels"] == [0, 1]
     data.write_text("a fine day\tgoood\n", encoding="utf-8")
     with pytest.raises(UserError, match="did you mean 'good'"):
         fusion_collect.run(settings)

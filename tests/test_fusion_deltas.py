@@ -1,17 +1,20 @@
 """Fisher and RegMean of deltas: identities of the product form, statistics against slow formulas, the scripts."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import METHODS, MINI_TASKS, SMALL, filled, fusion_npz, random_batch, small, tiny_t5
+from safetensors.torch import load_file, save_file
 
-from pewe.checkpoint import ensemble_checkpoint, read_checkpoint
+from pewe.checkpoint import delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.deltas import attach_delta
 from pewe.fusion import collect_deltas
 from pewe.fusion.collect import Sums
-from pewe.fusion.collect_deltas import WATCHES, collect_delta
+from pewe.fusion.collect_deltas import WATCHES, collect_delta, statistics_file
 from pewe.fusion.deltas import DeltaMergeConfig, fisher_maps, merge_deltas, regmean_maps, source_maps, truncated
 from pewe.fusion.merging import fisher, regmean, shrunk
 from pewe.fusion.store import FISHER, GRAM, Statistics
@@ -273,7 +276,8 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
     ))  # fmt: skip
     settings = {"delta": kind, "tasks": list(MINI_TASKS), "source_ckpt_path": sources, "quiet": True}
     with pytest.raises(
-        UserError, match=rf"no statistics.*run python -m pewe\.fusion\.collect_deltas --tune_method {kind}"
+        UserError,
+        match=rf"there is no file .*statistics\.safetensors; run python -m pewe\.fusion\.collect_deltas --tune_method {kind}",
     ):
         unit_model_RegMean.run(unit_model_RegMean.Config(**settings, save_ckpt_path=str(tmp_path / "none")))
     collect_deltas.run(collect_deltas.Config(**data, **shape, source_ckpt_path=sources, batch_size=8))
@@ -289,3 +293,98 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
         learning_rate_list=[1e-2], train_iters=2, valid_interval=2, stack=3, train_checkpoint=str(out),
     )  # fmt: skip
     assert len(tune(tuned)) == 3
+
+
+@pytest.fixture
+def sources(tiny_backbone, tiny_data, tmp_path):
+    """Three adapters as tuning would leave them, with their statistics, and the settings of that."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    config = collect_deltas.Config(
+        model=str(tiny_backbone), task_dir=str(tmp_path / "data"), tasks=list(MINI_TASKS), device="cpu", batch_size=8,
+        max_input_length=32, max_output_length=6, source_ckpt_path=str(tmp_path / "sources"), **SMALL["adapter"],
+    )  # fmt: skip
+    for seed, task in enumerate(MINI_TASKS):
+        _, (state,) = filled(tiny_t5(), "adapter", 1, seed)
+        write_checkpoint(task_checkpoint(tmp_path / "sources", task), "adapter", state, delta_identity(config))
+    collect_deltas.run(config)
+    return config
+
+
+def files_of(config) -> dict[str, bytes]:
+    return {task: statistics_file(Path(config.source_ckpt_path), task).read_bytes() for task in MINI_TASKS}
+
+
+def merge(config, script=unit_model_RegMean) -> None:
+    script.run(script.Config(
+        tasks=list(MINI_TASKS), source_ckpt_path=config.source_ckpt_path, quiet=True,
+        save_ckpt_path=str(Path(config.source_ckpt_path).parent / script.__name__),
+    ))  # fmt: skip
+
+
+def test_statistics_of_a_replaced_delta_are_refused_and_made_again(sources, capsys):
+    first, second, _ = MINI_TASKS
+    before = files_of(sources)
+    paths = [task_checkpoint(Path(sources.source_ckpt_path), task) for task in (first, second)]
+    shutil.copy(*paths)
+    for script in (unit_model_Fisher, unit_model_RegMean):
+        with pytest.raises(UserError) as caught:
+            merge(sources, script)
+        for word in (
+            f"{second}/statistics.safetensors",
+            "'delta' was",
+            "python -m pewe.fusion.collect_deltas --tune_method",
+        ):
+            assert word in str(caught.value)
+    capsys.readouterr()
+    collect_deltas.run(sources)
+    said, after = capsys.readouterr().err, files_of(sources)
+    assert f"{first}: its statistics are current" in said and f"{second}: statistics are collected, since" in said
+    assert [task for task in MINI_TASKS if after[task] != before[task]] == [second]
+    merge(sources)
+
+
+def test_statistics_that_do_not_belong_together_or_are_damaged(sources, capsys):
+    first, second, _ = MINI_TASKS
+    before = files_of(sources)
+    collect_deltas.run(replace(sources, tasks=[second], batch_size=4))
+    with pytest.raises(UserError, match=f"{second} was not collected as {first}: 'batch_size' was 4, is 8"):
+        merge(sources)
+    collect_deltas.run(sources)
+    assert files_of(sources) == before
+    path = statistics_file(Path(sources.source_ckpt_path), second)
+    path.write_bytes(before[second][:-9] + bytes([before[second][-9] ^ 8]) + before[second][-8:])
+    with pytest.raises(
+        UserError, match=rf"{second}/statistics.safetensors is damaged: tensor .* has changed.*; run python"
+    ):
+        merge(sources)
+    collect_deltas.run(sources)
+    assert files_of(sources) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"examples": 3}, {"batch_size": 4}, {"as_original": True}, {"max_input_length": 7}, {"max_output_length": 3}],
+)
+def test_statistics_depend_on_every_flag(sources, changes):
+    before = files_of(sources)
+    collect_deltas.run(replace(sources, **changes))
+    assert all(before[task] != after for task, after in files_of(sources).items())
+    collect_deltas.run(sources)
+    assert files_of(sources) == before
+
+
+def test_statistics_depend_on_the_data_and_not_on_other_kinds_of_delta(sources, capsys):
+    second, before = MINI_TASKS[1], files_of(sources)
+    file = next((Path(sources.task_dir) / second).glob("*_train.tsv"))
+    file.write_text("who is it\tnobody\n" + file.read_text())
+    collect_deltas.run(replace(sources, lora_r=7, prefix_num=9))
+    assert [task for task, after in files_of(sources).items() if after != before[task]] == [second]
+    assert "'data' was" in capsys.readouterr().err
+
+
+def test_a_delta_of_another_backbone_has_no_statistics(sources, tiny_backbone, tmp_path):
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="was tuned on another backbone"):
+        collect_deltas.run(replace(sources, model=str(other)))

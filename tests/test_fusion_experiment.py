@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from small_fusion import small_domains, small_encoder, small_experiment
+from transformers import AutoTokenizer
 
 from pewe.cli import UserError, parse
 from pewe.fusion import experiment, tables, zoo
@@ -26,52 +28,27 @@ from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.zoo import Zoo
 
 EMOTIONS = ROOT / "data" / "mini_emotions"
-WORDS = ["we", "they", "saw", "lost", "glad", "sad", "angry", "river", "tower", "in", "Ana", "Bo", "Ulm", "Kiel"]
-TEXTS = {"a": ("glad", "sad"), "b": ("sad", "angry"), "c": ("glad", "angry")}  # every label is known to two domains
-TAGS = {"n1": ("PER", "Ana"), "n2": ("LOC", "Ulm")}
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-                "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}  # fmt: skip
-    BertModel(BertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=16, **settings)).save_pretrained(folder)
-    return folder
+    return small_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three small domains of sentences and two of tagged words."""
-    folder, rng = tmp_path_factory.mktemp("domains"), np.random.default_rng(0)
-    for name, labels in TEXTS.items():
-        for split in ("train", "test"):
-            rows = [f"{rng.choice(WORDS[:4])} {label} {rng.choice(WORDS[7:9])}\t{label}\n" for label in labels * 8]
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"{name}_{split}.tsv").write_text("".join(rows))
-    for name, (kind, word) in TAGS.items():
-        for split in ("train", "test"):
-            text = f"we\tO\nsaw\tO\n{word}\tB-{kind}\nBo\tI-{kind}\n\nthey\tO\nlost\tO\n\n" * 6
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"{name}_{split}.txt").write_text(text)
-    return folder
+    return small_domains(tmp_path_factory.mktemp("domains"))
 
 
 @pytest.fixture
 def config(encoder, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # run() writes results/ below the folder it stands in
-    return Config(
-        model=str(encoder), data_dir=str(data), zoo=str(tmp_path / "zoo"), domains=["a", "b"], held_out=["c"], seeds=[1, 2],
-        updates=4, batch_size=4, learning_rate=1e-2, ridge=1e-3, name="tiny", quiet=True,
-    )  # fmt: skip
+    return small_experiment(encoder, data, tmp_path / "zoo")
 
 
 def outputs(tmp_path) -> dict[str, bytes]:
     found = (tmp_path / "results" / "tiny").iterdir()
-    return {path.name: path.read_bytes() for path in found if path.suffix != ".json"}
+    return {path.name: path.read_bytes() for path in found if path.suffix in (".tsv", ".md", ".png")}
 
 
 def test_a_second_run_computes_nothing_and_a_removed_result_only_itself(config, tmp_path, monkeypatch):
@@ -81,8 +58,8 @@ def test_a_second_run_computes_nothing_and_a_removed_result_only_itself(config, 
     table = pd.read_csv(tmp_path / "results" / "tiny" / "scores.tsv", sep="\t")
     assert len(table) == 2 * len(experiment.METHODS) * 3 and set(table["tested"]) == {"a", "b", "c"}
     compute, train = experiment.compute, zoo.train
-    monkeypatch.setattr(experiment, "compute", lambda z, c, cell: computed.append(cell) or compute(z, c, cell))
-    monkeypatch.setattr(zoo, "train", lambda *args: trained.append(args[-1]) or train(*args))
+    monkeypatch.setattr(experiment, "compute", lambda z, c, cell, f: computed.append(cell) or compute(z, c, cell, f))
+    monkeypatch.setattr(zoo, "train", lambda *args: trained.append(args[-2]) or train(*args))
     experiment.run(config)
     assert not computed and not trained and outputs(tmp_path) == first
     folder = Zoo(config, ["a", "b", "c"]).folder(("a",), 2, 2)
@@ -158,8 +135,9 @@ def test_tasks_of_crossfit_with_labels_of_their_own(config, tmp_path):
     assert len(made.domains["mood"].train) == 18 and len(made.domains["mood"].test) == 8
     found = {m: experiment.scores(made, config, Cell(("likes", "mood"), "same", 1, m)) for m in config.methods}
     assert found["domain_specific"]["likes"] == 100 and found["multitask"]["likes"] == 100
-    assert np.isnan(experiment.compute(made, config, Cell(("likes",), "same", 1, "multitask"))["mood"])
-    assert experiment.settings(made, config, Cell(("likes",), "same", 1, "multitask"))["accuracy"]
+    alone = Cell(("likes",), "same", 1, "multitask")
+    assert np.isnan(experiment.scores(made, config, alone)["mood"])
+    assert experiment.settings(made, config, alone, [])["accuracy"]
     rows, answers = [([1], [0]), ([1], [1]), ([1], [1])], torch.tensor([0, 1, 0])
     assert score(answers, rows, {0, 1}, ["x", "y"], "single", accuracy=True) == pytest.approx(200 / 3)
 
@@ -288,7 +266,9 @@ def test_tables_by_hand(tmp_path):
 
 
 def test_groups_and_cells(config):
-    config = replace(config, domains=list("abc"), heads=list(experiment.HEADS), multitask_groups="incremental")
+    config = replace(
+        config, domains=list("abc"), held_out=[], heads=list(experiment.HEADS), multitask_groups="incremental"
+    )
     found = experiment.groups(config)
     assert found == {"pairwise": [("a", "b"), ("a", "c"), ("b", "c")], "incremental": [("a", "b"), ("a", "b", "c")]}
     cells = experiment.cells(config)
@@ -374,10 +354,18 @@ def bash(script: str, *flags) -> str:
     return done.stdout
 
 
-def test_quickstart_script(tmp_path):
+@pytest.fixture
+def results(tmp_path):
+    """A folder below results/ that only this test has."""
+    folder = ROOT / "results" / f"test_of_{tmp_path.parent.name}_{tmp_path.name}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_quickstart_script(tmp_path, results):
     few = ["--filter_model", "market", "school", "--seeds", 1, "--updates", 2, "--train_limit", 32, "--test_limit", 20]
-    shown = bash("quickstart.sh", *few, "--zoo", tmp_path / "zoo", "--name", tmp_path / "out", "--quiet")
-    assert "market+school" in shown and (tmp_path / "out" / "models.png").is_file()
+    shown = bash("quickstart.sh", *few, "--zoo", tmp_path / "zoo", "--name", results.name, "--quiet")
+    assert "market+school" in shown and (results / "models.png").is_file()
 
 
 def test_minilm_script(tmp_path):
@@ -392,11 +380,11 @@ def test_minilm_script(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emotion", "ner", "glue", "glue_parts"])
-def test_real_experiments_reduced(name, encoder, tmp_path):
+def test_real_experiments_reduced(name, encoder, tmp_path, results):
     config = parse(Config, ["--experiment", f"scripts/fusion/{name}.toml"], file_flag="experiment")
     if not (ROOT / config.data_dir).is_dir():
         pytest.skip("the data are not here")
     few = ["--model", encoder, "--seeds", 1, "--updates", 2, "--examples", 16, "--train_limit", 32, "--test_limit", 8,
-           "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo", "--name", tmp_path / "out"]  # fmt: skip
+           "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo", "--name", results.name]  # fmt: skip
     bash("experiment.sh", f"scripts/fusion/{name}.toml", *few, "--quiet")
-    assert (tmp_path / "out" / "table.md").is_file()
+    assert (results / "table.md").is_file()

@@ -122,7 +122,11 @@ def test_training_learns_the_answers(config):
 def test_free_answers_have_scores_of_their_own(config):
     free = replace(config, as_original=True)
     cell = Cell(("a", "b"), "same", 1, "individual")
-    one, other = (experiment.settings(Zoo(c, ["a", "b"]), c, cell) for c in (config, free))
+    made = [Zoo(c, ["a", "b"]) for c in (config, free)]
+    folders = [[own.trained(*member) for member in cell.members(config.domains)] for own in made]
+    one, other = (
+        experiment.settings(*each, cell, own) for *each, own in zip(made, (config, free), folders, strict=True)
+    )
     assert one != other and one["models"] == other["models"]
 
 
@@ -132,7 +136,10 @@ def test_errors_name_what_does_not_apply(config):
         ({"heads": ["same", "different"]}, "--heads different does not apply"),
         ({"own_heads": True}, "--own_heads does not apply"),
         ({"layers": 2}, "--layers does not apply"),
-        ({"model": str(ROOT / "checkpoints" / "mini_bert")}, "tokenizer writes yes and no alike"),
+        ({"model": str(ROOT / "checkpoints" / "mini_bert")}, "--kind yesno needs a T5; --model .* is a bert"),
+        ({"kind": "single"}, r"--kind single needs an encoder, .*--kind yesno\); --model .* is a t5"),
     ):
         with pytest.raises(UserError, match=message):
             experiment.run(replace(config, **changes))
+    with pytest.raises(UserError, match="tokenizer writes yes and no alike"):
+        answer_form(AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_bert"))

@@ -3,57 +3,106 @@
     python -m pewe.fusion.collect --model A --data a.tsv --output a.safetensors     (once per model)
     python -m pewe.fusion --models A B --stats a.safetensors b.safetensors --method regmean --output M
 
-M is a folder like A: configuration, tokenizer and excluded parameters are A's.
+M is a folder like A: configuration, tokenizer and excluded parameters are A's. fusion.json in it, written last, says what it
+was made from, and holds a digest of its weights.
 """
 
-import dataclasses
+import functools
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pewe.cli import UserError, flag, log, log_to, main
-from pewe.fusion.merging import MergeConfig, merge_models
-from pewe.fusion.store import model_tensors, read_statistics
-from pewe.results import replacing, write_json
+from pewe.fusion.merging import MergeConfig, check_config, merge_models
+from pewe.fusion.store import WEIGHTS, Statistics, check_alike, check_finite, model_tensors, read_statistics
+from pewe.identity import deciding, file_digest, model_digest
+from pewe.results import hold, read_json, replacing, write_json, write_record
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".index.json")
+RECORD = "fusion.json"
+NOT_COPIED = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".index.json", RECORD, "recipe.json")
+OF_ONE_MODEL = ("model", "data")  # in the identity of statistics; all else is equal for models that are merged
 
 
 @dataclass
 class Config(MergeConfig):
     """Which folders, and how."""
 
-    models: list[str] = flag([], "model folders (config.json and *.safetensors)")
-    stats: list[str] = flag([], "statistics file of each model, in the same order; not needed for simple")
-    output: str = flag("", "folder to write")
+    models: list[str] = flag([], "model folders (config.json and *.safetensors)", decides=False)
+    stats: list[str] = flag(
+        [], "statistics file of each model, in the same order; not needed for simple", decides=False
+    )
+    output: str = flag("", "folder to write", decides=False)
 
 
 def run(config: Config) -> None:
-    """Write the merged model folder; the weights come last, so that a folder that has them is complete."""
+    """Write the merged model folder; the record comes last, so that a folder that has it is complete."""
     log_to(None)
-    if not config.models or not config.output:
-        raise UserError("--models and --output are both needed")
+    output = Path(config.output)
+    check_folders(config, output)
     models = [model_tensors(Path(folder)) for folder in config.models]
-    statistics = [read_statistics(Path(path)) for path in config.stats]
-    source, output = Path(config.models[0]), Path(config.output)
-    if output.exists() and output.resolve() in [Path(folder).resolve() for folder in config.models]:
-        raise UserError(f"--output {output} is one of the models")
+    statistics = matching_statistics(config)
     if config.coefficients and abs(sum(config.coefficients) - 1) > 1e-6:
         log.warning("the coefficients sum to %g; simple averages are scaled by that", sum(config.coefficients))
-    merged = dict(merge_models(models, config, statistics))
+    merged = dict(merge_models(models, config, statistics, config.models))
     kept = {name: models[0][name] for name in models[0] if name not in merged}
-    output.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHTS):
-            shutil.copy(path, output / path.name)
-    write_json(output / "fusion.json", dataclasses.asdict(config))
-    with replacing(output / "model.safetensors") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in (merged | kept).items()}, temporary, {"format": "pt"})
+    for name, tensor in kept.items():
+        check_finite(name, tensor, config.models[0])
+    with hold(output):
+        (output / RECORD).unlink(missing_ok=True)
+        copy_rest(Path(config.models[0]), output, merged)
+        with replacing(output / WEIGHTS) as temporary:
+            save_file(
+                {name: tensor.contiguous() for name, tensor in (merged | kept).items()}, temporary, {"format": "pt"}
+            )
+        about = {"models": {folder: model_digest(folder) for folder in config.models}, **deciding(config),
+                 "stats": {path: file_digest(Path(path)) for path in config.stats}}  # fmt: skip
+        write_record(output / RECORD, {**about, WEIGHTS: file_digest(output / WEIGHTS)})
     log.info(
         "%s: %s of %d models, %d tensors merged, %d kept", output, config.method, len(models), len(merged), len(kept)
     )
+
+
+def check_folders(config: Config, output: Path) -> None:
+    """Raises UserError for settings that cannot be, a model that is named twice, and one that is the output."""
+    if not config.models or not config.output:
+        raise UserError("--models and --output are both needed")
+    check_config(config, len(config.models), len(config.stats))
+    places = [Path(folder).resolve() for folder in config.models]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UserError(f"--models names {config.models[number]} twice")
+    if output.resolve() in places:
+        raise UserError(f"--output {output} is one of the models")
+
+
+def matching_statistics(config: Config) -> Sequence[Statistics]:
+    """The statistics of the models. Raises UserError where they are of another model, or were not collected alike."""
+    found: list[Statistics] = []
+    for folder, path in zip(config.models, config.stats, strict=bool(config.stats)):
+        command = f"python -m pewe.fusion.collect --model {folder} --data TRAINING.tsv --output {path}"
+        found.append(read_statistics(Path(path), {"model": model_digest(folder)}, command))
+    check_alike(found, config.stats, OF_ONE_MODEL)
+    return found
+
+
+def copy_rest(source: Path, output: Path, merged: Mapping[str, Tensor]) -> None:
+    """Copy all but weights and records of a model folder, and name in its configuration the widest dtype of the weights."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith("."):
+            shutil.copy(path, output / path.name)
+    settings = read_json(source / "config.json")
+    if not isinstance(settings, dict):
+        raise UserError(f"{source / 'config.json'} is damaged: expected a JSON object")
+    floats = {tensor.dtype for tensor in merged.values() if tensor.is_floating_point()}
+    widest = str(functools.reduce(torch.promote_types, floats, torch.float16)).removeprefix("torch.")
+    changed = {name: widest for name in ("dtype", "torch_dtype") if settings.get(name, widest) != widest}
+    write_json(output / "config.json", {**settings, **changed})
 
 
 if __name__ == "__main__":

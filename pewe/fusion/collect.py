@@ -12,13 +12,12 @@ takes lines of text TAB label (a T5: input TAB output); token classifiers go thr
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -26,10 +25,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from pewe.backbone import check_finite, check_folder, load_tokenizer, loading
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import IGNORED, Example, read_examples
-from pewe.fusion.store import FISHER, GRAM, Statistics, write_statistics
+from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
+from pewe.fusion.store import FISHER, GRAM, WEIGHTS, Statistics, made
+from pewe.identity import deciding, digest, model_digest
 
 FISHERS = ("hard", "empirical", "none")
 Batch = dict[str, Tensor]  # input_ids, attention_mask (B, S), labels: (B,), (B, C) multi-label, (B, S) or (B, T)
@@ -176,18 +176,40 @@ def _labels(logits: Tensor, labels: Tensor) -> set[int]:
 
 
 @dataclass
-class Config:
+class BatchConfig:
+    """The flag that training and statistics share."""
+
+    batch_size: int = flag(
+        16, "sentences per update, and per batch of the Fisher, which squares the gradient of a batch"
+    )
+
+
+@dataclass
+class StatisticsConfig(BatchConfig):
+    """How the statistics of a model are collected."""
+
+    fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)")
+    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher")
+    as_original: bool = flag(
+        False,
+        "as the release: count padding and a T5's generation, and --examples in batches; yesno: answers of any token",
+    )
+
+
+@dataclass
+class Config(StatisticsConfig):
     """Which model, on which data, and what is collected."""
 
-    model: str = flag("", "folder of a sequence classifier or T5, with its tokenizer")
-    data: str = flag("", "its training data, TSV: text TAB label name or number; of a T5 input TAB output")
-    output: str = flag("", "statistics file to write")
+    model: str = flag("", "folder of a sequence classifier or T5, with its tokenizer", decides=False)
+    data: str = flag(
+        "", "its training data, TSV: text TAB label name or number; of a T5 input TAB output", decides=False
+    )
+    output: str = flag("", "statistics file to write", decides=False)
     gram: bool = flag(True, "collect Gram matrices (RegMean)")
     fisher: str = flag("empirical", "Fisher: empirical (gold labels), hard (the model's own) or none")
-    examples: int = flag(1000, "examples at most, of the beginning of the data")
     batch_size: int = flag(16, "examples per batch; the Fisher squares the gradient of a batch")
+    examples: int = flag(1000, "examples at most, of the beginning of the data")
     max_length: int = flag(128, "tokens of a text at most")
-    as_original: bool = flag(False, "count padding and a T5's generation, and --examples in batches, as the release")
 
 
 def text_batches(
@@ -195,9 +217,9 @@ def text_batches(
 ) -> Iterator[Batch]:
     """The lines in file order. Raises UserError for a label that is none of the model's."""
     labels = model.config.label2id | {str(number): number for number in range(model.config.num_labels)}
+    options = {"padding": True, "truncation": True, "max_length": config.max_length, "return_tensors": "pt"}
     for start in range(0, len(examples), config.batch_size):
         part = examples[start : start + config.batch_size]
-        options = {"padding": True, "truncation": True, "max_length": config.max_length, "return_tensors": "pt"}
         batch = dict(tokenizer([example.input for example in part], **options))
         first = [example.outputs[0] for example in part]
         if model.config.is_encoder_decoder:
@@ -211,22 +233,26 @@ def text_batches(
 
 
 def run(config: Config) -> None:
-    """Write the statistics file of one model."""
+    """Write the statistics file of one model, if it is not there yet."""
     log_to(None)
     if not config.model or not config.data or not config.output:
         raise UserError("--model, --data and --output are all needed")
-    check_folder(config.model)
-    tokenizer = load_tokenizer(config.model)
-    with loading(f"the model {config.model!r}"):
-        seq2seq = AutoConfig.from_pretrained(config.model, trust_remote_code=False).is_encoder_decoder
-        kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForSequenceClassification
-        model = kind.from_pretrained(config.model, trust_remote_code=False)
-    check_finite(config.model, model)
+    tokenizer, output = load_tokenizer(config.model), Path(config.output)
+    if output.resolve() == (Path(config.model) / WEIGHTS).resolve():
+        raise UserError(f"--output {output} are the weights of the model")
+    seq2seq = model_config(config.model).is_encoder_decoder
+    model = load_model(AutoModelForSeq2SeqLM if seq2seq else AutoModelForSequenceClassification, config.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = text_batches(read_examples(Path(config.data)), tokenizer, model, config)
-    found = collect(model, batches, config.gram, config.fisher, config.examples, config.as_original)
-    write_statistics(Path(config.output), found)
-    log.info("%s: %d tensors from %d examples", config.output, len(found.tensors), found.info["examples"])
+    config = replace(config, max_length=text_length(model, tokenizer, config.max_length))
+    data = read_examples(Path(config.data))
+
+    def make() -> Statistics:
+        batches = text_batches(data, tokenizer, model, config)
+        return collect(model, batches, config.gram, config.fisher, config.examples, config.as_original)
+
+    texts = [(example.input, *example.outputs) for example in data]
+    found = made(output, {"model": model_digest(config.model), "data": digest(texts), **deciding(config)}, make)
+    log.info("%s: %d tensors from %d examples", output, len(found.tensors), found.info["examples"])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 writes `<source_ckpt_path>/<task>/statistics.safetensors` beside each `checkpoint-best.pt`. The statistics are of the maps
 of `deltas.source_maps`: `gram.<map>` (d_in, d_in) of what it is applied to, `fisher.<map>` (d_in, d_out) of its entries
-(LoRA: up to the square of its scale, the same for all models). The Fisher is the empirical one.
+(LoRA: up to the square of its scale, the same for all models). The Fisher is the empirical one. Statistics that are of this
+delta, these data and flags already are left as they are.
 """
 
 import contextlib
@@ -16,16 +17,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pewe.backbone import BackboneConfig, load_backbone
-from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
+from pewe.backbone import Backbone, BackboneConfig, load_backbone
+from pewe.checkpoint import delta_identity, read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, main
-from pewe.data import DataConfig, find_prefixes, load_split, scoring_batches, task_names
-from pewe.deltas import Delta, DeltaConfig, attach_delta
+from pewe.data import DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.deltas.prefix import Prefix
 from pewe.fusion.collect import Batch, Sums, add_gram, counted, gold_loss, watching
 from pewe.fusion.deltas import lora_names, prefix_name
-from pewe.fusion.store import FISHER, GRAM, Statistics, write_statistics
+from pewe.fusion.store import FISHER, GRAM, Statistics, stale, write_tensors
+from pewe.identity import deciding, state_digest
+from pewe.results import hold
 
+DELTA, TASK, DATA = OF_ONE_DELTA = (
+    "delta",
+    "task",
+    "data",
+)  # in the identity of statistics; of alike deltas all else is equal
 Leaves = dict[str, Tensor]  # what the loss is differentiated by
 
 
@@ -179,20 +187,44 @@ def statistics_file(folder: Path, task: str) -> Path:
     return folder / task / "statistics.safetensors"
 
 
+def statistics_of_delta(config: Config, delta: Delta, state: DeltaState, data: Encoded) -> dict:
+    """All that the statistics of a delta depend on."""
+    flags = {name: value for name, value in deciding(config).items() if name not in unread_flags(delta)}
+    return {DELTA: state_digest(state), TASK: data.task, DATA: split_digest(data), **flags, **delta_identity(config)}
+
+
 def run(config: Config) -> None:
-    """Write the statistics of every task's delta."""
+    """Write the statistics of every task's delta, where they are not there yet."""
     log_to(None, config.quiet)
+    if config.tune_method not in WATCHES:
+        raise UserError(f"--tune_method {config.tune_method}: statistics are taken of {', '.join(WATCHES)} only")
     backbone = load_backbone(config)
     delta = attach_delta(backbone.model, config)
-    folder = Path(config.source_ckpt_path)
-    for task in task_names(config):
-        prefix = find_prefixes(Path(config.task_dir), task)[0]
-        data = load_split(backbone.tokenizer, config, task, prefix, "train")
-        delta.load([read_checkpoint(task_checkpoint(folder, task), config.tune_method, shapes_of(delta))])
-        batches = (vars(batch) for batch in scoring_batches(data, config.batch_size, backbone.pad, config.as_original))
-        found = collect_delta(backbone.model, delta, config.tune_method, batches, config.examples, config.as_original)
-        write_statistics(statistics_file(folder, task), found)
-        log.info("%s: statistics of %d lines", task, found.info["examples"])
+    folder, tasks = Path(config.source_ckpt_path), task_names(config)
+    paths, made_for = [task_checkpoint(folder, task) for task in tasks], delta_identity(config)
+    for path in paths:  # all, before the first is worked on
+        read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
+    with hold(folder):
+        for task, path in zip(tasks, paths, strict=True):
+            state = read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
+            prefix = find_prefixes(Path(config.task_dir), task)[0]
+            data = load_split(backbone.tokenizer, config, task, prefix, "train")
+            write_delta_statistics(config, backbone, delta, state, data, statistics_file(folder, task))
+
+
+def write_delta_statistics(
+    config: Config, backbone: Backbone, delta: Delta, state: DeltaState, data: Encoded, path: Path
+) -> None:
+    """Write the statistics of one delta, where they are missing, damaged, or were made from something else."""
+    identity = statistics_of_delta(config, delta, state, data)
+    if not (why := stale(path, identity)):
+        log.info("%s: its statistics are current", data.task)
+        return
+    log.info("%s: statistics are collected, since %s", data.task, why)
+    delta.load([state])
+    batches = (vars(batch) for batch in scoring_batches(data, config.batch_size, backbone.pad, config.as_original))
+    found = collect_delta(backbone.model, delta, config.tune_method, batches, config.examples, config.as_original)
+    write_tensors(path, found.tensors, identity, found.info)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The frozen weights are the same in all models: for W_i = W0 + s M_i, RegMean giv
 a delta again: of LoRA and prefix the best approximation of the wanted rank, by a singular value decomposition.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ from torch.nn.functional import pad
 
 from pewe.cli import UserError, flag, log
 from pewe.deltas import DeltaState
-from pewe.fusion.merging import shrunk, solve
-from pewe.fusion.store import FISHER, GRAM, Statistics
+from pewe.fusion.merging import shrunk, solve, sound
+from pewe.fusion.store import FISHER, GRAM, Statistics, check_finite
 
 Maps = dict[str, Tensor]  # name -> (d_in, d_out)
 EXACT = -1  # as a rank: the smallest that holds the merged map exactly
@@ -133,9 +134,14 @@ def merge_deltas(
     Maps and statistics are taken one map at a time, of all sources. Raises UserError for statistics that are missing or do
     not fit, and where a Gram is singular in spite of the ridge.
     """
-    if config.ridge < 0 or config.smoothing < 0 or not 0 <= config.alpha <= 1:
+    if not (0 <= config.ridge < math.inf and 0 <= config.smoothing < math.inf and 0 <= config.alpha <= 1):
         raise UserError("--ridge and --smoothing must not be negative, and --alpha must lie between 0 and 1")
     shapes, W = statistics[0].info["shapes"], W.double()
+    for number, one in enumerate(statistics):
+        if one.info["shapes"] != shapes:
+            raise UserError(
+                f"statistics of source {number} are of {kind} networks of other shapes than those of source 0"
+            )
     rank, source_rank = ranks(kind, method, states[0], int((W != 0).sum(1).max()), config.rank)
     merged, errors = [{} for _ in W], [0.0]
     for name, maps in source_maps(kind, states, shapes):
@@ -156,7 +162,11 @@ def merge_deltas(
                 state.update(made)
                 errors.append(error)
     log.info("merged %s: relative error of its rank (%d) at most %.2g", kind, rank, max(errors))
-    return [{name: state[name].to(tensor.dtype) for name, tensor in states[0].items()} for state in merged]
+    merged = [{name: state[name].to(tensor.dtype) for name, tensor in states[0].items()} for state in merged]
+    for target, state in enumerate(merged):
+        for name, tensor in state.items():
+            check_finite(name, tensor, f"the {method} merge for target {target}")
+    return merged
 
 
 def regmean_maps(maps: Sequence[Tensor], grams: Sequence[Tensor], W: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -206,4 +216,4 @@ def _statistic(statistics: Statistics, method: str, name: str, own: Tensor, numb
     found = statistics.tensors.get(key)
     if found is None or found.shape != shape:
         raise UserError(f"statistics of source {number} have no {key} of shape {shape}; collect them for these deltas")
-    return found
+    return sound(statistics, number, key)

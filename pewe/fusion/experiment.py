@@ -15,7 +15,7 @@ results/<name>/scores.tsv     one row per group of models, heads, seed, method a
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -25,14 +25,15 @@ from tqdm import tqdm
 
 from pewe.cli import UserError, flag, log, log_to, main, show, suggest
 from pewe.fusion import tables
+from pewe.fusion.collect import StatisticsConfig
 from pewe.fusion.domains import Domain, decide, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
-from pewe.fusion.merging import MergeConfig, MergeRules, merge_models
+from pewe.fusion.merging import MergeConfig, MergeRules, check_rules, merge_models
 from pewe.fusion.store import model_tensors
-from pewe.fusion.zoo import STATISTICS, Zoo, ZooConfig
-from pewe.identity import digest
-from pewe.results import read_json, write_config, write_json
+from pewe.fusion.zoo import Zoo, ZooConfig
+from pewe.identity import deciding, difference, digest, part
+from pewe.results import hold, read_record, write_config, write_record
 
 MULTITASK = "multitask"
 HEAD = re.compile(r"(classifier|score)\.")
@@ -43,7 +44,15 @@ MULTITASK_GROUPS = ("all", "incremental", "largest")
 
 
 @dataclass
-class Config(ZooConfig, MergeRules):
+class ScoringConfig:
+    """How a cell is scored."""
+
+    own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
+    accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
+
+
+@dataclass
+class Config(ZooConfig, MergeRules, ScoringConfig):
     """One experiment."""
 
     experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags", decides=False)
@@ -56,8 +65,6 @@ class Config(ZooConfig, MergeRules):
     methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
     heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
     seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
-    own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
-    accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
     multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
 
 
@@ -77,16 +84,8 @@ class Cell:
 
 
 def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
-    """The groups of domains of each protocol. Raises UserError for settings that name something unknown."""
-    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
-    for name, known in allowed.items():
-        for value in getattr(config, name):
-            if value not in known:
-                raise UserError(f"--{name} {suggest(value, known)}")
-    if config.kind == "yesno":
-        check_yesno(config)
-    if config.multitask_groups not in MULTITASK_GROUPS:
-        raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
+    """The groups of domains of each protocol. Raises UserError for settings that do not fit."""
+    check(config)
     names = [name for name in config.domains if name in (config.filter_model or config.domains)]
     if len(names) < 2:
         raise UserError("at least two domains are needed: --domains, --filter_model")
@@ -95,6 +94,31 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
         "incremental": [tuple(names[:count]) for count in range(2, len(names) + 1)],
     }
     return {protocol: found[protocol] for protocol in config.protocols}
+
+
+def check(config: Config) -> None:
+    """Raises UserError for settings that name something unknown, nothing, or the same twice, or that exclude each other."""
+    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
+    for name, known in allowed.items():
+        for value in getattr(config, name):
+            if value not in known:
+                raise UserError(f"--{name} {suggest(value, known)}")
+    for name in ("domains", "protocols", "methods", "heads", "seeds"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} must name at least one")
+    tested = [*config.domains, *config.held_out]
+    for name, values in {**vars(config), "domains, --held_out": tested}.items():
+        if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
+            raise UserError(f"--{name}: {twice[0]!r} stands twice")
+    if odd := [name for name in tested if Path(name).name != name or name.startswith(".") or "+" in name]:
+        raise UserError(f"--domains: {odd[0]!r} is no name of a folder")
+    if config.kind == "yesno":
+        check_yesno(config)
+    if config.accuracy and config.kind != "single":
+        raise UserError(f"--accuracy: the score of --kind {config.kind} is F1; only --kind single can have it")
+    if config.multitask_groups not in MULTITASK_GROUPS:
+        raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
+    check_rules(config)
 
 
 def check_yesno(config: Config) -> None:
@@ -114,48 +138,53 @@ def cells(config: Config) -> list[Cell]:
     found = groups(config)
     all_groups = list(dict.fromkeys(itertools.chain(*found.values())))
     joint = {"all": all_groups, "incremental": found.get("incremental", []), "largest": [max(all_groups, key=len)]}
-    return [
+    todo = [
         Cell(group, heads, seed, method)
         for seed, heads, group, method in itertools.product(config.seeds, config.heads, all_groups, config.methods)
         if method != MULTITASK or (heads == config.heads[0] and group in joint[config.multitask_groups])
     ]
+    if not todo:
+        raise UserError("--multitask_groups incremental: there are none without --protocols incremental")
+    return todo
 
 
 # ---- the scores of one cell
 
 
-def settings(zoo: Zoo, config: Config, cell: Cell) -> dict:
-    """All that the scores of a cell depend on."""
-    tests = {name: zoo.test_print(name) for name in zoo.domains}
-    found = {"method": cell.method, "tests": tests} | ({"accuracy": True} if config.accuracy else {})
-    if cell.method == MULTITASK:
-        return {**found, "models": [zoo.folder(cell.domains, cell.seed, cell.seed).name]}
-    found |= {"models": [zoo.folder(*member).name for member in cell.members(config.domains)]}
-    if cell.method in MERGES:
-        found |= {field.name: getattr(config, field.name) for field in fields(MergeRules)}
-        found |= {name: getattr(config, name) for name in STATISTICS}
-    return {**found, "head_rule": config.head_rule} | ({"own_heads": True} if config.own_heads else {})
+def members(config: Config, cell: Cell) -> list[tuple[tuple[str, ...], int, int]]:
+    """Domains, seed and head seed of the models that a cell is made of."""
+    return [(cell.domains, cell.seed, cell.seed)] if cell.method == MULTITASK else list(cell.members(config.domains))
+
+
+def settings(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> dict:
+    """All that the scores of a cell depend on, the content of its models among them."""
+    found = {"method": cell.method, "tests": {name: zoo.test_print(name) for name in zoo.domains},
+             "models": [[folder.name, zoo.content(folder)] for folder in folders]}  # fmt: skip
+    kinds = (ScoringConfig, MergeRules, StatisticsConfig) if cell.method in MERGES else (ScoringConfig,)
+    for kind in kinds:
+        found |= deciding(part(config, kind))
+    return {**found, "head_rule": config.head_rule}
 
 
 def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
     """The cell's score on every domain's test set in percent, stored below the zoo and computed only once."""
-    about = settings(zoo, config, cell)
+    folders = [zoo.trained(*member) for member in members(config, cell)]
+    about = settings(zoo, config, cell, folders)
     path = zoo.root / "scores" / f"{digest(about)}.json"
-    stored = read_json(path)
-    if stored is None:
-        stored = {"settings": about, "scores": compute(zoo, config, cell)}
-        write_json(path, stored)
+    stored = read_record(path)
+    if stored is None or difference(stored["settings"], about):
+        stored = {"settings": about, "scores": compute(zoo, config, cell, folders)}
+        write_record(path, stored)
     return stored["scores"]
 
 
-def compute(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
-    """Train, merge or load what the cell needs, and score it on every domain; nan where the method has no answer."""
-    folders: list[Path] = []
-    if cell.method == MULTITASK:
-        model = zoo.model(zoo.trained(cell.domains, cell.seed, cell.seed))
-    else:
-        folders = [zoo.trained(*member) for member in cell.members(config.domains)]
-        model = merged(zoo, config, cell, folders) if cell.method in MERGES else None
+def compute(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> dict[str, float]:
+    """Merge or load what the cell needs, and score it on every domain; nan where the method has no answer."""
+    model = None  # an ensemble answers by the stored logits of its models
+    if cell.method in MERGES:
+        model = merged(zoo, config, cell, folders)
+    elif cell.method == MULTITASK:
+        model = zoo.model(folders[0])
     own = cell.method == "domain_specific" or (config.own_heads and cell.method in MERGES)
     return {
         name: score_on(zoo, config, cell, folders, model, domain) if name in cell.domains or not own else float("nan")
@@ -207,19 +236,25 @@ def answers(
 
 def merged(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> torch.nn.Module:
     """The first model with every parameter that is not excluded replaced by the merge."""
-    rules = {field.name: getattr(config, field.name) for field in fields(MergeRules)}
     statistics = [zoo.statistics(folder, name) for folder, name in zip(folders, cell.domains, strict=True)]
     models = [model_tensors(folder) for folder in folders]
-    tensors = dict(merge_models(models, MergeConfig(method=cell.method, **rules), statistics))
+    rules = MergeConfig(method=cell.method, **vars(part(config, MergeRules)))
+    tensors = dict(merge_models(models, rules, statistics, [str(folder) for folder in folders]))
     model = zoo.model(folders[0])
-    model.load_state_dict(tensors, strict=False)
+    put(model, tensors)
     return model
 
 
 def own_head(model: torch.nn.Module, folder: Path) -> None:
     """Give the model the head of the model in this folder."""
     tensors = model_tensors(folder)
-    model.load_state_dict({name: tensors[name] for name in tensors if HEAD.match(name)}, strict=False)
+    put(model, {name: tensors[name] for name in tensors if HEAD.match(name)})
+
+
+def put(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give the model these parameters. Raises UserError for one that it does not have."""
+    if unknown := model.load_state_dict(tensors, strict=False).unexpected_keys:
+        raise UserError(f"the model has no parameter {unknown[0]}")
 
 
 # ---- the experiment
@@ -227,11 +262,8 @@ def own_head(model: torch.nn.Module, folder: Path) -> None:
 
 def prepare(zoo: Zoo, config: Config, todo: list[Cell]) -> None:
     """Train every model that the cells need, so that the bar of the scores tells the time."""
-    needed = {}
-    for cell in todo:
-        members = [(cell.domains, cell.seed, cell.seed)] if cell.method == MULTITASK else cell.members(config.domains)
-        needed |= {zoo.folder(*member): member for member in members}
-    waiting = [member for folder, member in needed.items() if not (folder / "model.safetensors").is_file()]
+    needed = dict.fromkeys(member for cell in todo for member in members(config, cell))
+    waiting = [member for member in needed if zoo.missing(*member)]
     for member in tqdm(waiting, desc="training", unit="model"):
         zoo.trained(*member)
 
@@ -249,18 +281,27 @@ def score_rows(zoo: Zoo, config: Config, todo: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def results_folder(config: Config) -> Path:
+    """The folder of the tables. Raises UserError for a name that leads elsewhere."""
+    name = config.name or f"fusion_{Path(config.experiment).stem}"
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name!r} is no name of a folder below results/")
+    return Path("results") / name
+
+
 def run(config: Config) -> None:
     """Train, merge, score; write and print the tables."""
     log_to(None, config.quiet)
     log.info("configuration:\n%s", show(config))
-    todo = cells(config)
+    todo, out = cells(config), results_folder(config)
     zoo = Zoo(config, [*config.domains, *config.held_out])
-    prepare(zoo, config, todo)
-    rows = score_rows(zoo, config, todo)
-    out = Path("results") / (config.name or f"fusion_{Path(config.experiment).stem}")
-    protocols = {name: ["+".join(group) for group in found] for name, found in groups(config).items()}
-    print(tables.write(rows, protocols, out))
-    write_config(out, config)
+    with hold(out):
+        prepare(zoo, config, todo)
+        rows = score_rows(zoo, config, todo)
+        protocols = {name: ["+".join(group) for group in found] for name, found in groups(config).items()}
+        print(tables.write(rows, protocols, out))
+        data = {name: domain.fingerprints for name, domain in zoo.domains.items()}
+        write_config(out, {**asdict(config), "start": zoo.start, "data": data})
     log.info("tables: %s", out)
 
 

@@ -6,35 +6,46 @@ from pathlib import Path
 
 from pewe.checkpoint import ensemble_checkpoint, write_checkpoint
 from pewe.cli import UserError, log, log_to
+from pewe.deltas import DeltaState
 from pewe.ensemble import ensemble_tasks, read_states, save_weights
-from pewe.fusion.collect_deltas import WATCHES, statistics_file
+from pewe.fusion.collect_deltas import DELTA, OF_ONE_DELTA, TASK, WATCHES, statistics_file
 from pewe.fusion.deltas import merge_deltas
-from pewe.fusion.store import read_statistics
-from pewe.identity import state_digest
+from pewe.fusion.store import IDENTITY, Statistics, check_alike, read_statistics
+from pewe.identity import digest, state_digest
 from pewe.weights import allowed_sources, uniform_weights
 
 
 def leave_one_out(config, method: str, default: Sequence[str]) -> None:
     """Write `without_<target>_checkpoint.pt` for every target of the list, and the (equal) coefficients of the sources.
 
-    `config` is an EnsembleConfig and a DeltaMergeConfig. Raises UserError where a checkpoint or its statistics are missing.
+    `config` is an EnsembleConfig and a DeltaMergeConfig. Raises UserError where a checkpoint or its statistics are missing,
+    or the statistics are of another delta.
     """
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, default)
     if config.delta not in WATCHES:
         raise UserError(f"--delta {config.delta}: only {', '.join(WATCHES)} can be merged by {method}")
-    source, folder = Path(config.source_ckpt_path), Path(config.save_ckpt_path)
+    folder = Path(config.save_ckpt_path)
     states = read_states(config.source_ckpt_path, config.delta, tasks)
-    missing = [task for task in tasks if not statistics_file(source, task).is_file()]
-    if missing:
-        flags = f"--tune_method {config.delta} --source_ckpt_path {source} --full_train"
-        raise UserError(
-            f"no statistics.safetensors for {missing[0]!r} in {source}; run python -m pewe.fusion.collect_deltas {flags}"
-        )
-    statistics = [read_statistics(statistics_file(source, task)) for task in tasks]
+    statistics = statistics_of(config, tasks, states)
     W = uniform_weights(allowed_sources(tasks, tasks))
+    merged = merge_deltas(config.delta, method, states, statistics, W, config)
     save_weights(config, tasks, tasks, W, f"{config.delta}: coefficients of {method}")
-    args = {"sources": [state_digest(state) for state in states], "method": method, **dataclasses.asdict(config)}
-    for target, state in zip(tasks, merge_deltas(config.delta, method, states, statistics, W, config), strict=True):
+    args = {"sources": [one.info[IDENTITY][DELTA] for one in statistics], "method": method,
+            "statistics": [digest(one.info) for one in statistics], **dataclasses.asdict(config), **states.made_for}  # fmt: skip
+    for target, state in zip(tasks, merged, strict=True):
         write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, args)
     log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(tasks))
+
+
+def statistics_of(config, tasks: Sequence[str], states: Sequence[DeltaState]) -> list[Statistics]:
+    """The statistics of these deltas. Raises UserError where they are of others, or were not collected alike."""
+    source, found = Path(config.source_ckpt_path), []
+    command = (
+        f"python -m pewe.fusion.collect_deltas --tune_method {config.delta} --source_ckpt_path {source} --full_train"
+    )
+    for task, state in zip(tasks, states, strict=True):
+        made_from = {DELTA: state_digest(state), TASK: task}
+        found.append(read_statistics(statistics_file(source, task), made_from, command))
+    check_alike(found, tasks, OF_ONE_DELTA)
+    return found

@@ -3,6 +3,7 @@
 Models i = 1..N with parameters theta_i and coefficients c_i (1/N where none are given). Everything is computed in float64.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pewe.checkpoint import FLOATS
 from pewe.cli import UserError, flag, suggest
-from pewe.fusion.store import FISHER, GRAM, Statistics
+from pewe.fusion.store import FISHER, GRAM, Statistics, check_finite
 
 METHODS = ("simple", "fisher", "regmean")
 NORMALISATIONS = ("none", "param", "model")
 HEAD = re.compile(r"(.*\.)?(classifier|classifier\.out_proj|score)\.weight$")  # rows = labels
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 SINGULAR = 1e-12  # smallest squared pivot of a Gram scaled to a unit diagonal that still counts as regular
 
 
@@ -97,10 +100,12 @@ def solve(gram: Tensor, right: Tensor, name: str) -> Tensor:
     return torch.cholesky_solve(right / scale[:, None], factor) / scale[:, None]
 
 
-def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]]) -> Tensor:
+def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]], name: str) -> Tensor:
     """Each row (label) the plain mean over the models whose training data had that label; 0 where none had it."""
     total = known = 0.0
-    for weight, own in zip(weights, labels, strict=True):
+    for number, (weight, own) in enumerate(zip(weights, labels, strict=True)):
+        if beyond := [label for label in own if not 0 <= label < len(weight)]:
+            raise UserError(f"statistics {number} have a label {beyond[0]}, but {name} has {len(weight)} rows")
         mask = torch.zeros(len(weight), 1, dtype=torch.float64)
         mask[list(own)] = 1
         total, known = total + mask * weight.double(), known + mask
@@ -108,17 +113,22 @@ def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]]) -> Te
 
 
 def merge_models(
-    models: Sequence[Mapping[str, Tensor]], config: MergeConfig, statistics: Sequence[Statistics] = ()
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and merged tensor of every parameter that is not excluded, in the dtype of the first model.
+    models: Sequence[Mapping[str, Tensor]], config: MergeConfig, statistics: Sequence[Statistics] = (),
+    titles: Sequence[str] = (),
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """Name and merged tensor of every parameter that is not excluded, in the widest dtype that a model has it in.
 
     Models and statistics may read a tensor when it is asked for (`store.TensorFiles`): no more than one tensor of one
     model, its statistics and the running sums are in memory. RegMean applies to weights with a Gram; biases, norms,
-    embeddings and excluded weights get the simple merge. Raises UserError where models or statistics do not fit.
+    embeddings and excluded weights get the simple merge. Integers, which are equal in all models, stay as they are.
+
+    Raises UserError, which calls the models by their `titles`, where models or statistics do not fit, or a value that goes
+    in or comes out is not finite.
     """
+    titles = titles or [f"model {number}" for number in range(len(models))]
     check_config(config, len(models), len(statistics))
-    names = [name for name in models[0] if not _matches(config.exclude, name)]
-    check_models(models, names)
+    names = check_names(models, titles, config)
+    dtypes = {name: common_dtype(name, models, titles) for name in names}
     c = config.coefficients or [1 / len(models)] * len(models)
     if config.method == "regmean" and not any(
         GRAM + name.removesuffix(".weight") in statistics[0].tensors for name in names
@@ -126,13 +136,21 @@ def merge_models(
         raise UserError(
             "regmean: no parameter of the models has a Gram in the statistics; expected those of these models"
         )
+    floats = [name for name in names if dtypes[name].is_floating_point]
     if config.method == "fisher":
-        check_fishers(models[0], statistics, names)
+        check_fishers(models[0], statistics, floats)
         if config.normalise == "model":
-            c = normalised(c, statistics, names, config.smoothing)
+            c = normalised(c, statistics, floats, config.smoothing)
     for name in names:
-        merged = _merge_one(name, (model[name] for model in models), c, config, statistics)
-        yield name, merged.to(models[0][name].dtype)
+        if name not in floats:
+            yield name, models[0][name]
+            continue
+        merged = _merge_one(name, (model[name] for model in models), c, config, statistics).to(dtypes[name])
+        if not torch.isfinite(merged).all():
+            raise UserError(
+                f"{name}: the {config.method} merge of {', '.join(titles)} has values beyond {dtypes[name]}"
+            )
+        yield name, merged
 
 
 def _merge_one(
@@ -141,19 +159,27 @@ def _merge_one(
     """The merge of one parameter by the rule that applies to it."""
     if config.method == "fisher":
         k = normalised(c, statistics, [name], config.smoothing) if config.normalise == "param" else c
-        return fisher(tensors, (one.tensors[FISHER + name] for one in statistics), k, config.smoothing)
+        fishers = (sound(one, number, FISHER + name) for number, one in enumerate(statistics))
+        return fisher(tensors, fishers, k, config.smoothing)
     if config.head_rule and statistics and HEAD.match(name) and all(one.info.get("labels") for one in statistics):
-        return known_rows(tensors, [one.info["labels"] for one in statistics])
+        return known_rows(tensors, [one.info["labels"] for one in statistics], name)
     gram = GRAM + name.removesuffix(".weight")
     if config.method == "simple" or gram not in statistics[0].tensors or _matches(config.regmean_exclude, name):
         return simple(tensors, c)
-    for number, one in enumerate(statistics):
-        if gram not in one.tensors:
-            raise UserError(f"statistics {number} have no {gram}; expected the Grams of the same kind of model")
-    grams = (one.tensors[gram] for one in statistics)
+    grams = (sound(one, number, gram) for number, one in enumerate(statistics))
     if name.removesuffix(".weight") in statistics[0].info["conv1d"]:  # stored as (d_in, d_out)
         return regmean(tensors, grams, c, config.alpha, config.ridge, name)
     return regmean((tensor.mT for tensor in tensors), grams, c, config.alpha, config.ridge, name).mT
+
+
+def sound(statistics: Statistics, number: int, name: str) -> Tensor:
+    """A Gram or Fisher. Raises UserError where there is none, or it is not finite, or a Fisher value is below 0."""
+    if name not in statistics.tensors:
+        raise UserError(f"statistics {number} have no {name}; expected those of the same kind of model")
+    tensor = statistics.tensors[name]
+    if not torch.isfinite(tensor).all() or (name.startswith(FISHER) and (tensor < 0).any()):
+        raise UserError(f"statistics {number}: {name} has values that are not finite, or below 0; collect them anew")
+    return tensor
 
 
 def normalised(
@@ -168,29 +194,82 @@ def check_config(config: MergeConfig, models: int, statistics: int) -> None:
     """Raises UserError for settings that do not fit each other or the numbers of models and statistics."""
     if config.method not in METHODS:
         raise UserError(f"unknown --method {suggest(config.method, METHODS)}")
-    if config.normalise not in NORMALISATIONS:
-        raise UserError(f"unknown --normalise {suggest(config.normalise, NORMALISATIONS)}")
     if not models:
         raise UserError("there are no models to merge")
     if config.coefficients and len(config.coefficients) != models:
         raise UserError(f"--coefficients has {len(config.coefficients)} numbers for {models} models")
     if statistics != models and (statistics or config.method != "simple"):
         raise UserError(f"{config.method}: {statistics} statistics for {models} models; expected one per model")
+    check_coefficients(config.coefficients, config.method)
+    check_rules(config)
+
+
+def check_rules(config: MergeRules) -> None:
+    """Raises UserError for rules that cannot be."""
+    if config.normalise not in NORMALISATIONS:
+        raise UserError(f"unknown --normalise {suggest(config.normalise, NORMALISATIONS)}")
     if not 0 <= config.alpha <= 1:
         raise UserError(f"--alpha must lie between 0 and 1, not {config.alpha:g}")
-    if config.ridge < 0 or config.smoothing <= 0:
+    if not 0 <= config.ridge < math.inf or not 0 < config.smoothing < math.inf:
         raise UserError("--ridge must not be negative, and --smoothing must be above 0")
+    for flag_name in ("exclude", "regmean_exclude"):
+        for pattern in getattr(config, flag_name):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"--{flag_name} {pattern!r} is no regular expression: {error}") from None
 
 
-def check_models(models: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
-    """Raises UserError unless every model has these tensors in the shape of the first model's."""
-    for number, model in enumerate(models):
-        for name in names:
-            if name not in model:
-                raise UserError(f"model {number} has no tensor {name}, which model 0 has; --exclude it?")
-            if model[name].shape != models[0][name].shape:
-                found, expected = tuple(model[name].shape), tuple(models[0][name].shape)
-                raise UserError(f"model {number}: {name} has shape {found}, expected {expected}; --exclude it?")
+def check_coefficients(coefficients: Sequence[float], method: str) -> None:
+    """Raises UserError for coefficients that are not finite, that cancel out, or below 0 where they are weights."""
+    for value in coefficients:
+        if not math.isfinite(value) or (value < 0 and method != "simple"):
+            raise UserError(f"--coefficients: {value:g} is not a finite number of at least 0")
+    if coefficients and abs(sum(coefficients)) <= 1e-12 * sum(map(abs, coefficients)):
+        raise UserError("--coefficients sum to 0")
+
+
+def check_names(models: Sequence[Mapping[str, Tensor]], titles: Sequence[str], config: MergeConfig) -> list[str]:
+    """The parameters to merge, which all models have. Raises UserError for a tensor that only some have."""
+    first = models[0]
+    for pattern in config.exclude:
+        if not any(_matches([pattern], name) for name in first):
+            raise UserError(f"--exclude {pattern!r} matches no tensor of {titles[0]}")
+    for model, title in zip(models, titles, strict=True):
+        missing = [name for name in first if name not in model and not _matches(config.exclude, name)]
+        extra = [name for name in model if name not in first and not _matches(config.exclude, name)]
+        if missing:
+            raise UserError(f"{title} has no tensor {missing[0]}, which {titles[0]} has; --exclude it?")
+        if extra:
+            raise UserError(f"{title} has a tensor {extra[0]}, which {titles[0]} has not; --exclude it?")
+    names = [name for name in first if not _matches(config.exclude, name)]
+    if not names:
+        raise UserError("there is nothing to merge: --exclude matches every tensor")
+    return names
+
+
+def common_dtype(name: str, models: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> torch.dtype:
+    """The widest dtype that the models have a tensor in; of integers the one they share.
+
+    Raises UserError unless it has one shape, and is of finite floats, or of integers or truth values that are all equal.
+    """
+    first = dtype = None
+    for model, title in zip(models, titles, strict=True):
+        tensor = model[name]
+        first, dtype = (tensor, tensor.dtype) if first is None else (first, dtype)
+        if tensor.shape != first.shape:
+            found, expected = tuple(tensor.shape), tuple(first.shape)
+            raise UserError(f"{title}: {name} has shape {found}, expected {expected} as in {titles[0]}; --exclude it?")
+        if tensor.dtype in FLOATS and first.dtype in FLOATS:
+            check_finite(name, tensor, title)
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        elif tensor.dtype not in INTEGERS or tensor.dtype != first.dtype:
+            raise UserError(
+                f"{title}: {name} is of {tensor.dtype}, which is not merged with {first.dtype}; --exclude it?"
+            )
+        elif not torch.equal(tensor, first):
+            raise UserError(f"{title}: {name} ({tensor.dtype}) is not equal to that of {titles[0]}; --exclude it?")
+    return dtype
 
 
 def check_fishers(model: Mapping[str, Tensor], statistics: Sequence[Statistics], names: Sequence[str]) -> None:

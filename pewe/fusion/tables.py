@@ -80,6 +80,12 @@ def _scopes(found: pd.DataFrame) -> list[tuple[str, str]]:
 def write(scores: pd.DataFrame, protocols: dict[str, list[str]], out: Path) -> str:
     """Write all tables and the plot of an experiment (`pewe.fusion.experiment`); returns the text of table.md."""
     found = by_group(scores)
+    for name in (
+        "config.json",
+        "paired.tsv",
+        "models.png",
+    ):  # of an earlier experiment of this name, maybe with other parts
+        (out / name).unlink(missing_ok=True)
     write_table(out / "scores.tsv", scores.round(3))
     write_table(out / "groups.tsv", found.round(3))
     parts = []

@@ -1,17 +1,17 @@
 """A zoo of fine-tuned models: each is trained once, in a folder named by a digest of all that it depends on.
 
-<zoo>/<domains>-<digest>/recipe.json                      what the digest stands for
-                         config.json, model.safetensors   the model, as transformers saves it
+<zoo>/<domains>-<digest>/config.json, model.safetensors   the model, as transformers saves it
+                         recipe.json                      what the digest stands for, and digests of both; written last
                          statistics/<digest>.safetensors  its Gram matrices and Fisher values
                          logits/<test set>.safetensors    its logits on a test set
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -22,23 +22,37 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pewe.backbone import check_finite, check_folder, load_tokenizer, loading, start_with_pad
-from pewe.cli import UserError, flag
+from pewe.cli import UserError, flag, log
 from pewe.data import IGNORED
-from pewe.fusion.collect import Batch, collect, gold_loss
+from pewe.fusion.collect import Batch, BatchConfig, StatisticsConfig, collect, gold_loss
 from pewe.fusion.domains import Domain, Row, collate, read_domains
-from pewe.fusion.store import Statistics, read_statistics, write_statistics
+from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
+from pewe.fusion.store import WEIGHTS, Statistics, check_finite, made, read_tensors, stale
 from pewe.fusion.yesno import answer_form, answer_logits
-from pewe.identity import digest, file_digest
-from pewe.results import replacing, write_json
-from pewe.texts import visible
+from pewe.identity import deciding, difference, digest, files_digests, model_digest, part
+from pewe.results import hold, read_record, replacing, write_record
 
 WARMUP = 0.06  # share of the updates
 SCORED = 64  # sentences per forward without gradients
+RECORD = "recipe.json"  # of a model's folder, written last
+FILES = ("config.json", WEIGHTS)  # of which it holds digests
 
 
 @dataclass
-class ZooConfig:
+class TrainingConfig(BatchConfig):
+    """What a model is trained with, besides its data, its start and its seeds."""
+
+    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
+    kind: str = flag(
+        "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
+    )
+    max_length: int = flag(128, "tokens of a text at most; no more than the encoder has positions for")
+    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain")
+    learning_rate: float = flag(1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0")
+
+
+@dataclass
+class ZooConfig(TrainingConfig, StatisticsConfig):
     """Data, training and statistics of the individual models."""
 
     zoo: str = flag("checkpoints/fusion_zoo", "folder of the trained models, shared by experiments", decides=False)
@@ -47,27 +61,10 @@ class ZooConfig:
         "folder of the pre-trained encoder (yesno: T5) and its tokenizer, the common start",
         decides=False,
     )
-    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
-    kind: str = flag(
-        "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
-    )
     data_dir: str = flag("data/mini_emotions", "folder of the domains", decides=False)
-    max_length: int = flag(128, "tokens of a text at most")
     rename: list[str] = flag([], "OLD=NEW, labels or entity types that mean the same")
     train_limit: int = flag(0, "training sentences per domain at most (0: all)")
     test_limit: int = flag(0, "test sentences per domain at most (0: all)")
-    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain")
-    batch_size: int = flag(16, "sentences per update")
-    learning_rate: float = flag(1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0")
-    fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)")
-    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher")
-    as_original: bool = flag(
-        False, "as the release: count padding, and --examples in batches; yesno: answers of any token"
-    )
-
-
-TRAINING = ("model", "layers", "kind", "max_length", "updates", "batch_size", "learning_rate")
-STATISTICS = ("fisher", "examples", "batch_size", "as_original")
 
 
 class Zoo:
@@ -75,46 +72,91 @@ class Zoo:
 
     def __init__(self, config: ZooConfig, names: Sequence[str]):
         transformers_logging.set_verbosity_error()  # it warns that the head is new
-        self.config, self.root = config, Path(config.zoo)
-        if not (Path(config.model) / "config.json").is_file():
-            raise UserError(
-                f"--model {config.model} is no model folder: expected config.json, *.safetensors and a tokenizer"
-            )
-        check_folder(config.model)
-        self.tokenizer = load_tokenizer(config.model)
-        limits = {"train": config.train_limit, "test": config.test_limit}
-        self.domains, self.labels = read_domains(
-            Path(config.data_dir), names, config.kind, self.tokenizer, config.max_length, limits, renamed(config.rename)
-        )
         kinds = {"tokens": AutoModelForTokenClassification, "yesno": AutoModelForSeq2SeqLM}
         self.kind = kinds.get(config.kind, AutoModelForSequenceClassification)
-        self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
+        self.root = Path(config.zoo)
+        self.tokenizer = load_tokenizer(config.model)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.start = digest([file_digest(path) for path in visible(Path(config.model).glob("*.safetensors"))])
+        self.start = model_digest(config.model)
+        self.config = replace(config, max_length=self.text_length(config))
+        self.form = answer_form(self.tokenizer) if config.kind == "yesno" else None
+        limits = {"train": config.train_limit, "test": config.test_limit}
+        self.domains, self.labels = read_domains(
+            Path(config.data_dir),
+            names,
+            config.kind,
+            self.tokenizer,
+            self.config.max_length,
+            limits,
+            renamed(config.rename),
+        )
+        for name, domain in self.domains.items():
+            if all(label == IGNORED for _, labels in domain.test for label in labels):
+                raise UserError(f"domain {name!r}: no label of its test set is in its training data")
+            self.tell_cut(domain)
+
+    def tell_cut(self, domain: Domain) -> None:
+        """Say how many texts of a domain may have been cut."""
+        length = self.config.max_length
+        for split, rows in (("training", domain.train), ("test", domain.test)):
+            if full := sum(len(ids) >= length for ids, _ in rows):
+                log.info("domain %s: %d of %d %s texts fill --max_length %d, what is beyond is cut", domain.name, full,
+                         len(rows), split, length)  # fmt: skip
+
+    def text_length(self, config: ZooConfig) -> int:
+        """Tokens of a text at most. Raises UserError for a start that is damaged, of another kind or has fewer layers."""
+        about, seq2seq = model_config(config.model), config.kind == "yesno"
+        if about.is_encoder_decoder != seq2seq:
+            wanted = "a T5" if seq2seq else "an encoder, without a decoder (a T5: --kind yesno)"
+            raise UserError(f"--kind {config.kind} needs {wanted}; --model {config.model} is a {about.model_type}")
+        deepest = getattr(about, "num_hidden_layers", 0)
+        if not 0 <= config.layers <= deepest:
+            raise UserError(f"--layers {config.layers}: {config.model} has {deepest} layers")
+        start = load_model(self.kind, config.model, new_head=not seq2seq)
+        return text_length(start, self.tokenizer, config.max_length)
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
         """All that a model depends on."""
-        own = {field.name: getattr(self.config, field.name) for field in fields(ZooConfig)}
         data = {name: self.domains[name].fingerprints["train"] for name in names}
-        return {**{name: own[name] for name in TRAINING}, "start": self.start, "data": data, "labels": self.labels,
+        return {**deciding(part(self.config, TrainingConfig)), "start": self.start, "data": data, "labels": self.labels,
                 "seed": seed, "head_seed": head_seed}  # fmt: skip
 
     def folder(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
         """Where the model of these domains and seeds lies, or will lie."""
         return self.root / f"{'+'.join(names)[:60]}-{digest(self.recipe(names, seed, head_seed))}"
 
-    def trained(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
-        """Its folder, after training it (jointly on several domains) if it is not there."""
+    def missing(self, names: Sequence[str], seed: int, head_seed: int) -> str:
+        """Why a model is still to be trained, in words; empty where it lies in its folder as it was written."""
         folder = self.folder(names, seed, head_seed)
-        if not (folder / "model.safetensors").is_file():
-            model = self.new_model(head_seed)
-            train(model, [self.domains[name].train for name in names], self.config, self.tokenizer.pad_token_id, seed)
-            write_json(folder / "recipe.json", self.recipe(names, seed, head_seed))
-            model.config.save_pretrained(folder)
-            with replacing(folder / "model.safetensors") as temporary:
-                weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-                save_file(weights, temporary, {"format": "pt"})
+        record = read_record(folder / RECORD)
+        if record is None:
+            return "it is not finished"
+        present = files_digests(folder / name for name in FILES)
+        changed = [f"{name} is missing or damaged" for name in FILES if record["files"].get(name) != present.get(name)]
+        return difference(record, self.recipe(names, seed, head_seed)) or next(iter(changed), "")
+
+    def trained(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
+        """Its folder, after training it (jointly on several domains) if it is not there; by one process at a time."""
+        folder = self.folder(names, seed, head_seed)
+        if self.missing(names, seed, head_seed):
+            with hold(folder, wait=True):
+                if why := self.missing(names, seed, head_seed):
+                    log.info("%s: %s; training it", folder, why)
+                    self.train(folder, names, seed, head_seed)
         return folder
+
+    def train(self, folder: Path, names: Sequence[str], seed: int, head_seed: int) -> None:
+        """Train a model and write its folder, the record last."""
+        model = self.new_model(head_seed)
+        train(
+            model, [self.domains[name].train for name in names], self.config, self.tokenizer.pad_token_id, seed, folder
+        )
+        model.config.save_pretrained(folder)
+        with replacing(folder / WEIGHTS) as temporary:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
+            save_file(weights, temporary, {"format": "pt"})
+        files = files_digests(folder / name for name in FILES)
+        write_record(folder / RECORD, {**self.recipe(names, seed, head_seed), "files": files})
 
     def new_model(self, head_seed: int) -> PreTrainedModel:
         """The common start with a new head for all labels."""
@@ -123,22 +165,36 @@ class Zoo:
         settings = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
         if layers:
             settings["num_hidden_layers"] = layers
-        return _load(self.kind, self.config.model, **settings).to(self.device)
+        return load_model(self.kind, self.config.model, self.config.kind != "yesno", **settings).to(self.device)
 
     def model(self, folder: Path) -> PreTrainedModel:
         """A trained model."""
-        return _load(self.kind, str(folder)).to(self.device)
+        return load_model(self.kind, str(folder)).to(self.device)
+
+    def content(self, folder: Path) -> str:
+        """A fingerprint of what the folder of a trained model holds."""
+        return digest(files_digests(folder / name for name in FILES))
+
+    def stored(self, folder: Path, path: Path, identity: dict, make: Callable[[], Statistics]) -> Statistics:
+        """What a file of tensors below a model's folder holds, made from that model and this; by one process at a time."""
+        identity = {"model": self.content(folder), **identity}
+        if stale(path, identity):
+            with hold(folder, wait=True):
+                made(path, identity, make)
+        return read_tensors(path)
 
     def statistics(self, folder: Path, name: str) -> Statistics:
         """The statistics of the model in this folder on the training data of its domain."""
-        settings = {key: getattr(self.config, key) for key in STATISTICS}
+        c, domain = self.config, self.domains[name]
+        settings = deciding(part(c, StatisticsConfig))
+
+        def make() -> Statistics:
+            batches = self.batches(domain.train, c.batch_size)
+            tensors, info = collect(self.model(folder), batches, True, c.fisher, c.examples, c.as_original)
+            return Statistics(tensors, {**info, "labels": sorted(domain.known)})
+
         path = folder / "statistics" / f"{digest(settings)}.safetensors"
-        if not path.is_file():
-            c, known = self.config, sorted(self.domains[name].known)
-            batches = self.batches(self.domains[name].train, c.batch_size)
-            found = collect(self.model(folder), batches, True, c.fisher, c.examples, c.as_original)
-            write_statistics(path, Statistics(found.tensors, {**found.info, "labels": known}))
-        return read_statistics(path)
+        return self.stored(folder, path, {"data": domain.fingerprints["train"], **settings}, make)
 
     def batches(self, rows: list[Row], size: int) -> Iterator[Batch]:
         """The rows in their order."""
@@ -151,11 +207,13 @@ class Zoo:
 
     def stored_logits(self, folder: Path, domain: Domain) -> Tensor:
         """`logits` of the model in this folder, computed once."""
-        path = folder / "logits" / f"{domain.name}-{self.test_print(domain.name)}.safetensors"
-        if not path.is_file():
-            with replacing(path) as temporary:
-                save_file({"logits": self.logits(self.model(folder), domain)}, temporary)
-        return load_file(path)["logits"]
+        test = self.test_print(domain.name)
+        path = folder / "logits" / f"{domain.name}-{test}.safetensors"
+
+        def make() -> Statistics:
+            return Statistics({"logits": self.logits(self.model(folder), domain)}, {})
+
+        return self.stored(folder, path, {"test": test}, make).tensors["logits"]
 
     @torch.no_grad()
     def logits(self, model: PreTrainedModel, domain: Domain) -> Tensor:
@@ -170,7 +228,9 @@ class Zoo:
                 continue
             logits = model(**inputs).logits.cpu()
             found.append(logits[labels != IGNORED] if logits.dim() == 3 else logits)
-        return torch.cat(found)
+        logits = torch.cat(found)
+        check_finite("logits", logits, f"domain {domain.name}")
+        return logits
 
 
 def renamed(pairs: Sequence[str]) -> dict[str, str]:
@@ -180,18 +240,13 @@ def renamed(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=") for pair in pairs)
 
 
-def _load(kind: type, folder: str, **settings) -> PreTrainedModel:
-    with loading(repr(folder)):
-        model = kind.from_pretrained(folder, trust_remote_code=False, **settings)
-    check_finite(folder, model)
-    start_with_pad(folder, model.config)
-    return model
-
-
-def train(model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfig, pad: int, seed: int) -> None:
+def train(
+    model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfig, pad: int, seed: int, title: str | Path = "model"
+) -> None:  # fmt: skip
     """Fine-tune on the rows of one domain, or jointly on several; the last weights are kept.
 
-    A batch comes from one domain, drawn with a probability proportional to its number of rows, as in the release.
+    A batch comes from one domain, drawn with a probability proportional to its number of rows, as in the release. Raises
+    UserError, which calls the model by its title, where the loss or a weight is not finite.
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -201,15 +256,22 @@ def train(model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfi
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * updates), updates)
     model.train()
-    for _ in range(updates):
+    for update in range(updates):
         rows = next(streams[int(torch.multinomial(shares, 1, generator=order))])
         batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad, config.kind).items()}
         labels = batch["labels"] if model.config.is_encoder_decoder else batch.pop("labels")
-        gold_loss(model(**batch).logits, labels).backward()
+        loss = gold_loss(model(**batch).logits, labels)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"{title}: the loss is {loss.item()} at update {update + 1}; a lower --learning_rate is needed"
+            )
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+    for name, tensor in model.named_parameters():
+        check_finite(name, tensor, title)
 
 
 def shuffled(rows: list[Row], size: int, order: torch.Generator) -> Iterator[list[Row]]:
