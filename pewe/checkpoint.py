@@ -1,13 +1,17 @@
 """Delta checkpoints: `checkpoint-best.pt`, always loadable with `torch.load(weights_only=True)`.
 
-    {tune_method: {original parameter name: tensor}, "args": {plain values}, "current_state": {"epoch", "num_updates"}}
+    {tune_method: {original parameter name: tensor}, "args": {plain values}, "current_state": {"epoch", "num_updates"},
+     "sha256": fingerprint of all that}
 
-`python -m pewe.checkpoint ORIGINAL.pt OUT.pt` converts a checkpoint of the original code, which holds pickled objects,
-without running any code of it.
+`args` say, among others, what the delta was made for (`delta_identity`). A checkpoint of the original code, which holds
+pickled objects, is converted, without running any code of it, by
+
+    python -m pewe.checkpoint --original ORIGINAL.pt --out OUT.pt
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +19,15 @@ from types import MappingProxyType
 import safetensors.torch
 import torch
 
-from pewe.cli import UserError, flag, main
-from pewe.deltas import TUNE_METHODS, DeltaState
+from pewe import identity
+from pewe.cli import UserError, flag, log, main
+from pewe.deltas import TUNE_METHODS, DeltaState, describing_flags
 from pewe.results import replacing
 
 BEST = "checkpoint-best.pt"
+BACKBONE, MODEL = "backbone", "model"  # entries of `args`: fingerprint of the backbone's content, and its name
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NOTHING: Mapping = MappingProxyType({})
 Shapes = Mapping[str, torch.Size]
 
 
@@ -33,88 +41,189 @@ def ensemble_checkpoint(folder: Path, task: str) -> Path:
     return folder / f"without_{task}_checkpoint.pt"
 
 
+def delta_identity(config) -> dict:
+    """What a delta of this configuration (a DeltaConfig and BackboneConfig) is made for: the flags of its kind, the backbone.
+
+    Entries of this kind stand in the `args` of a checkpoint.
+    """
+    flags = {name: getattr(config, name) for name in describing_flags(config.tune_method)}
+    return {**flags, BACKBONE: identity.model_digest(config.model, config.tokenizer_path)}
+
+
 def write_checkpoint(
-    path: Path, tune_method: str, state: DeltaState, args: dict, updates: int = 0, epoch: int = 0
+    path: Path, tune_method: str, state: DeltaState, args: Mapping, updates: int = 0, epoch: int = 0
 ) -> None:
-    """Write a delta state atomically; `args` must hold plain values only."""
+    """Write a delta state with its checksum, atomically; `args` must hold plain values only."""
     own = {
         name: tensor.clone() for name, tensor in state.items()
     }  # of a view, torch.save writes all that lies behind it
-    content = {tune_method: own, "args": args, "current_state": {"epoch": epoch, "num_updates": updates}}
+    content = {tune_method: own, "args": dict(args), "current_state": {"epoch": epoch, "num_updates": updates}}
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        torch.save(identity.sealed(content), temporary)
 
 
 def read_checkpoint(
     path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False,
-    built_on: Mapping[str, str] = MappingProxyType({}),
+    built_on: Mapping[str, str] = NOTHING, made_for: Mapping = NOTHING,
 ) -> DeltaState:  # fmt: skip
-    """The delta state in a checkpoint (`.pt` or `.safetensors`), checked against the expected names and shapes.
+    """The delta state in a checkpoint (`.pt` or `.safetensors`) as float32, checked against the expected names and shapes.
 
     `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once. `built_on`
-    are the frozen deltas, name -> fingerprint, that the checkpoint must have been tuned on, in this order.
+    are the frozen deltas, name -> fingerprint, that the checkpoint must have been tuned on, in this order. `made_for` is
+    the `delta_identity` of whoever uses it; a checkpoint that does not say its own (the original's) is taken with a warning.
 
-    Raises UserError that names the file and the tensor: a missing file, another tune method, missing or unexpected
-    names, another shape, a value that is not finite, other frozen deltas.
+    Raises UserError that names the file and the tensor: a missing or damaged file, another tune method, scale, size,
+    backbone or other frozen deltas; missing or unexpected names, another shape, values that are not finite floats.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
-    content = _load(path, mapped)
-    if not isinstance(content, dict) or not isinstance(content.get(tune_method), dict):
-        found = next((name for name in TUNE_METHODS if isinstance(content, dict) and name in content), None)
-        what = f"a {found} checkpoint" if found else "no delta checkpoint"
-        raise UserError(f"{path} is {what}; expected one of --tune_method {tune_method}")
-    state = content[tune_method]
+    state, args = open_checkpoint(path, tune_method, hint, mapped)
+    check_made_for(args, made_for, path)
     check_state(state, shapes, path)
-    saved = content.get("args", {}).get("built_on", {}) if built_on else {}
-    if built_on and list(saved.items()) != list(built_on.items()):
+    saved = args.get("built_on", {})
+    if built_on and (not isinstance(saved, dict) or list(saved.items()) != list(built_on.items())):
         raise UserError(
             f"{path} was tuned on other experts: {saved}; expected {dict(built_on)} (--experts, --expert_path)"
         )
     return state
 
 
-class Checkpoints(Sequence[DeltaState]):
-    """The delta states in files, all with the tensors of the first; each is read from its file whenever it is asked for."""
+def open_checkpoint(
+    path: Path, tune_method: str, hint: str = "", mapped: bool = False, verify: bool = True
+) -> tuple[DeltaState, dict]:
+    """The state, as float32, and the `args` of a checkpoint; neither names, shapes nor values are checked.
 
-    def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
-        self.paths, self.tune_method, self.hint = list(paths), tune_method, hint
-        self.shapes = shapes_of_state(read_checkpoint(self.paths[0], tune_method, None, hint))
+    Raises UserError for a missing or damaged file, and for a content that is not a checkpoint of this method.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
+    content = _load(path, mapped, verify)
+    if not isinstance(content, dict) or not isinstance(content.get(tune_method), dict):
+        found = next((name for name in TUNE_METHODS if isinstance(content, dict) and name in content), None)
+        what = f"a {found} checkpoint" if found else "no delta checkpoint"
+        raise UserError(f"{path} is {what}; expected one of --tune_method {tune_method}")
+    args = content.get("args", {})
+    if not isinstance(args, dict) or not isinstance(content.get("current_state", {}), dict):
+        raise UserError(f"{path}: its entries args and current_state must be names with values")
+    return float_state(content[tune_method], path), args
 
-    def __len__(self) -> int:
-        return len(self.paths)
 
-    def __getitem__(self, number: int) -> DeltaState:
-        return read_checkpoint(self.paths[number], self.tune_method, self.shapes, self.hint, mapped=True)
-
-    def loaded(self, limit: int) -> Sequence[DeltaState]:
-        """The states in memory where their files are smaller than `limit` bytes together, else this sequence."""
-        size = sum(path.stat().st_size for path in self.paths if path.is_file())
-        return list(self) if size < limit else self
-
-
-def _load(path: Path, mapped: bool):
+def _load(path: Path, mapped: bool, verify: bool):
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
             return dict.fromkeys(TUNE_METHODS, state)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        mapped = mapped and zipfile.is_zipfile(path)  # not in torch's format before 1.6
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        sealed = verify and isinstance(content, dict) and identity.SEAL in content
+        damaged = sealed and identity.unsealed(content) is None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
             f"convert it first: python -m pewe.checkpoint --original {path} --out NEW.pt"
         ) from None
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
         raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
+    if damaged:
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged (its content does not fit its checksum)")
+    return content
 
 
-def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
-    """Raises UserError unless the state has these names and shapes (if given) and finite tensors."""
+def float_state(state: Mapping, path: Path) -> DeltaState:
+    """The tensors as float32, without gradients. Raises UserError for anything but dense tensors of floats in the file."""
+    if not state:
+        raise UserError(f"{path} holds no tensors")
+    room = path.stat().st_size
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+        kind = next((kind for kind, given in _kinds(tensor, name, room) if given), "")
+        if kind:
+            raise UserError(f"{path}: tensor {name} is {kind}; expected a dense tensor of floats (float16 to float64)")
+    return {name: tensor.detach().to(torch.float32) for name, tensor in state.items()}
+
+
+def _kinds(tensor: torch.Tensor, name, room: int) -> Iterable[tuple[str, bool]]:
+    yield f"named by a {type(name).__name__}", not isinstance(name, str)
+    yield f"{tensor.layout}", tensor.layout != torch.strided
+    yield "without values (on the device meta)", tensor.is_meta
+    yield f"of {tensor.dtype}", tensor.dtype not in FLOATS
+    yield "empty", tensor.numel() == 0
+    yield f"larger ({tensor.numel()} values) than its file", tensor.numel() * tensor.element_size() > room
+
+
+_told: set[tuple[str, ...]] = set()  # entries of which it was said that a checkpoint lacks them
+
+
+def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "") -> None:
+    """Raises UserError unless a checkpoint, by its `args`, was made for this scale, type, size and backbone.
+
+    Where it does not say, it is taken, with one warning for all such checkpoints. `advice` takes the place of the flag to
+    give.
+    """
+    for name, wanted in made_for.items():
+        given = args.get(name, wanted)
+        if given == wanted:
+            continue
+        if name == BACKBONE:
+            what = f"on another backbone ({args.get(MODEL, 'its name is not known')})"
+            raise UserError(f"{path} was tuned {what}; {advice or 'give that as --model, or tune it on this one'}")
+        raise UserError(f"{path} was tuned with --{name} {given}, not {wanted}; {advice or f'give --{name} {given}'}")
+    silent = tuple(name for name in made_for if name not in args)
+    if silent and silent not in _told:
+        _told.add(silent)
+        log.warning(
+            "%s does not say its %s (an earlier version, or the original code?); it and others like it are used as they are",
+            path, ", ".join(silent),
+        )  # fmt: skip
+
+
+class Checkpoints(Sequence[DeltaState]):
+    """The delta states in files, all with the tensors of the first and made for the same scale, size and backbone.
+
+    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for.
+    """
+
+    def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
+        self.paths, self.tune_method, self.hint = list(paths), tune_method, hint
+        self.shapes: Shapes | None = None
+        self.made_for: dict = {}
+        self._kept: list[DeltaState] | None = None
+        for path in self.paths:
+            state, args = open_checkpoint(path, tune_method, hint, mapped=True)
+            self.shapes = self.shapes or shapes_of_state(state)
+            check_state(state, self.shapes, path)
+            known = {name: value for name, value in self.made_for.items() if name != MODEL}
+            check_made_for(args, known, path, "unlike those before it: the sources of an ensemble must be alike")
+            names = (*describing_flags(tune_method), BACKBONE, MODEL)
+            self.made_for = {name: args[name] for name in names if name in args} | self.made_for
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> DeltaState:
+        if self._kept is not None:
+            return self._kept[number]
+        path = self.paths[number]
+        state, _ = open_checkpoint(path, self.tune_method, self.hint, mapped=True, verify=False)
+        check_state(state, self.shapes, path)
+        return state
+
+    def loaded(self, limit: int) -> "Checkpoints":
+        """This sequence, with its states in memory where their files are smaller than `limit` bytes together."""
+        if sum(path.stat().st_size for path in self.paths) < limit:
+            self._kept = list(self)
+        return self
+
+
+def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
+    """Raises UserError unless the state has these names and shapes (if given) and finite values."""
+    for name, shape in (shapes or {}).items():
+        if name in state and state[name].shape != shape:
+            raise UserError(f"{path}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}")
+    for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: tensor {name} has values that are not finite (NaN or infinity)")
+            raise UserError(f"{path}: tensor {name} has values that are not finite (NaN, infinity, or beyond float32)")
     if shapes is None:
         return
     missing, unexpected = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
@@ -124,9 +233,6 @@ def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
         )
     if unexpected:
         raise UserError(f"{path}: {len(unexpected)} unexpected tensors, e.g. {unexpected[0]} (another backbone?)")
-    for name, shape in shapes.items():
-        if state[name].shape != shape:
-            raise UserError(f"{path}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}")
 
 
 def shapes_of_state(state: DeltaState) -> Shapes:
@@ -161,6 +267,8 @@ def convert(original: Path, out: Path) -> str:
         raise UserError(f"{original} holds objects that cannot be read safely") from None
     except Exception as error:  # as in `_load`
         raise UserError(f"cannot read {original}: it is damaged ({type(error).__name__})") from None
+    if isinstance(content, dict) and identity.SEAL in content and identity.unsealed(content) is None:
+        raise UserError(f"cannot read {original}: it is damaged (its content does not fit its checksum)")
     method = next(
         (name for name in TUNE_METHODS if isinstance(content, dict) and isinstance(content.get(name), dict)), None
     )
@@ -168,17 +276,22 @@ def convert(original: Path, out: Path) -> str:
         raise UserError(
             f"{original} has none of the entries {', '.join(TUNE_METHODS)}: not a checkpoint of the original code"
         )
-    check_state(content[method], None, original)
+    found = float_state(content[method], original)
+    check_state(found, None, original)
     args = {
         key: value
-        for key, value in vars(content.get("args", _Opaque())).items()
-        if isinstance(value, str | int | float | bool)
+        for key, value in _entries(content.get("args")).items()
+        if isinstance(key, str) and isinstance(value, str | int | float | bool)
     }
-    progress = content.get("current_state", {})
-    progress = progress if isinstance(progress, dict) else {}
-    state = {name: tensor.clone() for name, tensor in content[method].items()}
-    write_checkpoint(out, method, state, args, int(progress.get("num_updates", 0)), int(progress.get("epoch", 0)))
+    progress = _entries(content.get("current_state"))
+    counts = (progress.get(name, 0) for name in ("num_updates", "epoch"))
+    write_checkpoint(out, method, found, args, *(count if isinstance(count, int) else 0 for count in counts))
     return method
+
+
+def _entries(content) -> dict:
+    """The entries of a dict or of a pickled object."""
+    return content if isinstance(content, dict) else vars(content) if isinstance(content, _Opaque) else {}
 
 
 @dataclass

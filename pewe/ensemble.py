@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pewe.checkpoint import Checkpoints, ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError, flag, log, suggest
-from pewe.deltas import TUNE_METHODS, DeltaState
+from pewe.deltas import TUNE_METHODS
 from pewe.identity import state_digest
 from pewe.merge import MEMORY, merge
 from pewe.plots import bars, heat_map
@@ -60,8 +60,8 @@ def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
     return list(config.tasks or TASK_LISTS.get(config.task_list, default))
 
 
-def read_states(folder: str, delta: str, tasks: Sequence[str]) -> Sequence[DeltaState]:
-    """The deltas of these tasks in a folder, all with the tensors of the first; read one by one where they are large."""
+def read_states(folder: str, delta: str, tasks: Sequence[str]) -> Checkpoints:
+    """The deltas of these tasks in a folder, all of the same kind, size and backbone; read one by one where they are large."""
     paths = [task_checkpoint(Path(folder), task) for task in tasks]
     return Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
 
@@ -126,10 +126,10 @@ def _spread(frame: pd.DataFrame) -> float:
     return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
 
 
-def save_ensembles(config: EnsembleConfig, targets: Sequence[str], states: Sequence[DeltaState], W: Tensor) -> None:
+def save_ensembles(config: EnsembleConfig, targets: Sequence[str], states: Checkpoints, W: Tensor) -> None:
     """Merge the states by the weights (T, n) and write the checkpoint of every target."""
     folder = Path(config.save_ckpt_path)
-    args = {"sources": [state_digest(state) for state in states], **dataclasses.asdict(config)}
+    args = {"sources": [state_digest(state) for state in states], **dataclasses.asdict(config), **states.made_for}
     for target, state, row in zip(targets, merge(states, W), W, strict=True):
         write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, {**args, "weights": row.tolist()})
     log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(targets))

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
@@ -21,9 +22,24 @@ _OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
 
 
 def digest(content) -> str:
-    """A fingerprint of plain values (numbers, texts, lists, dicts; a path counts as its text)."""
-    text = json.dumps(content, sort_keys=True, default=str)
+    """A fingerprint of plain values (numbers, texts, lists, dicts; a path counts as its text) and dense tensors.
+
+    Of a tensor dtype, shape and every byte count.
+    """
+    text = json.dumps(_as_read(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _as_read(content):
+    """Plain values as JSON would give them back."""
+    return json.loads(json.dumps(content, default=_plain))
+
+
+def _plain(value) -> str | list:
+    if not isinstance(value, Tensor):
+        return str(value)
+    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return [str(value.dtype), list(value.shape), hashlib.sha256(raw.numpy()).hexdigest()]
 
 
 def deciding(config, **narrowed) -> dict:
@@ -92,8 +108,7 @@ def difference(saved: Mapping | None, wanted: Mapping) -> str:
     """
     if not isinstance(saved, Mapping):
         return "it has no record of what it was made from"
-    wanted = json.loads(json.dumps(wanted, default=str))  # as it would be read back
-    for name, value in wanted.items():
+    for name, value in _as_read(wanted).items():
         if name not in saved:
             return f"its record has no {name!r} (an earlier version)"
         if saved[name] != value:
@@ -108,10 +123,12 @@ def _short(value) -> str:
 
 def sealed(content: Mapping) -> dict:
     """The content with a fingerprint of itself, by which a changed byte is noticed."""
-    return {**content, SEAL: digest(json.loads(json.dumps(content, default=str)))}
+    return {**content, SEAL: digest(content)}
 
 
 def unsealed(content: Mapping) -> dict | None:
     """The content without its fingerprint; None where that is missing or does not fit."""
+    if not isinstance(content, Mapping):
+        return None
     inner = {name: value for name, value in content.items() if name != SEAL}
     return inner if content.get(SEAL) == digest(inner) else None

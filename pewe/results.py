@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict | None:
     """The content of a JSON file, or None where there is none or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):  # no JSON, no UTF-8, brackets without end
         return None
 
 

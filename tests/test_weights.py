@@ -80,11 +80,13 @@ def test_merging_in_blocks_from_files_equals_merging_in_memory(tmp_path):
             path, "lora", dict(sorted(state.items(), reverse=number % 2 == 1)), {}
         )  # the order is no matter
     files, W = Checkpoints(paths, "lora"), torch.rand(5, 7, generator=generator)
-    assert files.loaded(1) is files and isinstance(files.loaded(10**6), list)
+    loaded = Checkpoints(paths, "lora").loaded(10**6)
+    assert files.loaded(1)[0] is not files[0] and loaded[0] is loaded[0]
     for memory in (1, 100, 10**6):  # blocks of one state, of two, and of all
-        for one, two in zip(merge(states, W), merge(files, W, memory), strict=True):
+        for one, two, three in zip(merge(states, W), merge(files, W, memory), merge(loaded, W, memory), strict=True):
             for name in one:
                 torch.testing.assert_close(one[name], two[name])
+                torch.testing.assert_close(one[name], three[name])
     write_checkpoint(paths[4], "lora", {"x": torch.ones(2, 3)}, {})
     with pytest.raises(UserError, match=r"4\.pt: 1 tensors are missing"):
         list(merge(files, W))

@@ -19,12 +19,19 @@ __all__ = [
     "Pemt",
     "PemtSource",
     "attach_delta",
+    "describing_flags",
     "unread_flags",
 ]
 
 ADAPTER_TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
 TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "pemt_source": PemtSource, "pemt": Pemt,
                 "model": FullModel}  # fmt: skip
+
+
+def describing_flags(tune_method: str) -> tuple[str, ...]:
+    """The flags of DeltaConfig by which equal tensors of this kind compute something else: scale, type and sizes."""
+    kind = TUNE_METHODS[tune_method] or HoulsbyAdapter
+    return tuple(name for name in kind.flags if name not in kind.tensors_show)
 
 
 def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:

@@ -89,6 +89,9 @@ class Delta(DeltaBase):
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
     stacked = True  # tensors have the leading axis K
     flags: tuple[str, ...] = ()  # of DeltaConfig, those that this kind reads: a run does not depend on the others
+    tensors_show: tuple[
+        str, ...
+    ] = ()  # of `flags`, those that do not change what given tensors compute, or that these show
     papers_trainer = True  # the paper tuned this kind, so that --as_original restores the quirks of its trainer
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):

@@ -13,7 +13,7 @@ from pewe.deltas.base import DeltaConfig, DeltaState
 class FullModel:
     """`--tune_method model`. Same methods as `Delta`; the tensors have no leading axis, so the stack is always 1."""
 
-    stack, stacked, flags, papers_trainer = 1, False, (), True
+    stack, stacked, flags, tensors_show, papers_trainer = 1, False, (), (), True
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         if stack != 1:

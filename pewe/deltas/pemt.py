@@ -202,6 +202,7 @@ class PemtSource(Delta):
     sites = ("encoder", "decoder", "DenseReluDense.wo")
     flags = ("expert_rank", "target_adapter_size", "sparsity", "prompt_dropout", "pemt_gate", "pemt_prompt", "pemt_adapter",
              "task_descriptions")  # fmt: skip
+    tensors_show = flags
     papers_trainer = False
 
     def __init__(self, model, config, stack: int):

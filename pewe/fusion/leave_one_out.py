@@ -34,7 +34,8 @@ def leave_one_out(config, method: str, default: Sequence[str]) -> None:
     statistics = [read_statistics(statistics_file(source, task)) for task in tasks]
     W = uniform_weights(allowed_sources(tasks, tasks))
     save_weights(config, tasks, tasks, W, f"{config.delta}: coefficients of {method}")
-    args = {"sources": [state_digest(state) for state in states], "method": method, **dataclasses.asdict(config)}
+    args = {"sources": [state_digest(state) for state in states], "method": method, **dataclasses.asdict(config),
+            **states.made_for}  # fmt: skip
     for target, state in zip(tasks, merge_deltas(config.delta, method, states, statistics, W, config), strict=True):
         write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, args)
     log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(tasks))
