@@ -420,10 +420,12 @@ def read_resume(path: Path, settings: dict) -> dict | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         saved = identity.unsealed(content)
-        reason = "it is damaged" if saved is None else identity.difference(saved["settings"], settings)
-        if not reason:
-            return {**saved, "progress": Progress(**saved["progress"])}
+        if saved is None:
+            raise ValueError("checksum")
+        if other := identity.difference(saved["settings"], settings):
+            log.info("%s is not continued: %s", path, other)
+            return None
+        return {**saved, "progress": Progress(**saved["progress"])}
     except Exception as error:  # a damaged file raises many kinds of errors in torch
-        reason = f"it is damaged, or of an earlier version ({type(error).__name__})"
-    log.warning("%s is not continued, the run starts again: %s", path, reason)
-    return None
+        log.warning("%s is damaged, or of an earlier version (%s); the run starts again", path, type(error).__name__)
+        return None

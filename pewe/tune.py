@@ -269,7 +269,9 @@ def tune_stack(
     return (score_and_record(backbone, delta, sound, config) if sound else {}), failed
 
 
-def score_and_record(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> dict[Path, dict]:
+def score_and_record(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> dict[Path, dict]:
     """Test the best checkpoints of a stack, or what is not tuned, and record the results, which are returned by folder."""
     runs = [run for run, _ in pairs]
     start = time.perf_counter()

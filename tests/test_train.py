@@ -17,7 +17,7 @@ from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
 from pewe.deltas.adapter import HoulsbyAdapter
 from pewe.fused import fuse_activation
 from pewe.results import read_record, read_table, write_record
-from pewe.train import Member, Progress, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
+from pewe.train import Member, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
 from pewe.tune import COLUMNS, TuneConfig, tune
 
 TRACES = [
