@@ -50,6 +50,11 @@ def delta_identity(config) -> dict:
     return {**flags, BACKBONE: identity.model_digest(config.model, config.tokenizer_path)}
 
 
+def experts_of(built_on: Mapping[str, str]) -> list[list[str]]:
+    """Frozen deltas and their fingerprints as the entry `built_on` of `args`, which keeps their order."""
+    return [list(pair) for pair in built_on.items()]
+
+
 def write_checkpoint(
     path: Path, tune_method: str, state: DeltaState, args: Mapping, updates: int = 0, epoch: int = 0
 ) -> None:
@@ -78,10 +83,10 @@ def read_checkpoint(
     state, args = open_checkpoint(path, tune_method, hint, mapped)
     check_made_for(args, made_for, path)
     check_state(state, shapes, path)
-    saved = args.get("built_on", {})
-    if built_on and (not isinstance(saved, dict) or list(saved.items()) != list(built_on.items())):
+    saved = args.get("built_on", [])
+    if built_on and saved != experts_of(built_on):
         raise UserError(
-            f"{path} was tuned on other experts: {saved}; expected {dict(built_on)} (--experts, --expert_path)"
+            f"{path} was tuned on other experts: {saved}; expected {experts_of(built_on)} (--experts, --expert_path)"
         )
     return state
 
@@ -127,6 +132,15 @@ def _load(path: Path, mapped: bool, verify: bool):
     if damaged:
         raise UserError(f"cannot read the checkpoint {path}: it is damaged (its content does not fit its checksum)")
     return content
+
+
+def checksum(path: Path) -> str:
+    """The checksum in a checkpoint, whose content fits it; empty where there is no such file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content[identity.SEAL] if identity.unsealed(content) is not None else ""
+    except Exception:  # as in `_load`
+        return ""
 
 
 def float_state(state: Mapping, path: Path) -> DeltaState:

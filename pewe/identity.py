@@ -21,6 +21,7 @@ LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
 SEAL = "sha256"  # entry of a sealed record
 FRESH = 10**8  # nanoseconds
 _OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
+_UNREAD = "generation_config.json"  # nothing of it is kept
 
 
 def digest(content) -> str:
@@ -94,7 +95,8 @@ def file_digest(path: Path) -> str:
 def model_digest(model: str, tokenizer: str = "") -> str:
     """A fingerprint of the content of a model folder (or of a hub's model in the cache) and of its tokenizer's folder.
 
-    Weights, configuration and tokenizer files count, under their names; a model that is not there yet counts as its name.
+    The weights that are loaded (safetensors, where both kinds are there), configuration and tokenizer files count, under
+    their names; a model that is not there yet counts as its name.
     """
     names = [model, tokenizer] if tokenizer and tokenizer != model else [model]
     return digest([_folder_prints(name) for name in names])
@@ -104,7 +106,9 @@ def _folder_prints(name: str) -> dict[str, str] | str:
     folder = Path(name) if Path(name).is_dir() else _cached_folder(name)
     if folder is None:
         return name
-    return files_digests(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL)
+    paths = [path for path in folder.iterdir() if path.suffix in _OF_A_MODEL and path.name != _UNREAD]
+    safe = any(path.suffix == ".safetensors" for path in paths)
+    return files_digests(path for path in paths if not (safe and path.suffix == ".bin"))
 
 
 def _cached_folder(name: str) -> Path | None:
@@ -127,6 +131,7 @@ def difference(saved: Mapping | None, wanted: Mapping) -> str:
     """
     if not isinstance(saved, Mapping):
         return "it has no record of what it was made from"
+    saved = _as_read(saved)
     for name, value in _as_read(wanted).items():
         if name not in saved:
             return f"its record has no {name!r} (an earlier version)"

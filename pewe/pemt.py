@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from pewe import stats
 from pewe.backbone import Backbone
-from pewe.checkpoint import read_checkpoint, task_checkpoint
+from pewe.checkpoint import delta_identity, read_checkpoint, task_checkpoint
 from pewe.cli import UserError, flag, main
 from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.identity import state_digest
 from pewe.plots import heat_map
-from pewe.results import read_json, read_table, write_config, write_table, write_text
+from pewe.results import read_record, read_table, write_config, write_table, write_text
 from pewe.texts import read_lines
 from pewe.train import member_losses
 from task_list import METRICS, TASK_LISTS
@@ -66,7 +66,9 @@ def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenize
         hint = "tune the sources first: bash scripts/pemt_stage1.sh"
         folder = Path(config.expert_path)
         states = {
-            name: read_checkpoint(task_checkpoint(folder, name), "pemt_source", None, hint, mapped=True)
+            name: read_checkpoint(
+                task_checkpoint(folder, name), "pemt_source", None, hint, mapped=True, made_for=delta_identity(config)
+            )
             for name in names
         }
         delta.set_experts(states)
@@ -163,7 +165,7 @@ def read_gates(folder: Path) -> pd.DataFrame:
     """Rows (target, run, layer, source, weight) of every run below a folder."""
     parts = []
     for path in sorted(folder.rglob(GATES)):
-        target = (read_json(path.parent / "run.json") or {}).get("settings", {}).get("task")
+        target = (read_record(path.parent / "run.json") or {}).get("settings", {}).get("task")
         if target is None:
             raise UserError(f"{path.parent}: run.json names no task; was the run killed? Start it again")
         parts.append(read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent)))

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import filelock
@@ -30,6 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folders: Iterable[Path]) -> None:
+    """Remove what killed writers left in folders that this process holds (`replacing`)."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,8 +86,10 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
             owner.write_text(
                 f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8"
             )
-            yield
-            owner.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                owner.unlink(missing_ok=True)
     except filelock.Timeout:
         holder = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
         raise UserError(f"{folder} is in use by {holder}; wait for it, or give another folder") from None

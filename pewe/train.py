@@ -18,9 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import Adafactor
 
+from pewe import identity
 from pewe.backbone import Backbone
 from pewe.checkpoint import BEST, write_checkpoint
-from pewe.cli import UserError, flag, log
+from pewe.cli import flag, log
 from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.evaluate import evaluate
@@ -53,7 +54,7 @@ class Progress:
     """What a run has reached; stored in its resume file at every validation."""
 
     updates: int = 0
-    best: float = -1.0
+    best: float | None = None  # none yet; NaN where no score so far is defined
     best_updates: int = 0
     without_improvement: int = 0
     finished: bool = False
@@ -63,17 +64,26 @@ class Progress:
 
 @dataclass
 class Member:
-    """One run: a task's data, a learning rate, and the folder of its checkpoint and resume file."""
+    """One run: a task's data, a learning rate, and the folder of its checkpoint and resume file.
+
+    `settings` are all that decides its result; `args` go into its checkpoint.
+    """
 
     task: str
     metric: str
     train: Encoded
     dev: Encoded
+    batch_size: int
     learning_rate: float
     folder: Path
     init: DeltaState
+    settings: dict
     args: dict
     progress: Progress = field(default_factory=Progress)
+    resumes: bool = False  # goes on from its resume file
+    saved: dict | None = None  # the content of that
+    best: DeltaState | None = None
+    failed: str = ""  # the cause
 
     @property
     def resume_file(self) -> Path:
@@ -193,7 +203,8 @@ def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: Tra
     """Tune all members, which must have the same number of updates behind them, to the end.
 
     `batch_size` is that of a micro-batch. Writes `checkpoint-best.pt` and `resume.pt` of every member at each
-    validation, and leaves the result in `member.progress`.
+    validation, and leaves the result in `member.progress`. A member whose loss or tensors are no longer finite leaves the
+    stack with the cause in `member.failed`.
     """
     session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
     planned = config.train_iters * len(members)
@@ -202,9 +213,11 @@ def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: Tra
         session.start()
         while session.members:
             steps = min(config.valid_interval, config.train_iters - session.members[0].progress.updates)
-            losses = session.train(steps, bar)
-            session.validate(losses)
+            losses = session.drop_diverged(session.train(steps, bar))
             left = session.retire()
+            if session.members:
+                session.validate(losses)
+                left += session.retire()
             bar.total -= sum(config.train_iters - member.progress.updates for member in left)
             bar.refresh()
 
@@ -223,13 +236,15 @@ class Session:
 
     def start(self) -> None:
         """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""
-        resumed = [read_resume(member) for member in self.members]
+        resumed = [member.saved for member in self.members]
         self.delta.load([saved["delta"] if saved else m.init for saved, m in zip(resumed, self.members, strict=True)])
         rates = [member.learning_rate for member in self.members]
         self.optimizer = make_optimizer(self.delta, rates, self.config.optimizer)
         if all(resumed):
             slices = [saved["optimizer"] for saved in resumed]
             _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
+            for member in self.members:
+                member.saved = None  # no longer needed
         elif not self.as_original:
             self.validate([float("nan")] * len(self.members))
 
@@ -276,58 +291,79 @@ class Session:
                 log.warning(
                     "%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step
                 )
-        best = sum(member.progress.best for member in self.members) / len(self.members)
+        best = sum(member.progress.best or 0.0 for member in self.members) / len(self.members)
         bar.set_postfix(deltas=len(losses), loss=f"{sum(losses) / len(losses):.3f}", best_dev=f"{best:.3f}")
 
+    def drop_diverged(self, losses: list[float]) -> list[float]:
+        """Note the cause in every member whose loss or tensors are not finite; returns the losses of the others."""
+        finite = torch.stack(
+            [torch.isfinite(p).reshape(len(losses), -1).all(1) for p in self.delta.named.values()]
+        ).all(0)
+        for member, loss, sound in zip(self.members, losses, finite.tolist(), strict=True):
+            if not (sound and math.isfinite(loss)):
+                what = f"the training loss is {loss}" if sound else "its tensors are not finite"
+                member.failed = f"diverged: {what} at update {member.progress.updates}; try a smaller learning rate"
+        return [loss for member, loss in zip(self.members, losses, strict=True) if not member.failed]
+
     def validate(self, losses: list[float]) -> None:
-        """Dev score of every member; write the better checkpoints, then the resume files."""
+        """Dev score of every member; write the resume files, then the better checkpoints, which they hold too."""
         start = time.perf_counter()
         scores = evaluate(self.backbone, [m.dev for m in self.members], [m.metric for m in self.members],
                           self.config.predict_batch_size, self.max_length)  # fmt: skip
         seconds = (time.perf_counter() - start) / len(self.members)
-        states = self.delta.states()
+        states, better = self.delta.states(), []
         for member, writer, score, loss, state in zip(self.members, self.writers, scores, losses, states, strict=True):
             progress = member.progress
             progress.seconds += seconds
             progress.history.append({"updates": progress.updates, "loss": loss, "dev": score})
             writer.add_scalar(f"dev/{member.metric}", score, progress.updates)
-            if progress.updates or self.config.start_is_candidate:
-                self._compare(member, score, state)
+            if (progress.updates or self.config.start_is_candidate) and self._compare(member, score, state):
+                better.append(member)
             progress.finished = progress.updates >= self.config.train_iters or (
                 progress.without_improvement >= self.config.early_stop
             )
         self._write_resume_files(states)
+        for member in better:
+            write_best(member)
 
-    def _compare(self, member: Member, score: float, state: DeltaState) -> None:
+    def _compare(self, member: Member, score: float, state: DeltaState) -> bool:
+        """Whether the state is the best so far; a score that is not defined is better than none only."""
         progress = member.progress
-        better = not progress.best > score if self.as_original else score > progress.best
+        if progress.best is None:
+            better = True
+        elif self.as_original:
+            better = not progress.best > score
+        else:
+            better = score > progress.best or (math.isnan(progress.best) and not math.isnan(score))
         if better:
+            member.best = state
             progress.best, progress.best_updates, progress.without_improvement = score, progress.updates, 0
-            epoch = progress.updates * self.accumulate // max(1, len(member.train.inputs))
-            method = member.args["tune_method"]
-            write_checkpoint(member.folder / BEST, method, state, member.args, progress.updates, epoch)
         elif progress.updates:
             progress.without_improvement += 1
+        return better
 
     def _write_resume_files(self, states: list[DeltaState]) -> None:
         for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
             saved = {
+                "settings": member.settings,
                 "delta": state,
+                "best": member.best,
                 "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
             with replacing(member.resume_file) as temporary:
-                torch.save(saved, temporary)
+                torch.save(identity.sealed(saved), temporary)
 
     def retire(self) -> list[Member]:
-        """Take the finished members out of the stack; returns them."""
-        going = [k for k, member in enumerate(self.members) if member.progress.finished]
+        """Take the members that have finished or failed out of the stack; returns them."""
+        going = [k for k, member in enumerate(self.members) if member.progress.finished or member.failed]
         staying = [k for k in range(len(self.members)) if k not in going]
         left = [self.members[k] for k in going]
-        for k in going:
+        for k, member in zip(going, left, strict=True):
             self.writers[k].close()
-            log.info("%s: best dev %.4f after %d of %d updates", self.members[k].folder, left[going.index(k)].progress.best,
-                     self.members[k].progress.best_updates, self.members[k].progress.updates)  # fmt: skip
+            if not member.failed:
+                log.info("%s: best dev %.4f after %d of %d updates", member.folder, member.progress.best,
+                         member.progress.best_updates, member.progress.updates)  # fmt: skip
         if going and staying:
             index = torch.tensor(staying, device=self.backbone.device)
             self.delta.keep(index)
@@ -336,6 +372,13 @@ class Session:
             [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
         )
         return left
+
+
+def write_best(member: Member) -> None:
+    """Write the best state of a member as its `checkpoint-best.pt`."""
+    updates = member.progress.best_updates
+    epoch = updates * member.batch_size // len(member.train.inputs)
+    write_checkpoint(member.folder / BEST, member.args["tune_method"], member.best, member.args, updates, epoch)
 
 
 _STATISTICS = ("exp_avg", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
@@ -370,13 +413,19 @@ def _keep(optimizer: torch.optim.Optimizer, members: Tensor) -> None:
                 state[name] = state[name][members]
 
 
-def read_resume(member: Member) -> dict | None:
-    """The resume file of a member, its progress put into the member; None where there is none."""
-    if not member.resume_file.is_file():
+def read_resume(path: Path, settings: dict) -> dict | None:
+    """The content of a resume file; None, with the reason in the log, where it is damaged or of other settings."""
+    if not path.is_file():
         return None
     try:
-        saved = torch.load(member.resume_file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{member.resume_file} is damaged ({error}); delete it to start this run again") from None
-    member.progress = Progress(**saved["progress"])
-    return saved
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved = identity.unsealed(content)
+        if saved is None:
+            raise ValueError("checksum")
+        if other := identity.difference(saved["settings"], settings):
+            log.info("%s is not continued: %s", path, other)
+            return None
+        return {**saved, "progress": Progress(**saved["progress"])}
+    except Exception as error:  # a damaged file raises many kinds of errors in torch
+        log.warning("%s is damaged, or of an earlier version (%s); the run starts again", path, type(error).__name__)
+        return None

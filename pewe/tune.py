@@ -1,48 +1,54 @@
 """The experiment of one init: tune a delta on every task, prefix, batch size and learning rate, test the best step.
 
-Runs are folders: `<output_dir>/<task>/<prefix>/lr_<lr>_bsz_<bsz>_seed_<seed>/` with `run.json` (settings, provenance and,
-once finished, the result), `checkpoint-best.pt`, `resume.pt` and TensorBoard scalars. A run is skipped only if its
-result exists and its settings equal the current ones. The best run of a task by dev score is copied to
-`<output_dir>/<task>/checkpoint-best.pt`, where the ensembles look for it.
+What is stored, and when it holds, is in pewe/runs.py: a run is skipped only if its result exists, was made from exactly
+what it would be made from now, and its best checkpoint is there. A run that diverges is recorded as failed; the others go on.
 """
 
-import dataclasses
 import math
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, task_checkpoint
+from pewe.checkpoint import (
+    BEST,
+    Shapes,
+    check_state,
+    checksum,
+    delta_identity,
+    ensemble_checkpoint,
+    read_checkpoint,
+    shapes_of,
+    task_checkpoint,
+)
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import SPLITS, DataConfig, Encoded, check_lengths, find_prefixes, load_split, split_digest, task_names
-from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
+from pewe.data import SPLITS, DataConfig, check_lengths, find_prefixes, load_split, task_names
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
 from pewe.fused import fuse_activation
-from pewe.identity import state_digest
 from pewe.pemt import generation_length, prepare_delta, report
-from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
-from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
-from task_list import METRICS
+from pewe.results import hold, remove_temporary, write_config
+from pewe.runs import (
+    COLUMNS,
+    Run,
+    clear,
+    folder_of,
+    other_rows,
+    place_best,
+    run_settings,
+    stored_result,
+    write_results,
+    write_run,
+)
+from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume, write_best
 
-COLUMNS = [
-    "task",
-    "prefix",
-    "learning_rate",
-    "batch_size",
-    "seed",
-    "metric",
-    "dev",
-    "test",
-    "updates",
-    "seconds",
-    "run",
-]
+__all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
 
 
 @dataclass
@@ -64,19 +70,13 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
-@dataclass
-class Run:
-    """One cell of the experiment. `source` names the init where a task has several (tune_all_ckpt.py), else is empty."""
+class FailedRuns(UserError):
+    """Some runs diverged, the others are finished. `causes`: folder -> cause; `tasks`: those without any finished run."""
 
-    task: str
-    source: str
-    prefix: str
-    batch_size: int
-    learning_rate: float
-    folder: Path
-    splits: dict[str, Encoded]
-    init: DeltaState
-    settings: dict
+    def __init__(self, causes: dict[Path, str], tasks: dict[str, str]):
+        listed = "; ".join(f"{folder}: {cause}" for folder, cause in causes.items())
+        super().__init__(f"{len(causes)} runs failed, all others are finished: {listed}")
+        self.causes, self.tasks = causes, tasks
 
 
 def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
@@ -93,27 +93,52 @@ def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None
 
 def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]],
             finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
-    """Plan the runs of every task from each of its inits (source -> state), carry out those without a result."""
+    """Plan the runs of every task from each of its inits (source -> state), carry out those without a result.
+
+    No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
+    """
     check(config)
     out = Path(config.output_dir)
-    log_to(out / "log.txt", config.quiet)
-    log.info("settings:\n%s", show(config))
-    write_config(out, config)
-    backbone = load_backbone(config)
-    fuse_activation(backbone.model)
-    delta = attach_delta(backbone.model, config, config.stack)
-    runs = list(plan(config, backbone, delta, inits))
-    pending = [run for run in runs if result_of(run) is None]
-    if len(pending) < len(runs):
-        log.info("%d of %d runs are finished already", len(runs) - len(pending), len(runs))
-    finished(len(runs) - len(pending))
+    with hold(out):
+        log_to(out / "log.txt", config.quiet)
+        log.info("settings:\n%s", show(config))
+        write_config(out, config)
+        backbone = load_backbone(config)
+        fuse_activation(backbone.model)
+        delta = attach_delta(backbone.model, config, config.stack)
+        runs = list(plan(config, backbone, delta, inits))
+        remove_temporary(
+            {folder for run in runs for folder in (run.folder, *run.folder.parents) if folder.is_relative_to(out)}
+        )
+        return carry_out(config, backbone, delta, runs, finished)
+
+
+def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequence[Run],
+              finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
+    """Those of the runs that have no result yet, stack by stack; the table is written after each."""
+    out, causes = Path(config.output_dir), {}
+    results = {run.folder: result for run in runs if (result := stored_result(run)) is not None}
+    others = list(other_rows(out, runs))
+    pending = [run for run in runs if run.folder not in results]
+    if results:
+        log.info("%d of %d runs are finished already", len(results), len(runs))
+    finished(len(results))
+    place_best(runs, results)
     for stack in stacks(pending, config):
-        tune_stack(backbone, delta, stack, config)
-        write_results(out, runs)
-        finished(len(stack))
-    table = write_results(out, runs)
+        ended, failed = tune_stack(backbone, delta, stack, config)
+        results |= ended
+        causes |= failed
+        touched = {run.of_task for run, _ in stack}
+        place_best([run for run in runs if run.of_task in touched], results)
+        write_results(out, runs, results, others)
+        finished(len(ended))
+    table = write_results(out, runs, results, others)
     if not config.quiet:
         print(table.to_string(index=False))
+    if causes:
+        good = {run.task for run in runs if run.folder in results}
+        tasks = {run.task: causes[run.folder] for run in runs if run.folder in causes and run.task not in good}
+        raise FailedRuns(causes, tasks)
     return table
 
 
@@ -129,10 +154,13 @@ def check(config: TuneConfig) -> None:
             raise UserError(f"unknown --{name} {suggest(getattr(config, name), known)}")
     if config.train_epochs and config.stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
-    for name, kind in (("learning_rate_list", "positive"), ("bsz_list", "at least 1")):
-        wrong = [value for value in getattr(config, name) if not value > 0]
+    for name, kind in (("learning_rate_list", "positive and in the range of float32"), ("bsz_list", "at least 1")):
+        wrong = [value for value in getattr(config, name) if not 0 < value < torch.finfo(torch.float32).max]
         if wrong:
             raise UserError(f"--{name}: {wrong[0]} must be {kind}")
+        twice, times = Counter(f"{value:g}" for value in getattr(config, name)).most_common(1)[0]
+        if times > 1:
+            raise UserError(f"--{name} names {twice} {times} times (to six digits: equal names of folders)")
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
@@ -150,61 +178,34 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
             lines, largest = len(splits["train"].inputs), max(config.bsz_list)
             if config.do_train and lines < largest:
                 raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {largest}")
-            for source, batch_size, learning_rate in product(states, config.bsz_list, config.learning_rate_list):
-                name = f"lr_{learning_rate:g}_bsz_{batch_size}_seed_{config.seed}"
-                folder = Path(config.output_dir) / task / source / prefix / name
-                init = states[source]
-                settings = run_settings(config, delta, task, prefix, batch_size, learning_rate, splits, init)
-                yield Run(task, source, prefix, batch_size, learning_rate, folder, splits, init, settings)
+            for source, batch_size, rate in product(states, config.bsz_list, config.learning_rate_list):
+                settings = run_settings(config, delta, task, prefix, batch_size, rate, splits, states[source])
+                cell = {
+                    "task": task,
+                    "source": source,
+                    "prefix": prefix,
+                    "batch_size": batch_size,
+                    "learning_rate": rate,
+                }
+                folder = folder_of(Path(config.output_dir), {**cell, "seed": config.seed})
+                yield Run(
+                    **cell, folder=folder, splits=splits, init=states[source], settings=settings, model=config.model
+                )
 
 
 def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
     """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
+    use = {"shapes": shapes, "built_on": delta.built_on, "made_for": delta_identity(config)}
     if not config.do_train:
         path = Path(config.test_checkpoint)
         path = task_checkpoint(path, task) if path.is_dir() else path
-        return read_checkpoint(
-            path, config.tune_method, shapes, "--test_checkpoint names a file, or a folder with one per task",
-            built_on=delta.built_on,
-        )  # fmt: skip
+        hint = "--test_checkpoint names a file, or a folder with one per task"
+        return read_checkpoint(path, config.tune_method, hint=hint, **use)
     if config.train_checkpoint:
         path = ensemble_checkpoint(Path(config.train_checkpoint), task)
-        return read_checkpoint(path, config.tune_method, shapes, "make it with a script of unit_model/")
+        return read_checkpoint(path, config.tune_method, hint="make it with a script of unit_model/", **use)
     delta.initialise([f"{config.seed}/{task}"])
     return delta.states()[0]
-
-
-# Settings that cannot change the result of a run, or that its own entries below replace.
-_NOT_IDENTITY = {"task_list", "tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device", "train_checkpoint",
-                 "test_checkpoint", "learning_rate_list", "bsz_list", "log_interval", "full_train"}  # fmt: skip
-
-
-def run_settings(config, delta, task, prefix, batch_size, learning_rate, splits, init) -> dict:
-    """What decides the result of a run: it is repeated when any of this changes."""
-    ignored = _NOT_IDENTITY | unread_flags(delta)
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ignored}
-    return {
-        "task": task,
-        "prefix": prefix,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        **settings,
-        "data": {split: split_digest(encoded) for split, encoded in splits.items()},
-        "init": state_digest(init),
-        **({"built_on": delta.built_on} if delta.built_on else {}),
-    }
-
-
-def equal_settings(saved: dict, run: Run) -> bool:
-    """Whether the content of a run.json has the settings of this run; further entries, of earlier versions, do not count."""
-    settings = saved.get("settings") or {}
-    return {name: settings.get(name) for name in run.settings} == run.settings
-
-
-def result_of(run: Run) -> dict | None:
-    """The stored result of a run with exactly these settings, or None."""
-    saved = read_json(run.folder / "run.json") or {}
-    return saved.get("result") if equal_settings(saved, run) else None
 
 
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
@@ -212,11 +213,11 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
 
     Runs of like input lengths come together, since a stack pads to its longest input.
     """
-    pairs = [(run, prepare(run, config)) for run in runs]
+    pairs = [(run, prepare(run)) for run in runs]
 
     def key(pair):
         run, member = pair
-        return run.batch_size, member.resume_file.is_file(), member.progress.finished, member.progress.updates
+        return run.batch_size, member.resumes, member.progress.finished, member.progress.updates
 
     for _, group in groupby(sorted(pairs, key=key), key):
         together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
@@ -224,47 +225,74 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
             yield together[start : start + config.stack]
 
 
-def prepare(run: Run, config: TuneConfig) -> Member:
-    """The member of a run: continues from its resume file if that was written under the same settings."""
-    saved = read_json(run.folder / "run.json") or {}
-    if not equal_settings(saved, run):
-        if run.folder.exists():
-            log.info("%s: the settings or the data have changed; starting again", run.folder)
-            shutil.rmtree(run.folder)
-        write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance()})
+def prepare(run: Run) -> Member:
+    """The member of a run, with the progress in its resume file if that is sound and was written under the same settings."""
     member = Member(
-        task=run.task, metric=METRICS[run.task], train=run.splits["train"], dev=run.splits["dev"],
-        learning_rate=run.learning_rate, folder=run.folder, init=run.init, args=run.settings,
+        task=run.task, metric=run.metric, train=run.splits["train"], dev=run.splits["dev"], batch_size=run.batch_size,
+        learning_rate=run.learning_rate, folder=run.folder, init=run.init, settings=run.settings, args=run.args,
     )  # fmt: skip
-    read_resume(member)
+    if saved := read_resume(member.resume_file, run.settings):
+        member.progress, member.resumes = saved["progress"], True
     return member
 
 
-def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> None:
-    """Tune, test and record one stack."""
-    runs, members = zip(*pairs, strict=True)
-    prepare_delta(delta, config, runs[0].task, backbone.tokenizer)
-    if config.do_train and not members[0].progress.finished:
-        micro = min(runs[0].batch_size, config.micro_batch_size)
+def begin(run: Run, member: Member) -> None:
+    """Go on from the resume file, or from nothing: the best checkpoint on the disk is that of the resume file."""
+    saved = read_resume(member.resume_file, run.settings) if member.resumes else None
+    if saved:
+        member.saved, member.best = saved, saved["best"]
+    else:
+        clear(run)
+    write_run(run)
+    if member.best:
+        write_best(member)
+
+
+def tune_stack(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> tuple[dict[Path, dict], dict[Path, str]]:
+    """Tune, test and record one stack; by folder, the results of its runs and the causes of those that failed."""
+    first, head = pairs[0]
+    prepare_delta(delta, config, first.task, backbone.tokenizer)
+    for run, member in pairs:
+        begin(run, member)
+    if config.do_train and not head.progress.finished:
+        micro = min(first.batch_size, config.micro_batch_size)
         quirks = config.as_original and delta.papers_trainer
-        fit(backbone, delta, members, for_run(config, runs[0]), runs[0].batch_size // micro, micro,
+        fit(backbone, delta, [member for _, member in pairs], for_run(config, first), first.batch_size // micro, micro,
             generation_length(config), quirks, config.quiet)  # fmt: skip
+    failed = {run.folder: member.failed for run, member in pairs if member.failed}
+    for run, member in pairs:
+        if member.failed:
+            write_run(run, failed=member.failed)
+            log.error("%s: %s", run.folder, member.failed)
+    sound = [(run, member) for run, member in pairs if not member.failed]
+    return (score_and_record(backbone, delta, sound, config) if sound else {}), failed
+
+
+def score_and_record(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> dict[Path, dict]:
+    """Test the best checkpoints of a stack, or what is not tuned, and record the results, which are returned by folder."""
+    runs = [run for run, _ in pairs]
     start = time.perf_counter()
     if config.do_train:
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
     else:
         delta.load([run.init for run in runs])
-        for member, score in zip(members, _score(backbone, runs, "dev", config), strict=True):
+        for (_, member), score in zip(pairs, _score(backbone, runs, "dev", config), strict=True):
             member.progress.best = score
     tested = time.perf_counter()
-    tests = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
+    scores = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
     end = time.perf_counter()
-    for run, member, test in zip(runs, members, tests, strict=True):
+    results = {}
+    for (run, member), score in zip(pairs, scores, strict=True):
         block = {}
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
-            block = report(backbone, delta, run, test, epochs, end - tested, config)
-        _record(run, member, test, (end - start) / len(runs), block)
+            block = report(backbone, delta, run, score, epochs, end - tested, config)
+        results[run.folder] = _record(run, member, score, (end - start) / len(runs), block)
+    return results
 
 
 def for_run(config: TuneConfig, run: Run) -> TuneConfig:
@@ -277,43 +305,25 @@ def for_run(config: TuneConfig, run: Run) -> TuneConfig:
 
 
 def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
-    splits, names = [run.splits[split] for run in runs], [METRICS[run.task] for run in runs]
+    splits, names = [run.splits[split] for run in runs], [run.metric for run in runs]
     return evaluate(backbone, splits, names, config.predict_batch_size, generation_length(config))
 
 
-def _record(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> None:
+def _record(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> dict:
     progress = member.progress
-    row = {
-        "task": run.task, "prefix": run.prefix, "learning_rate": run.learning_rate, "batch_size": run.batch_size,
-        "seed": run.settings["seed"], "metric": member.metric, "dev": progress.best, "test": test,
-        "updates": progress.updates, "seconds": round(progress.seconds + seconds, 2),
+    result = {
+        "task": run.task, **({"source": run.source} if run.source else {}), "prefix": run.prefix,
+        "learning_rate": run.learning_rate, "batch_size": run.batch_size, "seed": run.settings["seed"],
+        "metric": run.metric, "dev": progress.best, "test": test, "updates": progress.updates,
+        "seconds": round(progress.seconds + seconds, 2), "block": block, "best_updates": progress.best_updates,
+        "history": progress.history, "checkpoint": checksum(run.folder / BEST),
     }  # fmt: skip
-    if run.source:
-        row = {"task": run.task, "source": run.source, **row}
-    result = {**row, "block": block, "best_updates": progress.best_updates, "history": progress.history}
-    write_json(run.folder / "run.json", {"settings": run.settings, "provenance": provenance(), "result": result})
+    write_run(run, result=result)
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
-
-
-def write_results(out: Path, runs: Sequence[Run]) -> pd.DataFrame:
-    """`result.tsv` of all finished runs, and the best checkpoint of each task (and source) where the ensembles look for it."""
-    finished = [(run, result) for run in runs if (result := result_of(run)) is not None]
-    columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else list(COLUMNS)
-    rows = [
-        {"target": result["task"], **result, **result["block"], "run": str(run.folder.relative_to(out))}
-        for run, result in finished
-    ]
-    columns[-1:-1] = dict.fromkeys(name for _, result in finished for name in result["block"])
-    table = pd.DataFrame(rows, columns=columns)
-    write_table(out / "result.tsv", table)
-    for (task, source), group in groupby(finished, key=lambda pair: (pair[0].task, pair[0].source)):
-        best, _ = max(group, key=lambda pair: pair[1]["dev"])
-        if (best.folder / BEST).is_file():
-            with replacing(
-                task_checkpoint(out / task / source if source else out, "" if source else task)
-            ) as temporary:
-                shutil.copyfile(best.folder / BEST, temporary)
-    return table
+    for split, score in (("dev", progress.best), ("test", test)):
+        if score is not None and math.isnan(score):
+            log.warning("%s: %s is not defined on %s for what the best step predicts", run.folder, run.metric, split)
+    return result
 
 
 @dataclass
@@ -323,7 +333,7 @@ class TuneAllConfig(TuneConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", decides=False)
 
 
 def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
@@ -336,9 +346,13 @@ def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda run
 
     def inits(delta: Delta, task: str, shapes: Shapes) -> dict[str, DeltaState]:
         for name in names:
+            path = task_checkpoint(Path(config.source_ckpt_path), name)
             if name not in states:
-                path = task_checkpoint(Path(config.source_ckpt_path), name)
-                states[name] = read_checkpoint(path, config.tune_method, shapes, "tune the sources first")
+                states[name] = read_checkpoint(
+                    path, config.tune_method, shapes, "tune the sources first", built_on=delta.built_on,
+                    made_for=delta_identity(config),
+                )  # fmt: skip
+            check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
         return states
 
     return execute(config, inits, finished)

@@ -107,14 +107,6 @@ def rewrite_table(world: World, old: str, new: str) -> None:
     world.table.write_text(world.table.read_text().replace(old, new, 1))
 
 
-def damage_resume_file(world: World) -> None:
-    """A run that was killed before its end, with a resume file that cannot be read."""
-    resume = next(world.out.glob("*/*/*/resume.pt"))
-    resume.write_bytes(b"junk")
-    run_file = resume.parent / "run.json"
-    run_file.write_text(json.dumps({"settings": json.loads(run_file.read_text())["settings"]}))
-
-
 FIRST_ROW = f"{MINI_TASKS[0]}\t{MINI_TASKS[1]}\tall\t1.5"
 
 CASES = {
@@ -166,8 +158,13 @@ CASES = {
     "truncated checkpoint": (
         lambda w: (p := task_checkpoint(w.sources, TASK), p.write_bytes(p.read_bytes()[:500]), w.average()), "cannot read"),
     "missing ensemble": (lambda w: w.tune("--train_checkpoint", w.folder), "make it with a script of unit_model/"),
-    "damaged resume file": (
-        lambda w: (w.tune(), damage_resume_file(w), w.tune()), "resume.pt is damaged"),
+    "other scale": (
+        lambda w: (write_checkpoint(ensemble_checkpoint(w.folder, TASK), "lora", w.state, {"lora_alpha": 4.0}),
+                   w.tune("--tune_method", "lora", "--train_checkpoint", w.folder)), "give --lora_alpha 4.0"),
+    "rate twice": (lambda w: w.tune("--learning_rate_list", "5e-4", "0.0005"), "--learning_rate_list names 0.0005 2 times"),
+    "batch size twice": (lambda w: w.tune("--bsz_list", "4", "4"), "--bsz_list names 4 2 times"),
+    "diverged": (
+        lambda w: w.tune("--train_iters", "3", "--valid_interval", "3", "--learning_rate_list", "1e30"), "1 runs failed"),
     "nothing to convert": (
         lambda w: main(checkpoint._run, checkpoint.ConvertConfig, "", ["--original", "none.pt", "--out", "x.pt"]),
         "there is no checkpoint none.pt"),

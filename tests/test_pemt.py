@@ -1,6 +1,7 @@
 """PEMT on its own: batch of one, gated T5, save and reload, ablations, uniform start, slow formulas, errors."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,7 @@ from conftest import MINI_TASKS, ROOT, random_batch, tiny_config, tiny_t5
 from transformers import T5ForConditionalGeneration
 
 from pewe import pemt
-from pewe.checkpoint import shapes_of
+from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.data import Batch
 from pewe.deltas import DeltaConfig, attach_delta
@@ -276,7 +277,30 @@ def test_a_saved_stage_2_tests_the_same(runs, tmp_path):
         assert again[column].tolist() == pytest.approx(first[column].tolist(), abs=1e-12), column
     saved = torch.load(out / "targets" / MINI_TASKS[0] / "checkpoint-best.pt", weights_only=True)
     assert any("w_gate" in name for name in saved["pemt"]) and any("layer_norm" in name for name in saved["pemt"])
-    assert list(saved["args"]["built_on"]) == list(MINI_TASKS[1:])  # never the target itself
+    assert [name for name, _ in saved["args"]["built_on"]] == list(MINI_TASKS[1:])  # never the target itself
+
+
+@pytest.mark.parametrize("change", ["an expert replaced", "another order of experts"])
+def test_a_run_is_of_its_experts(runs, tmp_path, change):
+    out, config = runs
+    shutil.copytree(out / "sources", tmp_path / "sources")
+    shutil.copytree(out / "targets" / MINI_TASKS[0], tmp_path / "targets" / MINI_TASKS[0])
+    config = replace(
+        config, tasks=[MINI_TASKS[0]], expert_path=str(tmp_path / "sources"), output_dir=str(tmp_path / "targets")
+    )
+    before = tune(config)
+    if change == "an expert replaced":
+        path = task_checkpoint(tmp_path / "sources", MINI_TASKS[1])
+        state = read_checkpoint(path, "pemt_source")
+        write_checkpoint(path, "pemt_source", {name: tensor + 0.1 for name, tensor in state.items()}, {})
+    else:
+        config = replace(config, experts=list(reversed(MINI_TASKS)))
+    testing = replace(config, do_train=False, test_checkpoint=str(out / "targets"), output_dir=str(tmp_path / "test"))
+    with pytest.raises(UserError, match="was tuned on other experts"):
+        tune(testing)
+    after = tune(config)
+    assert "is made again or continued: 'built_on' was" in (tmp_path / "targets" / "log.txt").read_text()
+    assert before["test_loss"].tolist() != after["test_loss"].tolist()
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch):

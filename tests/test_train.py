@@ -11,6 +11,7 @@ from conftest import METHODS, MINI_TASKS, SMALL, golden_backbone, golden_npz, go
 from safetensors.torch import load_file
 from transformers import Adafactor
 
+import pewe.runs
 import pewe.train
 from pewe.backbone import load_backbone
 from pewe.cli import UserError
@@ -18,8 +19,8 @@ from pewe.data import Batch, load_split, training_updates
 from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
 from pewe.deltas.adapter import HoulsbyAdapter
 from pewe.fused import fuse_activation
-from pewe.results import read_json, read_table, write_json
-from pewe.train import Member, Progress, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
+from pewe.results import read_record, read_table, write_record
+from pewe.train import Member, Session, StackedAdafactor, clip_gradients, make_optimizer, member_losses
 from pewe.tune import COLUMNS, TuneConfig, tune
 
 TRACES = [
@@ -176,7 +177,7 @@ def test_per_step_losses_by_a_slow_loop(tiny_backbone, tiny_data, tmp_path, meth
                       train_iters=5, valid_interval=1, do_predict=False, as_original=as_original, **SMALL[method])  # fmt: skip
     tune(config)
     (run,) = (Path(path).parent for path in tmp_path.glob("*/*/*/run.json"))
-    history = [row["loss"] for row in read_json(run / "run.json")["result"]["history"] if row["updates"]]
+    history = [row["loss"] for row in read_record(run / "run.json")["result"]["history"] if row["updates"]]
     last = torch.load(run / "resume.pt", weights_only=True)["delta"]
     losses, final = slow_steps(config, task, accumulate)
     assert history == pytest.approx(losses, rel=1e-4)
@@ -192,7 +193,7 @@ def outcome(out):
         str(run.relative_to(out)): torch.load(run / "checkpoint-best.pt", weights_only=True)["adapter"] for run in runs
     }
     last = {str(run.relative_to(out)): torch.load(run / "resume.pt", weights_only=True)["delta"] for run in runs}
-    history = {str(run.relative_to(out)): read_json(run / "run.json")["result"]["history"] for run in runs}
+    history = {str(run.relative_to(out)): read_record(run / "run.json")["result"]["history"] for run in runs}
     return table, best, last, history
 
 
@@ -240,7 +241,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
             raise Killed
         return original(path)
 
-    for module in (pewe.results, pewe.train, pewe.checkpoint, pewe.tune):
+    for module in (pewe.results, pewe.train, pewe.checkpoint, pewe.runs):
         monkeypatch.setattr(module, "replacing", dying)
     for next_limit in (2, 4, 3, 5, 2, 4, 6, 3, 5, 4, 6, 7):
         calls, limit = 0, next_limit
@@ -263,9 +264,9 @@ def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_bac
     assert (clean / "result.tsv").read_text() == before
     tune(replace(config, lora_r=3, expert_rank=7, sparsity=0.0))  # flags of other kinds of delta
     run_file = next(clean.glob("*/*/*/run.json"))
-    stored = read_json(run_file)
-    stored["settings"]["lora_r"] = 10  # as an earlier version wrote it
-    write_json(run_file, stored)
+    stored = read_record(run_file)
+    stored["settings"]["lora_r"] = 10  # an entry that is no longer one
+    write_record(run_file, stored)
     tune(config)
     assert (clean / "result.tsv").read_text() == before
     with pytest.raises(TypeError):  # another seed is another run: it would train
@@ -299,14 +300,12 @@ class FakeSession(Session):
 
 
 def run_scores(tmp_path, scores, as_original=False):
-    member = Member("t", "EM", None, None, 1e-2, tmp_path, {}, {"tune_method": "adapter"}, Progress())
-    member.train = type("Train", (), {"inputs": range(8)})()
+    member = Member("t", "EM", None, None, 4, 1e-2, tmp_path, {}, {}, {"tune_method": "adapter"})
     session = FakeSession(as_original)
     for number, score in enumerate(scores):
         member.progress.updates = number * 10
         session._compare(member, score, {"x": torch.tensor(float(number))})
-    best = torch.load(tmp_path / "checkpoint-best.pt", weights_only=True)["adapter"]["x"]
-    return member.progress.best, best.item(), member.progress.without_improvement
+    return member.progress.best, member.best["x"].item(), member.progress.without_improvement
 
 
 NAN = float("nan")

@@ -1,0 +1,183 @@
+"""Runs on disk: where they lie, what decides them, which stored ones still hold, and the table of a folder of runs.
+
+<output_dir>/<task>[/<source>]/<prefix>/lr_<lr>_bsz_<bsz>_seed_<seed>/
+    run.json               settings, provenance and, once it has ended, the result or the cause of its failure; sealed
+    checkpoint-best.pt     its best step; `run.json` holds the checksum
+    resume.pt              what it goes on from; holds the best step too
+<output_dir>/<task>[/<source>]/checkpoint-best.pt      that of the task's best run by dev score
+<output_dir>/result.tsv    a row for every run below the folder that has a result
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from pewe import identity
+from pewe.checkpoint import BACKBONE, BEST, MODEL, checksum, delta_identity, experts_of
+from pewe.cli import log
+from pewe.data import Encoded, split_digest
+from pewe.deltas import Delta, DeltaState, unread_flags
+from pewe.results import provenance, read_record, replacing, write_record, write_table
+from task_list import METRICS
+
+COLUMNS = [
+    "task",
+    "prefix",
+    "learning_rate",
+    "batch_size",
+    "seed",
+    "metric",
+    "dev",
+    "test",
+    "updates",
+    "seconds",
+    "run",
+]
+RECORD = "run.json"
+
+
+@dataclass
+class Run:
+    """One cell of the experiment. `source` names the init where a task has several (tune_all_ckpt.py), else is empty."""
+
+    task: str
+    source: str
+    prefix: str
+    batch_size: int
+    learning_rate: float
+    folder: Path
+    splits: dict[str, Encoded]
+    init: DeltaState
+    settings: dict  # what decides its result
+    model: str  # name of the backbone
+
+    @property
+    def metric(self) -> str:
+        """Name of the task's metric."""
+        return METRICS[self.task]
+
+    @property
+    def of_task(self) -> Path:
+        """Where the best checkpoint of the task (and source) lies."""
+        return self.folder.parents[1] / BEST
+
+    @property
+    def args(self) -> dict:
+        """What its checkpoints say about themselves."""
+        return {**self.settings, MODEL: self.model}
+
+
+def folder_of(out: Path, row: Mapping) -> Path:
+    """The folder of the run with this task, source (where it has one), prefix, learning_rate, batch_size and seed."""
+    name = f"lr_{row['learning_rate']:g}_bsz_{row['batch_size']}_seed_{row['seed']}"
+    return out / row["task"] / row.get("source", "") / row["prefix"] / name
+
+
+def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, learning_rate: float,
+                 splits: Mapping[str, Encoded], init: DeltaState) -> dict:  # fmt: skip
+    """What decides the result of a run: it is made again when any of this changes."""
+    own = identity.deciding(
+        config, tasks=[task], learning_rate_list=[learning_rate], bsz_list=[batch_size], one_prefix=True
+    )
+    return {
+        "task": task,
+        "prefix": prefix,
+        **{name: value for name, value in own.items() if name not in unread_flags(delta)},
+        "metric": METRICS[task],
+        "data": {split: split_digest(encoded) for split, encoded in splits.items()},
+        "init": identity.state_digest(init),
+        **({"built_on": experts_of(delta.built_on)} if delta.built_on else {}),
+        BACKBONE: delta_identity(config)[BACKBONE],
+    }
+
+
+def write_run(run: Run, **ending) -> None:
+    """Write its `run.json`, with the result or the cause of its failure where it has ended."""
+    write_record(run.folder / RECORD, {"settings": run.settings, "provenance": provenance(), **ending})
+
+
+def stored_result(run: Run) -> dict | None:
+    """The result of a run with exactly these settings whose best checkpoint is there; else None, with the reason in the log."""
+    if not (run.folder / RECORD).is_file():
+        return None
+    record = read_record(run.folder / RECORD) or {}
+    reason, result = identity.difference(record.get("settings"), run.settings), record.get("result")
+    if not reason and result is None:
+        reason = f"it failed, {record['failed']}" if "failed" in record else "it was interrupted"
+    if not reason and not _keep_best(run, result["checkpoint"]):
+        reason = f"{run.folder / BEST} is damaged or missing, and {run.of_task} is not a copy of it"
+    if reason:
+        log.info("%s is made again or continued: %s", run.folder, reason)
+    return None if reason else result
+
+
+def _keep_best(run: Run, expected: str) -> bool:
+    """Whether the best checkpoint of a finished run is there, restored from that of its task where it was lost or damaged."""
+    if not expected or checksum(run.folder / BEST) == expected:
+        return True
+    if checksum(run.of_task) != expected:
+        return False
+    _copy(run.of_task, run.folder / BEST)
+    log.warning("%s was damaged or missing; restored from %s", run.folder / BEST, run.of_task)
+    return True
+
+
+def clear(run: Run) -> None:
+    """Remove what a run of other settings left, also its checkpoint as the best of its task."""
+    stale = checksum(run.folder / BEST)
+    if stale and checksum(run.of_task) == stale:
+        run.of_task.unlink()
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+
+
+def place_best(runs: Sequence[Run], results: Mapping[Path, dict]) -> None:
+    """Copy the best checkpoint by dev score of each task (and source) to where the ensembles look for it.
+
+    `results` are those of the finished runs by their folder; a score that is not defined is the worst.
+    """
+    finished = sorted((run for run in runs if run.folder in results), key=lambda run: run.of_task)
+    for of_task, group in groupby(finished, key=lambda run: run.of_task):
+        best = max(group, key=lambda run: _ranked(results[run.folder]["dev"]))
+        wanted = results[best.folder]["checkpoint"]
+        if wanted and checksum(of_task) != wanted:
+            _copy(best.folder / BEST, of_task)
+
+
+def _ranked(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def other_rows(out: Path, runs: Sequence[Run]) -> Iterator[dict]:
+    """The rows of the runs below a folder that are none of these, from their records, as far as they are sound."""
+    own, depth = {run.folder for run in runs}, "*/*/*/*" if any(run.source for run in runs) else "*/*/*"
+    for path in sorted(out.glob(f"{depth}/{RECORD}")):
+        if path.parent in own:
+            continue
+        result = (read_record(path) or {}).get("result")
+        if result and folder_of(out, result) == path.parent:
+            yield row_of(result, path.parent, out)
+
+
+def row_of(result: Mapping, folder: Path, out: Path) -> dict:
+    """A row of `result.tsv`."""
+    return {"target": result["task"], **result, **result["block"], "run": str(folder.relative_to(out))}
+
+
+def write_results(out: Path, runs: Sequence[Run], results: Mapping[Path, dict], others: Sequence[dict]) -> pd.DataFrame:
+    """Write `result.tsv`: the rows of others in the folder, then those of these runs; returns the table of these alone."""
+    columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else list(COLUMNS)
+    rows = [row_of(results[run.folder], run.folder, out) for run in runs if run.folder in results]
+    columns[-1:-1] = dict.fromkeys(name for row in (*others, *rows) for name in row["block"])
+    write_table(out / "result.tsv", pd.DataFrame([*others, *rows], columns=columns))
+    return pd.DataFrame(rows, columns=columns)
