@@ -1,16 +1,14 @@
 """What unit_model_Fisher.py and unit_model_RegMean.py share: the merge of all other tasks' deltas for every target."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pewe.checkpoint import ensemble_checkpoint, write_checkpoint
-from pewe.cli import UserError, log, log_to
-from pewe.ensemble import ensemble_tasks, read_states, save_weights
+from pewe.cli import UserError, log_to
+from pewe.ensemble import Part, digests, ensemble_tasks, read_states, save
 from pewe.fusion.collect_deltas import WATCHES, statistics_file
 from pewe.fusion.deltas import merge_deltas
 from pewe.fusion.store import read_statistics
-from pewe.identity import state_digest
+from pewe.identity import file_digest
 from pewe.weights import allowed_sources, uniform_weights
 
 
@@ -23,7 +21,7 @@ def leave_one_out(config, method: str, default: Sequence[str]) -> None:
     tasks = ensemble_tasks(config, default)
     if config.delta not in WATCHES:
         raise UserError(f"--delta {config.delta}: only {', '.join(WATCHES)} can be merged by {method}")
-    source, folder = Path(config.source_ckpt_path), Path(config.save_ckpt_path)
+    source = Path(config.source_ckpt_path)
     states = read_states(config.source_ckpt_path, config.delta, tasks)
     missing = [task for task in tasks if not statistics_file(source, task).is_file()]
     if missing:
@@ -33,9 +31,8 @@ def leave_one_out(config, method: str, default: Sequence[str]) -> None:
         )
     statistics = [read_statistics(statistics_file(source, task)) for task in tasks]
     W = uniform_weights(allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: coefficients of {method}")
-    args = {"sources": [state_digest(state) for state in states], "method": method, **dataclasses.asdict(config),
-            **states.made_for}  # fmt: skip
-    for target, state in zip(tasks, merge_deltas(config.delta, method, states, statistics, W, config), strict=True):
-        write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, args)
-    log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(tasks))
+    merged = merge_deltas(config.delta, method, states, statistics, W, config)
+    made_from = {"method": method, "sources": digests(tasks, states),
+                 "statistics": {task: file_digest(statistics_file(source, task)) for task in tasks}}  # fmt: skip
+    part = Part(tasks, tasks, W, f"{config.delta}: coefficients of {method}", merged)
+    save(config, [part], made_from, states.made_for)
