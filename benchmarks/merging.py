@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from pewe.checkpoint import task_checkpoint, write_checkpoint
+from pewe.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import flag, main
 from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, read_states, save_ensembles
+from pewe.ensemble import read_states
 from pewe.merge import merge
 from pewe.weights import uniform_weights
 
@@ -110,7 +110,7 @@ def in_memory(config: Config) -> dict:
 
 
 def many_files(count: int) -> dict:
-    """Merge `count` files into `count` files by the function that unit_model/ uses; peak memory of this process."""
+    """Merge `count` files into `count` files by the functions that unit_model/ uses; peak memory of this process."""
     with tempfile.TemporaryDirectory(dir="checkpoints") as folder:
         names = [f"task_{number}" for number in range(count)]
         for number, name in enumerate(names):
@@ -119,9 +119,8 @@ def many_files(count: int) -> dict:
         size = path.stat().st_size / 1e6
         start = time.perf_counter()
         states = read_states(f"{folder}/sources", "lora", names)
-        save_ensembles(
-            EnsembleConfig(delta="lora", save_ckpt_path=f"{folder}/merged"), names, states, leave_one_out(count)
-        )
+        for name, state in zip(names, merge(states, leave_one_out(count)), strict=True):
+            write_checkpoint(ensemble_checkpoint(Path(folder) / "merged", name), "lora", state, {})
         spent = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     line = {

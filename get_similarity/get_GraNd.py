@@ -41,6 +41,10 @@ class GraNdConfig(SimilarityConfig):
     mode: str = flag(mode, "dev (one value), block (one per block) or layer (one per sub-layer with a delta)")
     eval_mode: bool = flag(False, "without dropout: deterministic, whatever the seed")
     predict_batch_size: int = flag(5, "dev lines per batch")
+    seed: int = flag(42, "seed of dropout")
+    bsz_list: list[int] = flag(
+        [8], "batch size of the tuning, by whose micro-batches of 16 --as_original divides the loss"
+    )
     output_dir: str = flag("checkpoints/adapter/similarity/GraNd", "folder of result.tsv", decides=False)
 
 

@@ -62,12 +62,15 @@ class _Parser(argparse.ArgumentParser):
         return namespace
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -> None:
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind, hidden: bool = False) -> None:
+    """Add the flag of a field; a hidden one is not in the help, and has no default."""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     help = field.metadata.get("help", "").replace("%", "%%")
     if shown not in (None, "", False):
         help += f" (default: {shown})"
+    if hidden:
+        default = help = argparse.SUPPRESS
     name = f"--{field.name}"
     if kind is bool:
         parser.add_argument(
@@ -84,15 +87,23 @@ def parse(config_class: type, args: list[str] | None = None, description: str = 
     """An instance of a dataclass from the command line. Raises UserError for unknown flags and bad values.
 
     The flag named `file_flag` holds a TOML file (a relative path starts at the repository root) whose values take the
-    place of the defaults.
+    place of the defaults. Where the class has an attribute `ignored`, a dataclass, the flags that only that one has are
+    accepted and said to be ignored.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         _add_flag(parser, field, kinds[field.name])
+    if ignored := getattr(config_class, "ignored", None):
+        for field in dataclasses.fields(ignored):
+            if field.name not in kinds:
+                _add_flag(parser, field, typing.get_type_hints(ignored)[field.name], hidden=True)
     if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
         parser.set_defaults(**_checked(read_toml(ROOT / path), kinds, path))
-    return config_class(**vars(parser.parse_args(args)))
+    given = vars(parser.parse_args(args))
+    if extra := sorted(given.keys() - kinds.keys()):
+        print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)
+    return config_class(**{name: value for name, value in given.items() if name in kinds})
 
 
 def read_toml(path: Path) -> dict:

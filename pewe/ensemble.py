@@ -3,6 +3,7 @@
 <save_ckpt_path>/without_<target>_checkpoint.pt   the initialisation for each target
 <save_ckpt_path>/final_weight.tsv                 target, source, weight
 <save_ckpt_path>/hot_pic_all.png                  targets down, sources across, effective number of sources at the side
+<save_ckpt_path>/config.json                      what they were made from: flags, digests of sources, tables, ...; its files
 
 and, of a similarity by block or layer, whose ensembles lie in a folder per scope:
 
@@ -10,8 +11,7 @@ and, of a similarity by block or layer, whose ensembles lie in a folder per scop
 <save_ckpt_path>/importance.tsv, .png             scope, spread of its weights
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pewe.checkpoint import Checkpoints, ensemble_checkpoint, task_checkpoint, write_checkpoint
+from pewe.checkpoint import (
+    MODEL,
+    Checkpoints,
+    check_made_for,
+    check_state,
+    ensemble_checkpoint,
+    task_checkpoint,
+    write_checkpoint,
+)
 from pewe.cli import UserError, flag, log, suggest
-from pewe.deltas import TUNE_METHODS
-from pewe.identity import state_digest
-from pewe.merge import MEMORY, merge
+from pewe.deltas import TUNE_METHODS, DeltaState
+from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
+from pewe.merge import MEMORY
 from pewe.plots import bars, heat_map
-from pewe.results import write_config, write_table
-from pewe.weights import effective_numbers, softmax_weights, temperature_for
+from pewe.results import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
+from pewe.weights import COLUMNS, effective_numbers, softmax_weights, temperature_for
 from task_list import METRICS, TASK_LISTS
 
 
@@ -54,16 +62,27 @@ def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
         raise UserError(f"unknown --delta {suggest(config.delta, TUNE_METHODS)}")
     if config.task_list and config.task_list not in TASK_LISTS:
         raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
-    for task in config.tasks:
+    tasks = list(config.tasks or TASK_LISTS.get(config.task_list, default))
+    for task in tasks:
         if task not in METRICS:
             raise UserError(f"task {suggest(task, METRICS)}")
-    return list(config.tasks or TASK_LISTS.get(config.task_list, default))
+        if tasks.count(task) > 1:
+            raise UserError(f"{task!r} is named twice (--tasks, --task_list): a source would count twice in every mean")
+    return tasks
 
 
-def read_states(folder: str, delta: str, tasks: Sequence[str]) -> Checkpoints:
-    """The deltas of these tasks in a folder, all of the same kind, size and backbone; read one by one where they are large."""
+def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints | None = None) -> Checkpoints:
+    """The deltas of these tasks in a folder, all of the same kind, size and backbone; read one by one where they are large.
+
+    A task may be a pair, TARGET/SOURCE. Raises UserError also where they are not like those that they are compared with.
+    """
     paths = [task_checkpoint(Path(folder), task) for task in tasks]
-    return Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
+    states = Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
+    if like is not None:
+        known = {name: value for name, value in like.made_for.items() if name != MODEL and name in states.made_for}
+        check_made_for(states.made_for, known, paths[0], f"they are compared with {like.paths[0]}, and must be like it")
+        check_state(states[0], like.shapes, paths[0])
+    return states
 
 
 def ensemble_weights(
@@ -82,26 +101,134 @@ def ensemble_weights(
     return W, temperature
 
 
-def save_weights(
-    config: EnsembleConfig, targets: Sequence[str], sources: Sequence[str], W: Tensor, title: str
-) -> pd.DataFrame:
-    """Write `final_weight.tsv`, `config.json` and the heat map; returns the weights, targets down and sources across."""
-    folder = Path(config.save_ckpt_path)
-    frame = pd.DataFrame(W.numpy(), index=list(targets), columns=list(sources))
-    write_table(
-        folder / "final_weight.tsv",
-        frame.rename_axis("target").reset_index().melt("target", var_name="source", value_name="weight"),
+WEIGHTS, RECORD = "final_weight.tsv", "config.json"
+
+
+def digests(tasks: Sequence[str], states: Sequence[DeltaState]) -> dict[str, str]:
+    """Task -> fingerprint of its delta: an entry of what an ensemble was made from."""
+    return {task: state_digest(state) for task, state in zip(tasks, states, strict=True)}
+
+
+def read_similarity(path: Path) -> tuple[pd.DataFrame, bool | None]:
+    """The table of a similarity, and whether higher is more similar where the `config.json` beside it says so.
+
+    A table without one is a user's own. Raises UserError where it is not the table that the record is of, or not finished.
+    """
+    table = read_table(path, COLUMNS)
+    table["value"] = numeric(table, "value", path)
+    empty = [*table[COLUMNS[:3]].isna().any(axis=1), not len(table)]
+    if any(empty):
+        raise UserError(f"{path}, line {empty.index(True) + 2}: expected a target, a source, a scope and a value")
+    for folder in (path.parent, path.parent.parent):  # a scope's folder lies in the measure's
+        about = _about(folder / RECORD, path)
+        if about is not None:
+            return table, about
+    return table, None
+
+
+def _about(beside: Path, table: Path) -> bool | None:
+    """The orientation in a record, checked against the table; None where there is none, or it is of something else."""
+    content = read_json(beside) if beside.is_file() else {}
+    record = unsealed(content)
+    way_out = (
+        "make the matrix again with its script, or copy the table alone into another folder and give --orientation"
     )
-    write_config(folder, config)
-    effective = pd.Series(effective_numbers(W).numpy(), index=list(targets))
-    heat_map(frame, folder / "hot_pic_all.png", title, effective, "effective\nsources")
+    if not isinstance(content, dict) or (record is None and {SEAL, "measure"} & content.keys()):
+        raise UserError(f"{beside} is damaged, or of an earlier version: {way_out}")
+    higher = content.get("higher_is_more_similar")
+    if record and higher is not None:
+        name = table.relative_to(beside.parent).as_posix()
+        if not record["finished"]:
+            raise UserError(f"{table} is not finished: start its script again")
+        if file_digest(table) not in record["tables"].get(name, []):
+            raise UserError(f"{table} is not the table that {beside} is of: {way_out}")
+    if higher is not None and not isinstance(higher, bool):
+        raise UserError(f"{beside}: higher_is_more_similar must be true or false, not {higher!r}")
+    return higher
+
+
+@dataclass
+class Part:
+    """The ensembles of one scope of the similarity: weights W (T, n), and the merged states in the order of the targets.
+
+    `merged` may make them when they are asked for; it is None where only the weights are wanted. `scope` is the folder of
+    its files, empty where there is one scope only.
+    """
+
+    targets: Sequence[str]
+    sources: Sequence[str]
+    W: Tensor
+    title: str
+    merged: Iterable[DeltaState] | None
+    scope: str = ""
+
+    def frame(self) -> pd.DataFrame:
+        """The weights by name, targets down and sources across."""
+        return pd.DataFrame(self.W.numpy(), index=list(self.targets), columns=list(self.sources))
+
+    def files(self) -> list[str]:
+        """Names of its files, from the folder of the ensemble."""
+        targets = self.targets if self.merged is not None else []
+        names = [WEIGHTS, "hot_pic_all.png", *(ensemble_checkpoint(Path(), target).name for target in targets)]
+        return [f"{self.scope}/{name}" if self.scope else name for name in names]
+
+
+def save(
+    config: EnsembleConfig, parts: Sequence[Part], made_from: Mapping, made_for: Mapping, overview: Sequence[str] = ()
+) -> None:
+    """Write weights, pictures and checkpoints of every part, and the record of all of them.
+
+    `made_from` is what decides them beside the flags, `made_for` what their sources were made for. What an earlier call
+    left in the folder is removed first: no ensemble of other tasks, or of a call that was interrupted, stays there.
+    """
+    folder, files = Path(config.save_ckpt_path), [name for part in parts for name in part.files()]
+    for part in parts:
+        bad = part.frame()[~torch.isfinite(part.W).all(1).numpy()]
+        if len(bad):
+            raise UserError(f"the weights of target {bad.index[0]!r} are not finite numbers (the temperature?)")
+    if len(parts) > 1:
+        files += ["importance.tsv", "importance.png", *(f"overview_{target}.png" for target in overview)]
+    args = {**deciding(config), **made_from, **made_for}
+    record = {"settings": args, "scopes": [part.scope for part in parts], "provenance": provenance()}
+    with hold(folder):
+        remove_earlier(folder)
+        write_record(folder / RECORD, {**record, "finished": False, "files": dict.fromkeys(files)})
+        for part in parts:
+            _save_part(config, folder / part.scope, part, args)
+        if len(parts) > 1:
+            save_overview(config, {part.scope: part.frame() for part in parts}, overview)
+        files = {name: file_digest(folder / name) for name in files}
+        write_record(folder / RECORD, {**record, "finished": True, "files": files})
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove the files that the record of an earlier call lists, and any ensemble in the folder itself."""
+    listed = (read_record(folder / RECORD) or {}).get("files", {})
+    inside = [folder / name for name in listed if ".." not in Path(name).parts]
+    checkpoints = [*inside, *folder.glob(ensemble_checkpoint(Path(), "*").name)]
+    removed = {path for path in checkpoints if path.is_file() and path.is_relative_to(folder)}
+    for path in removed:
+        path.unlink()
+    if removed:
+        log.info("%s: removed %d files of an earlier call", folder, len(removed))
+
+
+def _save_part(config: EnsembleConfig, folder: Path, part: Part, args: Mapping) -> None:
+    """The files of one part, in its folder."""
+    frame = part.frame()
+    long = frame.rename_axis("target").reset_index().melt("target", var_name="source", value_name="weight")
+    write_table(folder / WEIGHTS, long)
+    effective = pd.Series(effective_numbers(part.W).numpy(), index=frame.index)
+    heat_map(frame, folder / "hot_pic_all.png", part.title, effective, "effective\nsources")
     log.info(
-        "%s: weights of %d targets, effective number of sources: median %.1f",
-        folder,
-        len(targets),
-        np.median(effective),
+        "%s: weights of %d targets, effective number of sources: median %.1f", folder, len(frame), np.median(effective)
     )
-    return frame
+    if part.merged is None:
+        return
+    for target, state, row in zip(part.targets, part.merged, part.W, strict=True):
+        own = {**args, "weights": row.tolist()}
+        write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, own)
+    log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(part.targets))
 
 
 def save_overview(config: EnsembleConfig, weights: dict[str, pd.DataFrame], targets: Sequence[str]) -> None:
@@ -126,15 +253,6 @@ def _spread(frame: pd.DataFrame) -> float:
     return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
 
 
-def save_ensembles(config: EnsembleConfig, targets: Sequence[str], states: Checkpoints, W: Tensor) -> None:
-    """Merge the states by the weights (T, n) and write the checkpoint of every target."""
-    folder = Path(config.save_ckpt_path)
-    args = {"sources": [state_digest(state) for state in states], **dataclasses.asdict(config), **states.made_for}
-    for target, state, row in zip(targets, merge(states, W), W, strict=True):
-        write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, {**args, "weights": row.tolist()})
-    log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(targets))
-
-
 def as_tensor(frame: pd.DataFrame) -> Tensor:
     """The values of a matrix as float64, 0 on the diagonal where it is missing."""
-    return torch.tensor(frame.fillna(0.0).to_numpy(dtype=float))
+    return torch.tensor(frame.fillna(0.0).to_numpy(dtype=float, copy=True))

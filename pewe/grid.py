@@ -1,25 +1,26 @@
-"""The steps of an experiment for one delta and one seed: what each computes, from what, and whether it is done.
+"""The steps of an experiment for one delta and one seed: what each computes, and from what.
 
-A step is a folder below checkpoints/<suite>/<delta>/seed_<seed>/. It is done if its `step.json` names the inputs that it
-would have now and all the files that it wrote are there; a step that is not done computes only what is missing.
+A step (pewe/step.py) is a folder below checkpoints/<suite>/<delta>/seed_<seed>/.
 """
 
-import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
+
 import dev_all_ckpt
 import tune_all_ckpt
 from get_similarity import MEASURES
-from pewe.cli import UserError
+from pewe.checkpoint import BEST
 from pewe.data import task_names
+from pewe.ensemble import RECORD
 from pewe.fusion import collect_deltas
-from pewe.identity import digest
-from pewe.results import read_json, read_table, write_json
+from pewe.pemt import GATES
+from pewe.results import read_record
+from pewe.step import Made, Step
 from pewe.suite import Suite
-from pewe.tune import TuneConfig, tune
+from pewe.tune import FailedRuns, TuneConfig, tune
 from pewe.weights import RESULT
 from unit_model import (
     unit_model_average,
@@ -59,40 +60,6 @@ BY_MODULE = {
 DEFAULT_INITS = ("Random", *FROM_DELTAS, *BY_MEASURE)
 INITS = (*DEFAULT_INITS, *FUSION, *BY_MODULE, *PEMT)
 SOURCES = "Full data"  # the row of the source deltas themselves
-NO_MATTER = ("device", "quiet", "stack", "pictures")  # flags that do not change a result
-
-
-@dataclass(frozen=True)
-class Step:
-    """One folder of the experiment."""
-
-    folder: Path
-    config: object  # the configuration of its command
-    run: Callable  # (config, finished) -> None
-    outputs: Callable[[Path], list[Path]]
-    needs: tuple["Step", ...] = ()
-    cells: int = 1
-    row: str = ""  # of the table, where the step makes cells
-
-    def inputs(self) -> str:
-        """A fingerprint of everything that decides what the step makes."""
-        flags = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in NO_MATTER}
-        return digest([flags, [need.inputs() for need in self.needs]])
-
-    def done(self, material: str) -> bool:
-        """Nothing has to be computed."""
-        stamp = read_json(self.folder / "step.json") or {}
-        outputs = [self.folder / name for name in stamp.get("outputs", [])]
-        return stamp.get("inputs") == self.inputs() + material and all(path.is_file() for path in outputs)
-
-    def carry_out(self, material: str, finished: Callable[[int], None]) -> None:
-        """Compute what is missing, and note what was made from what."""
-        broken = next((need.folder for need in self.needs if not need.done(material)), None)
-        if broken:
-            raise UserError(f"needs {broken}, which failed")
-        self.run(self.config, finished)
-        outputs = [os.path.relpath(path, self.folder) for path in self.outputs(self.folder)]
-        write_json(self.folder / "step.json", {"inputs": self.inputs() + material, "outputs": outputs})
 
 
 @dataclass
@@ -105,6 +72,7 @@ class Grid:
     root: Path
     flags: dict  # that the command line sets for all commands
     limit: int = 0  # updates at most in every run; 0: as the suite says
+    material: str = ""  # a fingerprint of data and backbone
     steps: dict[str, Step] = field(default_factory=dict)
 
     @property
@@ -113,9 +81,13 @@ class Grid:
         return self.root / self.delta / f"seed_{self.seed}"
 
     def leave_out(self, tasks: list[str]) -> None:
-        """Go on without these tasks."""
+        """Go on without these tasks, which have no source."""
         self.flags = {**self.flags, "tasks": [task for task in self.flags["tasks"] if task not in tasks]}
-        self.steps.clear()
+        self.steps = {"sources": self.step("sources")}
+
+    def inits(self) -> list[str]:
+        """The rows of the table that this kind of delta has."""
+        return [init for init in INITS if (init in PEMT) == (self.delta == "pemt")]
 
     def config(self, kind: type, *sections: str, **flags):
         """The configuration of a command of the suite for this delta and seed."""
@@ -132,54 +104,56 @@ class Grid:
         return self.steps[name]
 
     def _make(self, name: str) -> Step:
-        folder = self.base / name
-        tasks = len(self.flags["tasks"])
+        kind, _, what = name.partition("/")
+        if name.startswith("from_"):
+            return self._tuning(name)
+        if kind in ("similarity", "weights"):
+            return (self._similarity if kind == "similarity" else self._weights)(name, what)
+        tasks, path = len(self.flags["tasks"]), self._path(name)
         if name == "sources":
             config = self.config(
-                TuneConfig, "tuning", "sources", full_train=True, do_train=True, do_predict=True, output_dir=str(folder)
+                TuneConfig, "tuning", "sources", full_train=True, do_train=True, do_predict=True, output_dir=path
             )
             if self.delta == "pemt":
                 config.tune_method = "pemt_source"
-            return Step(folder, config, tune_tasks, runs_of, (), runs(config, tasks), SOURCES)
+            return self._step(name, config, tune_tasks, (), runs(config, tasks), SOURCES)
         if name in ("pairs", "zero_shot"):
-            module = tune_all_ckpt if name == "pairs" else dev_all_ckpt
-            run = tune_all_ckpt.tune_all if name == "pairs" else dev_all_ckpt.run
-            config = self.config(
-                module.Config, "tuning", "pairs", source_ckpt_path=self._path("sources"), output_dir=str(folder)
+            module, command = (
+                (tune_all_ckpt, tune_all_ckpt.tune_all) if name == "pairs" else (dev_all_ckpt, dev_all_ckpt.run)
             )
-            return Step(folder, config, run, runs_of, (self.step("sources"),), runs(config, tasks**2))
-        if name == "statistics":
-            config = self.config(collect_deltas.Config, source_ckpt_path=self._path("sources"), full_train=True)
-            return Step(folder, config, at_once(collect_deltas.run), statistics_of, (self.step("sources"),))
-        if name.startswith("from_"):
-            return self._tuning(name, folder, tasks)
-        kind, _, what = name.partition("/")
-        return self._similarity(what, folder) if kind == "similarity" else self._weights(what, folder)
+            config = self.config(
+                module.Config, "tuning", "pairs", source_ckpt_path=self._path("sources"), output_dir=path
+            )
+            return self._step(name, config, tuned_by(command), ("sources",), runs(config, tasks**2))
+        config = self.config(collect_deltas.Config, source_ckpt_path=self._path("sources"), full_train=True)
+        return self._step(name, config, at_once(collect_deltas.run, statistics_of), ("sources",))
 
-    def _tuning(self, name: str, folder: Path, tasks: int) -> Step:
-        init = name.removeprefix("from_")
-        config = self.config(TuneConfig, "tuning", "targets", do_train=True, do_predict=True, output_dir=str(folder))
+    def _step(self, name: str, config, run, needs: tuple[str, ...], cells: int = 1, row: str = "") -> Step:
+        needed = tuple(self.step(need) for need in needs)
+        return Step(self.base / name, config, run, needed, cells, row, self.material)
+
+    def _tuning(self, name: str) -> Step:
+        init, tasks, path = name.removeprefix("from_"), len(self.flags["tasks"]), self._path(name)
+        config = self.config(TuneConfig, "tuning", "targets", do_train=True, do_predict=True, output_dir=path)
         if init == "Random":
-            return Step(folder, config, tune_tasks, runs_of, (), runs(config, tasks), init)
+            return self._step(name, config, tune_tasks, (), runs(config, tasks), init)
         if init in PEMT:
             config = replace(config, expert_path=self._path("sources"), **PEMT[init])
-            return Step(folder, config, tune_tasks, runs_of, (self.step("sources"),), runs(config, tasks), init)
+            return self._step(name, config, tune_tasks, ("sources",), runs(config, tasks), init)
         config.train_checkpoint = self._path(f"weights/{init}")
         run = tune_scopes if init in BY_MODULE else tune_tasks
-        return Step(folder, config, run, runs_of, (self.step(f"weights/{init}"),), runs(config, tasks), init)
+        return self._step(name, config, run, (f"weights/{init}",), runs(config, tasks), init)
 
-    def _similarity(self, name: str, folder: Path) -> Step:
-        measure, flags = BY_MODULE.get(name, (name, {}))
+    def _similarity(self, name: str, what: str) -> Step:
+        measure, flags = BY_MODULE.get(what, (what, {}))
         run, kind = MEASURES[measure]
         config = self.config(kind, source_ckpt_path=self._path("sources"), random_tuned_ckpt_path=self._path("from_Random"),
-                             output_dir=str(folder), **flags)  # fmt: skip
+                             output_dir=self._path(name), **flags)  # fmt: skip
         needs = ("sources", "from_Random") if measure in ("KL", "block") else ("sources",)
-        return Step(
-            folder, config, at_once(run), lambda folder: [folder / RESULT], tuple(self.step(need) for need in needs)
-        )
+        return self._step(name, config, at_once(run, matrix_of), needs)
 
-    def _weights(self, init: str, folder: Path) -> Step:
-        paths = {"source_ckpt_path": self._path("sources"), "save_ckpt_path": str(folder),
+    def _weights(self, name: str, init: str) -> Step:
+        paths = {"source_ckpt_path": self._path("sources"), "save_ckpt_path": self._path(name),
                  "tuned_64shot_ckpt_path": self._path("from_Random"), "tuned_ckpt_path": self._path("pairs"),
                  "zero_result_path": f"{self._path('zero_shot')}/{RESULT}",
                  "origin_data_path": self._path(f"similarity/{init}")}  # fmt: skip
@@ -187,16 +161,10 @@ class Grid:
         config = self.config(module.Config, "weights", **paths, **flags)
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
         config.effective = min(config.effective, len(self.flags["tasks"]) / 2)
-        needs = (self.step("sources"), *(self.step(name) for name in needed))
-        return Step(folder, config, at_once(module.run), ensembles_of, needs)
+        return self._step(name, config, at_once(module.run, ensembles_of), ("sources", *needed))
 
     def _path(self, name: str) -> str:
         return str(self.base / name)
-
-
-def at_once(command: Callable) -> Callable:
-    """A command without cells of its own, as a step carries it out."""
-    return lambda config, finished: command(config)
 
 
 def runs(config: TuneConfig, inits: int) -> int:
@@ -204,57 +172,72 @@ def runs(config: TuneConfig, inits: int) -> int:
     return inits * len(config.learning_rate_list) * len(config.bsz_list)
 
 
-def runs_of(folder: Path) -> list[Path]:
-    """The `run.json` of every row of the tables in a folder of runs."""
-    tables = sorted(folder.rglob(RESULT))
-    return [table.parent / run / "run.json" for table in tables for run in read_table(table, ["run"])["run"]]
+def at_once(command: Callable, files_of: Callable[[object], list[Path]]) -> Callable[..., Made]:
+    """A command without cells of its own, as a step carries it out; `files_of` its configuration are what it made."""
+
+    def carry_out(config, finished) -> Made:
+        command(config)
+        return Made(files_of(config))
+
+    return carry_out
 
 
-def ensembles_of(folder: Path) -> list[Path]:
-    """The checkpoints and tables of weights of an ensemble."""
-    return [*sorted(folder.rglob("without_*_checkpoint.pt")), *sorted(folder.rglob("final_weight.tsv"))]
+def matrix_of(config) -> list[Path]:
+    """The table of a similarity, and its record."""
+    return [Path(config.output_dir) / name for name in (RESULT, RECORD)]
 
 
-def statistics_of(folder: Path) -> list[Path]:
+def ensembles_of(config) -> list[Path]:
+    """The files of an ensemble, and its record."""
+    folder = Path(config.save_ckpt_path)
+    return [folder / name for name in (RECORD, *read_record(folder / RECORD)["files"])]
+
+
+def statistics_of(config) -> list[Path]:
     """The statistics of the sources, which lie beside their checkpoints."""
-    return sorted(folder.parent.glob("sources/*/statistics.safetensors"))
+    return [collect_deltas.statistics_file(Path(config.source_ckpt_path), task) for task in config.tasks]
 
 
-class FailedTasks(Exception):
-    """Some tasks of a step failed: task -> cause."""
+def tuned_by(command: Callable) -> Callable[..., Made]:
+    """A tuning command as a step carries it out: runs that diverged are cells that failed."""
 
-    def __init__(self, causes: dict[str, Exception]):
-        super().__init__(", ".join(causes))
-        self.causes = causes
+    def carry_out(config, finished) -> Made:
+        try:
+            return Made(files_of_runs(Path(config.output_dir), command(config, finished)))
+        except FailedRuns as error:
+            failed = {str(folder.relative_to(config.output_dir)): cause for folder, cause in error.causes.items()}
+            return Made(files_of_runs(Path(config.output_dir), error.table), failed, list(error.tasks))
+
+    return carry_out
 
 
-def tune_tasks(config: TuneConfig, finished: Callable[[int], None]) -> None:
+def files_of_runs(out: Path, table: pd.DataFrame) -> list[Path]:
+    """The records of the runs of a table, their gates, the best checkpoints of its tasks, and the stored table."""
+    folders = [out / run for run in table["run"]]
+    found = [folder / name for folder in folders for name in ("run.json", GATES)]
+    best = {folder.parents[1] / BEST for folder in folders}
+    return [out / RESULT, *(path for path in (*found, *sorted(best)) if path.is_file())]
+
+
+def tune_tasks(config: TuneConfig, finished: Callable[[int], None]) -> Made:
     """Tune all tasks; where that fails, every task by itself, so that one bad task costs one cell."""
+    tasks = task_names(config)
     try:
-        tune(config, finished)
-    except Exception:
-        tasks = task_names(config)
+        return tuned_by(tune)(config, finished)
+    except Exception as error:
         if len(tasks) == 1:
-            raise
-        causes = {}
-        for task in tasks:
-            try:
-                tune(replace(config, tasks=[task]), finished)
-            except Exception as cause:
-                causes[task] = cause
-        good = [task for task in tasks if task not in causes]
-        if good:
-            tune(replace(config, tasks=good))  # all finished: writes their common table
-        if causes:
-            raise FailedTasks(causes) from None
+            return Made([], {tasks[0]: str(error) or type(error).__name__}, tasks)
+    return sum((tune_tasks(replace(config, tasks=[task]), finished) for task in tasks), Made([]))
 
 
-def tune_scopes(config: TuneConfig, finished: Callable[[int], None]) -> None:
+def tune_scopes(config: TuneConfig, finished: Callable[[int], None]) -> Made:
     """Tune from the ensemble of every block or layer, each into its own folder."""
-    for folder in sorted(path.parent for path in Path(config.train_checkpoint).glob("*/final_weight.tsv")):
-        tune_tasks(
-            replace(config, train_checkpoint=str(folder), output_dir=f"{config.output_dir}/{folder.name}"), finished
-        )
+    made, ensembles = Made([]), Path(config.train_checkpoint)
+    for scope in read_record(ensembles / RECORD)["scopes"]:
+        own = replace(config, train_checkpoint=str(ensembles / scope), output_dir=f"{config.output_dir}/{scope}")
+        one = tune_tasks(own, finished)
+        made += Made(one.files, {f"{scope}/{cell}": cause for cell, cause in one.failed.items()}, one.without)
+    return made
 
 
 def plan(grid: Grid, inits: list[str]) -> list[Step]:
@@ -266,7 +249,6 @@ def plan(grid: Grid, inits: list[str]) -> list[Step]:
             add(need)
         ordered.setdefault(step.folder, step)
 
-    own = [init for init in inits if (init in PEMT) == (grid.delta == "pemt")]
-    for name in ("sources", *(f"from_{init}" for init in own)):
+    for name in ("sources", *(f"from_{init}" for init in inits if init in grid.inits())):
         add(grid.step(name))
     return list(ordered.values())

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -90,6 +90,20 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file's content; computed again only where its size, time or place have changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_print(path: Path) -> list:
+    """[SHA-256, size, time of the last change in ns] of a file, by which `has_print` tells whether it is still the same."""
+    about = path.stat()
+    return [file_digest(path), about.st_size, about.st_mtime_ns]
+
+
+def has_print(path: Path, saved: Sequence) -> bool:
+    """Whether a file is there with this print; its content is read only where its size or time is another."""
+    if not path.is_file():
+        return False
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns] == list(saved[1:]) or file_digest(path) == saved[0]
 
 
 def model_digest(model: str, tokenizer: str = "") -> str:

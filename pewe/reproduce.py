@@ -1,7 +1,7 @@
 """The paper's experiment as one grid: delta x seed x init x task, its similarities, ensembles, few-shot runs and tables.
 
 Steps (pewe/grid.py) that are done are skipped; a cell that fails is listed at the end with its cause, and the others go on.
-The results are gathered in results/<suite>/ (pewe/report.py).
+The results of all steps that hold today are gathered in results/<suite>/ (pewe/report.py).
 """
 
 import dataclasses
@@ -16,12 +16,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pewe import report
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import task_names
-from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
+from pewe.ensemble import WEIGHTS
+from pewe.grid import BY_MEASURE, BY_MODULE, DEFAULT_INITS, INITS, PEMT, SOURCES, Grid, plan
 from pewe.identity import digest, files_digests, model_digest
 from pewe.pemt import mean_gates, read_gates
-from pewe.results import provenance, read_json, read_table, write_json, write_table
+from pewe.results import hold, provenance, read_json, read_table, write_json, write_table
+from pewe.runs import COLUMNS
+from pewe.step import Step
 from pewe.suite import Suite, read_suite
-from pewe.tune import COLUMNS, TuneConfig
+from pewe.tune import TuneConfig
 from pewe.weights import COLUMNS as SIMILARITY_COLUMNS
 from pewe.weights import RESULT
 from task_list import GROUP_OF
@@ -46,25 +49,34 @@ class Config:
 
 
 def material(config: TuneConfig) -> str:
-    """A fingerprint of the backbone and the data files of a suite's tasks."""
+    """A fingerprint of the backbone and the data files of a suite's tasks, and of the texts that PEMT's prompts begin with."""
     folders = [Path(config.task_dir) / task for task in task_names(config)]
     data = {folder.name: files_digests(folder.glob("*.tsv")) for folder in folders}
-    return digest([data, model_digest(config.model, config.tokenizer_path)])
+    texts = files_digests([Path(config.task_descriptions)] if config.tune_method == "pemt" else [])
+    return digest([data, model_digest(config.model, config.tokenizer_path), texts])
 
 
-def grids(config: Config, suite: Suite) -> Iterator[Grid]:
+def check(config: Config, suite: Suite) -> None:
+    """Raises UserError for what the suite does not have, and for anything that is named twice."""
+    for flag_name, known in (("delta", suite.deltas), ("init", INITS), ("tasks", None), ("seeds", None)):
+        given = getattr(config, flag_name)
+        for value in given:
+            if known is not None and value not in known:
+                raise UserError(f"--{flag_name} {suggest(value, known)}")
+            if given.count(value) > 1:
+                raise UserError(f"--{flag_name} names {value} twice")
+
+
+def grids(config: Config, suite: Suite) -> list[Grid]:
     """One grid for every seed and delta, seed by seed."""
-    for delta in config.delta:
-        if delta not in suite.deltas:
-            raise UserError(f"--delta {suggest(delta, suite.deltas)}")
-    for init in config.init:
-        if init not in INITS:
-            raise UserError(f"--init {suggest(init, INITS)}")
     flags = {"tasks": config.tasks or suite.tasks()} | ({"device": config.device} if config.device else {})
-    root = Path("checkpoints") / name_of(config, suite)
-    for seed in config.seeds:
-        for delta in config.delta or suite.deltas:
-            yield Grid(suite, delta, seed, root, flags, config.limit_train_iters)
+    root, deltas = Path("checkpoints") / name_of(config, suite), config.delta or suite.deltas
+    of = {delta: material(suite.config(TuneConfig, delta, tune_method=delta, **flags)) for delta in deltas}
+    return [
+        Grid(suite, delta, seed, root, flags, config.limit_train_iters, of[delta])
+        for seed in config.seeds
+        for delta in deltas
+    ]
 
 
 def name_of(config: Config, suite: Suite) -> str:
@@ -74,129 +86,159 @@ def name_of(config: Config, suite: Suite) -> str:
 
 
 class Progress:
-    """One bar over the cells of all steps; the cells that failed; the steps that have results."""
+    """One bar over the cells of all steps, and the cells that failed with their causes."""
 
-    def __init__(self, cells: int, material: str):
-        self.bar, self.material = tqdm(total=cells, unit="cell", smoothing=0.05), material
+    def __init__(self, cells: int):
+        self.bar = tqdm(total=cells, unit="cell", smoothing=0.05)
         self.failed: dict[str, str] = {}
-        self.finished: list[tuple[Grid, Step]] = []
 
-    def carry_out(self, grid: Grid, step: Step) -> list[str]:
-        """Do a step unless it is done; returns the tasks that failed in it."""
-        before, name, failed = self.bar.n, "/".join(step.folder.parts[1:]), []
-        if not step.done(self.material):
-            self.bar.set_description(name)
-            try:
-                step.carry_out(self.material, self.bar.update)
-            except FailedTasks as error:
-                failed = list(error.causes)
-                self.failed |= {f"{name}/{task}": str(cause) for task, cause in error.causes.items()}
-            except Exception as error:
-                self.failed[name] = str(error) or type(error).__name__
-            self.bar.update(step.cells - (self.bar.n - before))
-        if step.done(self.material) or failed:
-            self.finished.append((grid, step))
-        return failed
+    def carry_out(self, step: Step) -> list[str]:
+        """Do a step unless it is done; returns the tasks that have no result in it."""
+        if not step.missing():
+            return []
+        before, name, without = self.bar.n, "/".join(step.folder.parts[1:]), []
+        self.bar.set_description(name)
+        try:
+            made = step.carry_out(self.bar.update)
+            without = made.without
+            self.failed |= {f"{name}/{cell}": cause for cell, cause in made.failed.items()}
+        except Exception as error:
+            self.failed[name] = str(error) or type(error).__name__
+        self.bar.update(step.cells - (self.bar.n - before))
+        return without
 
 
-def carry_out(config: Config, suite: Suite) -> Progress:
-    """Every step of every grid. A task whose source fails is left out of its grid."""
-    todo = list(grids(config, suite))
-    stamp = material(todo[0].step("sources").config)
-    waiting = [step for grid in todo for step in plan(grid, config.init) if not step.done(stamp)]
-    progress = Progress(sum(step.cells for step in waiting), stamp)
+def carry_out(todo: list[Grid], inits: list[str]) -> dict[str, str]:
+    """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid."""
+    progress = Progress(sum(step.cells for grid in todo for step in plan(grid, inits) if step.missing()))
     with logging_redirect_tqdm([log]):
         for grid in todo:
-            if failed := progress.carry_out(grid, grid.step("sources")):
-                grid.leave_out(failed)
-            for step in plan(grid, config.init):
-                progress.carry_out(grid, step)
+            if without := progress.carry_out(grid.step("sources")):
+                grid.leave_out(without)
+            for step in plan(grid, inits):
+                if step is not grid.step("sources"):
+                    progress.carry_out(step)
     progress.bar.close()
-    return progress
+    return progress.failed
 
 
-def collect(config: Config, suite: Suite, finished: list[tuple[Grid, Step]], out: Path) -> None:
-    """Gather the stored results of these steps into the tables of results/<suite>/."""
+def everything(config: Config, suite: Suite) -> list[Grid]:
+    """The grids of all deltas of the suite, and of all seeds that this or an earlier call asked for."""
+    found = (Path("checkpoints") / name_of(config, suite)).glob("*/seed_*")
+    seeds = {int(path.name.removeprefix("seed_")) for path in found if path.name.removeprefix("seed_").isdecimal()}
+    return grids(dataclasses.replace(config, delta=[], seeds=sorted({*config.seeds, *seeds})), suite)
+
+
+def collect(config: Config, suite: Suite, out: Path) -> None:
+    """Gather the results of all steps that hold today into the tables of results/<suite>/; of a stale step no row stays."""
     tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "weights": [], "similarities": []}
-    for grid, step in {step.folder: (grid, step) for grid, step in finished}.values():
+    for grid in everything(config, suite):
         key = {"delta": grid.delta, "seed": grid.seed}
-        if step.row:
-            for cells, curves in cells_of(step, grid.root.parent):
-                tables["cells"].append(cells.assign(**key))
-                tables["curves"].append(curves.assign(**key))
-        if step.row in PEMT:
-            tables["weights"].append(mean_gates(read_gates(step.folder)).assign(init=step.row, **key))
-        kind, _, what = str(step.folder.relative_to(grid.base)).partition("/")
-        if kind == "weights":
-            tables[kind] += [part.assign(**key) for part in weights_of(step.folder, what)]
-        if kind == "similarity" and (step.folder / RESULT).is_file():
-            table = read_table(step.folder / RESULT, SIMILARITY_COLUMNS)
-            inits = [what if scope == "all" else f"{what}/{scope}" for scope in table["scope"]]
-            tables["similarities"].append(table.drop(columns="scope").assign(init=inits, **key))
+        grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
+        for name, parts in results_of(grid):
+            tables[name].append(parts.assign(**key))
     for name, parts in tables.items():
-        if parts:
-            add_rows(out / f"{name}.tsv", pd.concat(parts, ignore_index=True))
+        write_rows(out / f"{name}.tsv", pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
     about = {"title": suite.title, "settings": dataclasses.asdict(config), "provenance": provenance()}
     write_json(out / "provenance.json", about)
 
 
-def weights_of(folder: Path, init: str) -> Iterator[pd.DataFrame]:
-    """The tables of weights of an ensemble: one, or one for every block or layer."""
-    for path in sorted(folder.rglob("final_weight.tsv")):
-        table = read_table(path, ["target", "source", "weight"])
-        yield table.assign(init="/".join((init, *path.parent.relative_to(folder).parts)))
+def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(table, rows) of every step of a grid that holds today, failed cells aside."""
+    rows = ["sources", *(f"from_{init}" for init in grid.inits())]
+    for step in map(grid.step, rows):
+        if not step.missing(serves=[]):
+            yield from cells_of(step, grid.root.parent)
+            if step.row in PEMT:
+                gates = read_gates(step.folder)
+                own = gates["run"].isin({str(path.parent) for path in files_of(step, "run.json")})
+                yield "weights", mean_gates(gates[own]).assign(init=step.row)
+    for init in grid.inits() if grid.delta != "pemt" else []:
+        if init != "Random" and not (step := grid.step(f"weights/{init}")).missing():
+            for path in files_of(step, WEIGHTS):
+                table = read_table(path, ["target", "source", "weight"])
+                yield "weights", table.assign(init="/".join((init, *path.parent.relative_to(step.folder).parts)))
+        if init in (*BY_MEASURE, *BY_MODULE) and not (step := grid.step(f"similarity/{init}")).missing():
+            table = read_table(step.folder / RESULT, SIMILARITY_COLUMNS)
+            inits = [init if scope == "all" else f"{init}/{scope}" for scope in table["scope"]]
+            yield "similarities", table.drop(columns="scope").assign(init=inits)
 
 
-def cells_of(step: Step, root: Path) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The results of a step, one row per run, and their learning curves, one row per validation."""
-    for path in sorted(step.folder.rglob(RESULT)):
-        scope = path.parent.relative_to(step.folder).parts
-        init = "/".join((step.row, *scope))
+def files_of(step: Step, name: str) -> list[Path]:
+    """The files of this name that a step has made."""
+    return [step.folder / path for path in step.stamp()["files"] if Path(path).name == name]
+
+
+def cells_of(step: Step, root: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The results of a step, one row per run that is its own, and their learning curves, one row per validation."""
+    own = {str(path.parent.relative_to(root)) for path in files_of(step, "run.json")}
+    for path in files_of(step, RESULT):
+        init = "/".join((step.row, *path.parent.relative_to(step.folder).parts))
         table = read_table(path, COLUMNS)[COLUMNS].assign(init=init)
         table["group"] = table["task"].map(GROUP_OF)
         table["run"] = [str((path.parent / run).relative_to(root)) for run in table["run"]]
-        curves = [
-            {"init": init, "task": row.task, "updates": point["updates"], "dev": point["dev"]}
-            for row in table.itertuples()
-            for point in (read_json(root / row.run / "run.json") or {}).get("result", {}).get("history", [])
-        ]
-        yield table, pd.DataFrame(curves)
+        table = table[table["run"].isin(own)]
+        yield "cells", table
+        yield (
+            "curves",
+            pd.DataFrame(
+                [
+                    {"init": init, "task": row.task, "updates": point["updates"], "dev": point["dev"]}
+                    for row in table.itertuples()
+                    for point in (read_json(root / row.run / "run.json") or {}).get("result", {}).get("history", [])
+                ]
+            ),
+        )
 
 
-KEYS = ("delta", "init", "seed")
+KEYS = ["delta", "init", "seed"]
 
 
-def add_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Replace the rows of these deltas, inits and seeds in a table; other rows stay."""
-    if path.is_file():
-        old = pd.read_csv(path, sep="\t")
-        new = set(zip(*(rows[key].astype(str) for key in KEYS), strict=True))
-        stays = [key not in new for key in zip(*(old[key].astype(str) for key in KEYS), strict=True)]
-        rows = pd.concat([old[stays], rows], ignore_index=True)
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a table in the order of delta, init and seed, with six digits; none where there are no rows.
+
+    Rows that stood there and have no place in it any more are kept beside it, as <name>.previous.tsv.
+    """
+    old = known_rows(path, KEYS)
+    new = rows[KEYS].drop_duplicates() if len(rows) else pd.DataFrame(columns=KEYS)
+    gone = old[KEYS].drop_duplicates().merge(new, how="left", indicator=True).query("_merge == 'left_only'")
+    if len(gone):
+        path.replace(path.with_name(f"{path.stem}.previous.tsv"))
+        log.warning("%s: left out, since their steps do not hold today (the table is kept as %s.previous.tsv): %s", path,
+                    path.stem, "; ".join(" ".join(map(str, row)) for row in gone[KEYS].itertuples(index=False)))  # fmt: skip
+    if not len(rows):
+        return path.unlink(missing_ok=True)
     columns = [*KEYS, *(column for column in rows.columns if column not in KEYS)]
     numbers = rows.select_dtypes("float").columns
     rows[numbers] = rows[numbers].map(lambda value: float(f"{value:.6g}"))
-    write_table(path, rows[columns].sort_values(list(KEYS), kind="stable"))
+    write_table(path, rows[columns].sort_values(KEYS, kind="stable"))
 
 
-def show_plan(config: Config, suite: Suite, out: Path) -> None:
+def known_rows(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A stored table of results; without rows where there is none, or it is damaged."""
+    try:
+        return read_table(path, columns)
+    except UserError as error:
+        if path.exists():
+            log.warning("%s", error)
+        return pd.DataFrame(columns=columns)
+
+
+def show_plan(todo: list[Grid], inits: list[str], out: Path) -> None:
     """Print every step with its state, and the time that the waiting runs will take, judged by finished ones."""
-    known = pd.read_csv(out / "cells.tsv", sep="\t") if (out / "cells.tsv").is_file() else pd.DataFrame()
+    known = known_rows(out / "cells.tsv", ["delta", "init", "seconds"])
+    known["seconds"] = pd.to_numeric(known["seconds"], errors="coerce")
     total, unknown = 0.0, False
-    todo = list(grids(config, suite))
-    stamp = material(todo[0].step("sources").config)
     for grid in todo:
-        for step in plan(grid, config.init):
-            done = step.done(stamp)
-            print(f"{'done   ' if done else 'to do  '} {'/'.join(step.folder.parts[1:])}  {step.cells} cells")
-            if step.row and not done:
-                like = (
-                    known[(known["delta"] == grid.delta) & ((known["init"] == SOURCES) == (step.row == SOURCES))]
-                    if len(known)
-                    else known
-                )
-                unknown |= not len(like)
-                total += step.cells * like["seconds"].mean() if len(like) else 0.0
+        for step in plan(grid, inits):
+            why = step.missing()
+            reason = f"  ({why})" if why and step.stamp() else ""
+            print(f"{'to do  ' if why else 'done   '} {'/'.join(step.folder.parts[1:])}  {step.cells} cells{reason}")
+            if step.row and why:
+                like = (known["delta"] == grid.delta) & ((known["init"] == SOURCES) == (step.row == SOURCES))
+                seconds = known["seconds"][like].mean()  # nan of none
+                unknown |= not seconds >= 0
+                total += step.cells * seconds if seconds >= 0 else 0.0
     print(
         f"estimated time of the tuning: {total / 60:.0f} minutes"
         + (", and runs of a kind not timed yet" if unknown else "")
@@ -207,19 +249,23 @@ def run(config: Config) -> None:
     """Carry out the grid, gather the results, write the report; print the table and the cells that failed."""
     log_to(None, quiet=True)
     suite = read_suite(config.suite)
-    out = Path("results") / name_of(config, suite)
+    check(config, suite)
+    name = name_of(config, suite)
+    out = Path("results") / name
+    todo = grids(config, suite)
     if config.dry_run:
-        return show_plan(config, suite, out)
-    progress = carry_out(config, suite)
-    collect(config, suite, progress.finished, out)
-    if (out / "cells.tsv").is_file():
-        report.write(out)
-        print((out / "table.txt").read_text(encoding="utf-8"))
-        print(f"tables and report: {out}")
-    for cell, cause in progress.failed.items():
+        return show_plan(todo, config.init, out)
+    with hold(Path("checkpoints") / name), hold(out):
+        failed = carry_out(todo, config.init)
+        collect(config, suite, out)
+        if (out / "cells.tsv").is_file():
+            report.write(out)
+            print((out / "table.txt").read_text(encoding="utf-8"))
+            print(f"tables and report: {out}")
+    for cell, cause in failed.items():
         print(f"failed: {cell}: {cause}")
-    if progress.failed:
-        raise UserError(f"{len(progress.failed)} cells or steps failed; the same command tries them again")
+    if failed:
+        raise UserError(f"{len(failed)} cells or steps failed; the same command tries them again")
 
 
 if __name__ == "__main__":

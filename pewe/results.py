@@ -107,7 +107,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         raise UserError(f"there is no table {path}")
     try:
         table = pd.read_csv(path, sep="\t", dtype={"target": str, "source": str, "scope": str, "task": str}, na_values=[""],
-                            keep_default_na=False)  # fmt: skip
+                            keep_default_na=False, float_precision="round_trip")  # fmt: skip
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a tab-separated table: {error}") from None
     missing = [column for column in columns if column not in table.columns]

@@ -5,10 +5,11 @@ A measure is a function `score(sources, batch)`: the K stacked sources on one ba
 
     <output_dir>/result.tsv          target, source, scope, value: one row per pair and scope
     <output_dir>/<scope>/result.tsv  the same for one scope, where there are several (blocks, layers)
-    <output_dir>/config.json         settings, orientation of the measure, provenance
+    <output_dir>/config.json         what the matrix was made from, the orientation of the measure, digests of the tables
+
+A table that is not the one that `config.json` names, or was made from something else, is set aside, not continued.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +22,34 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pewe.backbone import Backbone, load_backbone
+from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import IGNORED, Batch, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
-from pewe.deltas import Delta, DeltaState, attach_delta, unread_flags
+from pewe.data import (
+    IGNORED,
+    Batch,
+    DataConfig,
+    Encoded,
+    find_prefixes,
+    load_split,
+    scoring_batches,
+    split_digest,
+    task_names,
+)
+from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.fused import fuse
-from pewe.identity import state_digest
+from pewe.identity import deciding, difference, file_digest, model_digest, state_digest
 from pewe.plots import heat_map
-from pewe.results import provenance, read_json, read_table, write_json, write_table
-from pewe.train import TrainConfig
+from pewe.results import hold, provenance, read_record, read_table, replacing, write_record, write_table
 from pewe.tune import TuneConfig
 from pewe.weights import COLUMNS, RESULT, similarity_frame
 
 
 @dataclass
-class SimilarityConfig(TuneConfig):
-    """Similarity of each source delta to each target, on the target's dev set.
+class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
+    """Similarity of each source delta to each target, on the target's dev set."""
 
-    The flags of tuning are accepted, because the original's scripts give them, and not used.
-    """
-
+    ignored = TuneConfig  # its further flags are accepted, because the original's scripts give them
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
@@ -55,6 +63,7 @@ class SimilarityConfig(TuneConfig):
     reduction: str = flag("sum", "sum or mean over the batches used")
     stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False)
     pictures: bool = flag(True, "draw a heat map of every scope", decides=False)
+    quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
 @dataclass(frozen=True)
@@ -155,8 +164,13 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     """Compute, or complete, the similarity matrix of a measure; returns the table that it writes."""
     check(measure, config)
     out = Path(config.output_dir)
-    log_to(out / "log.txt", config.quiet)
-    log.info("settings:\n%s", show(config))
+    with hold(out):
+        log_to(out / "log.txt", config.quiet)
+        log.info("settings:\n%s", show(config))
+        return _matrix(measure, config, out)
+
+
+def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
     targets, source_names = task_names(config), task_names(config, "source_tasks")
     backbone = load_backbone(config)
     fuse(backbone.model)
@@ -164,18 +178,18 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
-    settings = identity(measure, config, delta, states, tuned, dev)
-    table = previous_rows(out, settings)
-    write_json(out / "config.json", {"settings": settings, "measure": measure.name,
-               "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()})  # fmt: skip
+    record = {"settings": identity(measure, config, delta, states, tuned, dev), "measure": measure.name,
+              "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()}  # fmt: skip
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
-    rows = _Rows(table, out, targets, source_names)
+    rows = _Rows(out, record, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
 
 
 def check(measure: Measure, config: SimilarityConfig) -> None:
     """Flags that make no sense, told before a model is loaded."""
+    if config.tune_method in ("pemt", "pemt_source", "model"):  # made for one task each, or not to be stacked
+        raise UserError(f"--tune_method {config.tune_method}: similarities are of adapter, lora and prefix deltas")
     if config.reduction not in ("sum", "mean"):
         raise UserError(f"--reduction {suggest(config.reduction, ('sum', 'mean'))}")
     if config.predict_batch_size < 1:
@@ -200,20 +214,14 @@ def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Enc
     return load_split(backbone.tokenizer, config, target, prefix, "dev")
 
 
-# Flags that do not change a value of the matrix, or that the entries of `identity` stand for.
-_NOT_IDENTITY = {"task_list", "tasks", "source_tasks", "one_prefix", "task_dir", "output_dir", "quiet", "stack", "device",
-                 "pictures", "source_ckpt_path", "random_tuned_ckpt_path"} | {f.name for f in dataclasses.fields(TrainConfig)} | {
-                 "do_train", "do_predict", "learning_rate_list", "train_checkpoint", "test_checkpoint", "full_train"}  # fmt: skip
-_NOT_IDENTITY -= {"predict_batch_size", "seed"}
-
-
 def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
              tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
-    ignored = _NOT_IDENTITY | unread_flags(delta)
+    flags = deciding(config, tasks=[], source_tasks=[], one_prefix=False, full_train=False)  # told by the digests below
     return {
         "measure": measure.name,
-        **{name: value for name, value in dataclasses.asdict(config).items() if name not in ignored},
+        **{name: value for name, value in flags.items() if name not in unread_flags(delta)},
+        "backbone": model_digest(config.model, config.tokenizer_path),
         "sources": {name: state_digest(state) for name, state in states.items()},
         "tuned": {name: state_digest(state) for name, state in tuned.items()},
         "dev": {name: split_digest(encoded) for name, encoded in dev.items()},
@@ -221,14 +229,18 @@ def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: d
 
 
 def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
-    """The rows that an interrupted run with the same settings left; a matrix of other settings is set aside."""
+    """The rows that an interrupted run left, made from the same; any other matrix is set aside."""
     path = out / RESULT
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
-    if (read_json(out / "config.json") or {}).get("settings") == settings:
+    saved = read_record(out / "config.json")
+    why = difference((saved or {}).get("settings"), settings)
+    if not why and file_digest(path) not in saved.get("tables", {}).get(RESULT, []):
+        why = "it was changed after it was written"
+    if not why:
         return read_table(path, COLUMNS)
     path.replace(out / "result.previous.tsv")
-    log.info("%s was made with other settings or data; it is now result.previous.tsv", path)
+    log.warning("%s is now result.previous.tsv, and computed anew: %s", path, why)
     return pd.DataFrame(columns=COLUMNS)
 
 
@@ -257,12 +269,18 @@ def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measu
 
 
 class _Rows:
-    """The table under construction: knows which pairs are there, and writes at most every two seconds."""
+    """The table under construction: knows which pairs are there, and writes at most every two seconds.
 
-    def __init__(self, table: pd.DataFrame, out: Path, targets: Sequence[str], sources: Sequence[str]):
+    The record beside it is written first: it names the table that is there and the one that takes its place.
+    """
+
+    def __init__(self, out: Path, record: dict, targets: Sequence[str], sources: Sequence[str]):
+        table = previous_rows(out, record["settings"])
         self.rows = {(r.target, r.source, r.scope): r.value for r in table.itertuples()}
         self.pairs = {(target, source) for target, source, _ in self.rows}
         self.out, self.targets, self.sources = out, list(targets), list(sources)
+        there = [file_digest(out / RESULT)] if (out / RESULT).is_file() else []
+        self.record = {**record, "finished": False, "tables": {RESULT: there}}
         self.written = time.monotonic()
 
     def has(self, target: str, sources: Sequence[str]) -> bool:
@@ -274,8 +292,15 @@ class _Rows:
                 self.rows[target, source, scope] = value
         self.pairs.update((target, source) for source in sources)
         if time.monotonic() - self.written > 2:
-            write_table(self.out / RESULT, self.table())
+            self.write(self.table())
             self.written = time.monotonic()
+
+    def write(self, table: pd.DataFrame) -> None:
+        tables = self.record["tables"]
+        with replacing(self.out / RESULT) as temporary:
+            write_table(temporary, table)
+            tables[RESULT] = [*tables[RESULT][-1:], file_digest(temporary)]
+            write_record(self.out / "config.json", self.record)
 
     def table(self) -> pd.DataFrame:
         scopes = list(dict.fromkeys(scope for _, _, scope in self.rows))
@@ -286,14 +311,18 @@ class _Rows:
 
     def finish(self, pictures: bool) -> pd.DataFrame:
         table = self.table()
-        write_table(self.out / RESULT, table)
+        self.write(table)
+        tables = {RESULT: self.record["tables"][RESULT][-1:]}
         scopes = list(table["scope"].unique())
         for scope in scopes:
             part, folder = table[table["scope"] == scope], self.out / scope if len(scopes) > 1 else self.out
-            write_table(folder / RESULT, part)
+            if len(scopes) > 1:
+                write_table(folder / RESULT, part)
+                tables[f"{scope}/{RESULT}"] = [file_digest(folder / RESULT)]
             if pictures:
                 title = f"{self.out.name}, {scope}"
                 heat_map(similarity_frame(part), folder / "similarity.png", title, percentiles=(0, 95))
+        write_record(self.out / "config.json", {**self.record, "finished": True, "tables": tables})
         log.info("%s: %d pairs, %d scopes", self.out / RESULT, len(self.pairs), len(scopes))
         return table
 

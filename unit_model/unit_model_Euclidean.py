@@ -6,13 +6,14 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import permutations
 
 import torch
 
 from pewe.cli import flag, log_to, main
 from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
+from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merge import merge
 from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
@@ -44,16 +45,15 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
+    pairs = {f"{tasks[i]}/{tasks[j]}": (i, j) for i, j in permutations(range(len(tasks)), 2)}
+    tuned = read_states(config.tuned_ckpt_path, config.delta, list(pairs), like=sources)
     S = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
-    for i, target in enumerate(tasks):
-        others = [j for j in range(len(tasks)) if j != i]
-        tuned = read_states(str(Path(config.tuned_ckpt_path) / target), config.delta, [tasks[j] for j in others])
-        S[i, others] = torch.tensor(
-            [distance(sources[j], state) for j, state in zip(others, tuned, strict=True)]
-        ).double()
+    for (i, j), state in zip(pairs.values(), tuned, strict=True):
+        S[i, j] = distance(sources[j], state)
     W, tem = ensemble_weights(config, S, config.tem, False, allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}")
-    save_ensembles(config, tasks, sources, W)
+    part = Part(tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}", merge(sources, W, names=tasks))
+    made_from = {"sources": digests(tasks, sources), "tuned": digests(list(pairs), tuned), "used_temperature": tem}
+    save(config, [part], made_from, sources.made_for)
 
 
 if __name__ == "__main__":

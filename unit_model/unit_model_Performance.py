@@ -6,14 +6,19 @@
 zero-shot scores (`zero_result_path`). The *tuned* deltas are averaged.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from pewe.cli import UserError, flag, log_to, main
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
+from pewe.deltas import DeltaState
+from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.identity import file_digest
+from pewe.merge import merge
 from pewe.results import numeric, read_table
 from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
@@ -57,16 +62,27 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
-    tuned, zero = (
-        dev_scores(path, tasks) for path in (Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path))
-    )
+    tables = [Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path)]
+    tuned, zero = (dev_scores(path, tasks) for path in tables)
     gains = torch.tensor((tuned - zero).fillna(0.0).to_numpy())
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}")
-    for i, target in enumerate(tasks):
-        others = [j for j in range(len(tasks)) if j != i]
-        states = read_states(str(Path(config.tuned_ckpt_path) / target), config.delta, [tasks[j] for j in others])
-        save_ensembles(config, [target], states, W[i : i + 1, others])
+    pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
+    states = read_states(config.tuned_ckpt_path, config.delta, pairs)
+    made_from = {"sources": digests(pairs, states), "tables": [file_digest(path) for path in tables],
+                 "used_temperature": tem}  # fmt: skip
+    part = Part(
+        tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(states, pairs, tasks, W)
+    )
+    save(config, [part], made_from, states.made_for)
+
+
+def merged(states: Sequence[DeltaState], pairs: list[str], tasks: list[str], W: torch.Tensor) -> Iterator[DeltaState]:
+    """For every target, the weighted mean of the sources tuned on it; `pairs` name the states, target by target."""
+    others = len(tasks) - 1
+    for i in range(len(tasks)):
+        own = range(i * others, (i + 1) * others)
+        row = torch.cat([W[i, :i], W[i, i + 1 :]])
+        yield from merge([states[k] for k in own], row[None], names=[pairs[k] for k in own])
 
 
 if __name__ == "__main__":

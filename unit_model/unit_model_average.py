@@ -9,7 +9,8 @@ own group of every target of the list.
 from dataclasses import dataclass
 
 from pewe.cli import UserError, flag, log_to, main
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, read_states, save_ensembles, save_weights
+from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
+from pewe.merge import merge
 from pewe.weights import allowed_sources, uniform_weights
 from task_list import GROUP_OF
 from task_list import QA_task_list as TASK_LIST
@@ -44,8 +45,8 @@ def run(config: Config) -> None:
                 raise UserError(f"--manual_division: {target!r} is the only task of its group {GROUP_OF[target]}")
     states = read_states(config.source_ckpt_path, config.delta, tasks)
     W = uniform_weights(allowed)
-    save_weights(config, tasks, tasks, W, title)
-    save_ensembles(config, tasks, states, W)
+    part = Part(tasks, tasks, W, title, merge(states, W, names=tasks))
+    save(config, [part], {"sources": digests(tasks, states)}, states.made_for)
 
 
 if __name__ == "__main__":

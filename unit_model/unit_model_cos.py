@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pewe.cli import flag, log_to, main
 from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, ensemble_tasks, ensemble_weights, read_states, save_ensembles, save_weights
+from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merge import merge
 from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
@@ -53,12 +54,14 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
-    tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks)
+    tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks, like=sources)
     W, temperature = ensemble_weights(
         config, cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks)
     )
-    save_weights(config, tasks, tasks, W, f"{config.delta}: weights from Cosine, temperature {temperature:g}")
-    save_ensembles(config, tasks, sources, W)
+    title = f"{config.delta}: weights from Cosine, temperature {temperature:g}"
+    part = Part(tasks, tasks, W, title, merge(sources, W, names=tasks))
+    made_from = {"sources": digests(tasks, sources), "tuned": digests(tasks, tuned), "used_temperature": temperature}
+    save(config, [part], made_from, sources.made_for)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The orientation is the one that `config.json` beside the similarity table names;
 similar (`--as_original`, or `--orientation lower`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +14,18 @@ import pandas as pd
 from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.ensemble import (
     EnsembleConfig,
+    Part,
     as_tensor,
+    digests,
     ensemble_tasks,
     ensemble_weights,
+    read_similarity,
     read_states,
-    save_ensembles,
-    save_overview,
-    save_weights,
+    save,
 )
-from pewe.results import numeric, read_json, read_table
-from pewe.weights import COLUMNS, RESULT, allowed_sources, similarity_frame
+from pewe.identity import file_digest
+from pewe.merge import merge
+from pewe.weights import RESULT, allowed_sources, similarity_frame
 
 delta = "adapter"
 tem = 0.1
@@ -58,20 +60,26 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     path = Path(config.origin_data_path)
     path = path / RESULT if path.is_dir() else path
-    table = read_table(path, COLUMNS)
-    table["value"] = numeric(table, "value", path)
+    table, recorded = read_similarity(path)
     table = _selected(config, table, path)
-    higher = _higher_is_more_similar(config, path)
-    states = None
-    if not config.weights_only:
-        states = read_states(config.source_ckpt_path, config.delta, list(pd.unique(table["source"])))
-    scopes, weights = list(pd.unique(table["scope"])), {}
+    higher = _higher_is_more_similar(config, recorded, path)
+    names = list(pd.unique(table["source"]))
+    states = None if config.weights_only else read_states(config.source_ckpt_path, config.delta, names)
+    scopes, parts, used = list(pd.unique(table["scope"])), [], {}
     for scope in scopes:
-        folder = Path(config.save_ckpt_path) / (scope if len(scopes) > 1 else "")
-        rows, of_scope = table[table["scope"] == scope], replace(config, save_ckpt_path=str(folder))
-        weights[scope] = _one_scope(of_scope, rows, scope, path, higher, states)
-    if len(scopes) > 1:
-        save_overview(config, weights, config.overview or list(weights[scopes[0]].index[:1]))
+        frame = similarity_frame(table[table["scope"] == scope], str(path))
+        if set(frame.columns) != set(names):
+            raise UserError(f"{path}: scope {scope!r} has no source {min(set(names) - set(frame.columns))!r}")
+        frame = frame[names]  # in the order of the states
+        targets = list(frame.index)
+        allowed = allowed_sources(targets, names)
+        W, used[scope] = ensemble_weights(config, as_tensor(frame), config.tem, higher, allowed)
+        title = f"{config.delta}: weights from {path.parent.name}, {scope}, tem {used[scope]:g}"
+        merged = None if states is None else merge(states, W, names=names)
+        parts.append(Part(targets, names, W, title, merged, scope if len(scopes) > 1 else ""))
+    made_from = {"sources": {} if states is None else digests(names, states), "similarity": file_digest(path),
+                 "used_temperature": used, "higher_is_more_similar": higher}  # fmt: skip
+    save(config, parts, made_from, {} if states is None else states.made_for, config.overview or parts[0].targets[:1])
 
 
 def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -82,28 +90,14 @@ def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table[table["target"].isin(wanted) & table["source"].isin(wanted)] if wanted else table
 
 
-def _higher_is_more_similar(config: Config, path: Path) -> bool:
+def _higher_is_more_similar(config: Config, recorded: bool | None, path: Path) -> bool:
     if config.orientation not in ("auto", "lower", "higher"):
         raise UserError(f"--orientation {suggest(config.orientation, ('auto', 'lower', 'higher'))}")
     if config.as_original or config.orientation != "auto":
         return config.orientation == "higher" and not config.as_original
-    for folder in (path.parent, path.parent.parent):  # a scope's folder lies in the measure's
-        if (stored := read_json(folder / "config.json")) and "higher_is_more_similar" in stored:
-            return stored["higher_is_more_similar"]
-    log.warning("%s: no config.json names the orientation; lower is taken as more similar (--orientation)", path)
-    return False
-
-
-def _one_scope(config: Config, rows: pd.DataFrame, scope: str, path: Path, higher: bool, states) -> pd.DataFrame:
-    frame = similarity_frame(rows, str(path))
-    targets, sources = list(frame.index), list(frame.columns)
-    allowed, S = allowed_sources(targets, sources), as_tensor(frame)
-    W, tem = ensemble_weights(config, S, config.tem, higher, allowed)
-    title = f"{config.delta}: weights from {path.parent.name}, {scope}, tem {tem:g}"
-    weights = save_weights(config, targets, sources, W, title)
-    if states is not None:
-        save_ensembles(config, targets, states, W)
-    return weights
+    if recorded is None:
+        log.warning("%s: no config.json names the orientation; lower is taken as more similar (--orientation)", path)
+    return bool(recorded)
 
 
 if __name__ == "__main__":

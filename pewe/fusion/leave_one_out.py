@@ -1,16 +1,14 @@
 """What unit_model_Fisher.py and unit_model_RegMean.py share: the merge of all other tasks' deltas for every target."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pewe.checkpoint import ensemble_checkpoint, write_checkpoint
-from pewe.cli import UserError, log, log_to
+from pewe.cli import UserError, log_to
 from pewe.deltas import DeltaState
-from pewe.ensemble import ensemble_tasks, read_states, save_weights
+from pewe.ensemble import Part, digests, ensemble_tasks, read_states, save
 from pewe.fusion.collect_deltas import DELTA, OF_ONE_DELTA, TASK, WATCHES, statistics_file
 from pewe.fusion.deltas import merge_deltas
-from pewe.fusion.store import IDENTITY, Statistics, check_alike, read_statistics
+from pewe.fusion.store import Statistics, check_alike, read_statistics
 from pewe.identity import digest, state_digest
 from pewe.weights import allowed_sources, uniform_weights
 
@@ -25,17 +23,14 @@ def leave_one_out(config, method: str, default: Sequence[str]) -> None:
     tasks = ensemble_tasks(config, default)
     if config.delta not in WATCHES:
         raise UserError(f"--delta {config.delta}: only {', '.join(WATCHES)} can be merged by {method}")
-    folder = Path(config.save_ckpt_path)
     states = read_states(config.source_ckpt_path, config.delta, tasks)
     statistics = statistics_of(config, tasks, states)
     W = uniform_weights(allowed_sources(tasks, tasks))
     merged = merge_deltas(config.delta, method, states, statistics, W, config)
-    save_weights(config, tasks, tasks, W, f"{config.delta}: coefficients of {method}")
-    args = {"sources": [one.info[IDENTITY][DELTA] for one in statistics], "method": method,
-            "statistics": [digest(one.info) for one in statistics], **dataclasses.asdict(config), **states.made_for}  # fmt: skip
-    for target, state in zip(tasks, merged, strict=True):
-        write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, args)
-    log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(tasks))
+    made_from = {"method": method, "sources": digests(tasks, states),
+                 "statistics": {task: digest(one.info) for task, one in zip(tasks, statistics, strict=True)}}  # fmt: skip
+    part = Part(tasks, tasks, W, f"{config.delta}: coefficients of {method}", merged)
+    save(config, [part], made_from, states.made_for)
 
 
 def statistics_of(config, tasks: Sequence[str], states: Sequence[DeltaState]) -> list[Statistics]:
