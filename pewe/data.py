@@ -20,6 +20,7 @@ from pewe.identity import digest
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
+LONGEST = 2**15  # tokens of a sequence
 SPLITS = ("train", "dev", "test")
 
 
@@ -28,13 +29,15 @@ class DataConfig(OriginalConfig):
     """Which tasks, where they are, and how they are cut."""
 
     task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
-    task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False)
-    tasks: list[str] = flag([], "task names instead of a list")
+    task_list: str = flag(
+        "QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
+    )
+    tasks: list[str] = flag([], "task names instead of a list", unique=True)
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
-    max_input_length: int = flag(512, "tokens of the input at most")
+    max_input_length: int = flag(512, "tokens of the input at most", low=1, high=LONGEST)
     max_output_length: int = flag(
-        64, "tokens of the output at most; also the length of generation, start token included"
+        64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pewe.checkpoint import Checkpoints, ensemble_checkpoint, task_checkpoint, write_checkpoint
-from pewe.cli import UserError, flag, log, suggest
+from pewe.cli import UserError, check, flag, log, suggest
 from pewe.deltas import TUNE_METHODS, DeltaState
 from pewe.identity import state_digest
 from pewe.merge import MEMORY, merge
@@ -35,25 +35,25 @@ from task_list import METRICS, TASK_LISTS
 class EnsembleConfig:
     """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
 
-    delta: str = flag("adapter", "adapter, lora or prefix")
+    delta: str = flag("adapter", "adapter, lora or prefix", choices=TUNE_METHODS)
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
     save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
     task_list: str = flag(
-        "", "list of task_list.py: targets and sources (default: the script's constant)", decides=False
+        "",
+        "list of task_list.py: targets and sources (default: the script's constant)",
+        decides=False,
+        choices=TASK_LISTS,
     )
-    tasks: list[str] = flag([], "task names instead of a list")
+    tasks: list[str] = flag([], "task names instead of a list", unique=True)
     quiet: bool = flag(False, "warnings only", decides=False)
-    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this")
+    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
 
 
 def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
-    """The tasks that an ensemble script works on. Raises UserError for an unknown delta, list or task."""
-    if config.delta not in TUNE_METHODS:
-        raise UserError(f"unknown --delta {suggest(config.delta, TUNE_METHODS)}")
-    if config.task_list and config.task_list not in TASK_LISTS:
-        raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
+    """The tasks that an ensemble script works on. Raises UserError for a flag that is not allowed or an unknown task."""
+    check(config)
     for task in config.tasks:
         if task not in METRICS:
             raise UserError(f"task {suggest(task, METRICS)}")

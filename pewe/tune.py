@@ -19,7 +19,8 @@ import pandas as pd
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import BEST, Shapes, ensemble_checkpoint, read_checkpoint, shapes_of, task_checkpoint
-from pewe.cli import UserError, flag, log, log_to, show, suggest
+from pewe.cli import UserError, flag, log, log_to, show
+from pewe.cli import check as check_flags
 from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.evaluate import evaluate
@@ -27,7 +28,7 @@ from pewe.fused import fuse_activation
 from pewe.identity import state_digest
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
-from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume
+from pewe.train import Member, TrainConfig, fit, read_resume
 from task_list import METRICS
 
 COLUMNS = [
@@ -51,8 +52,8 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
 
     do_train: bool = flag(False, "tune")
     do_predict: bool = flag(False, "test the best checkpoint of each run, or --test_checkpoint where nothing is tuned")
-    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run")
-    bsz_list: list[int] = flag([8], "batch sizes; each is a run")
+    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run", above=0, unique=True)
+    bsz_list: list[int] = flag([8], "batch sizes; each is a run", low=1, unique=True)
     output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv", decides=False)
     train_checkpoint: str = flag(
         "", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)", decides=False
@@ -60,7 +61,9 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     test_checkpoint: str = flag(
         "", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning", decides=False
     )
-    stack: int = flag(1, "runs of equal batch size tuned in lockstep over one backbone", decides=False)
+    stack: int = flag(
+        1, "runs of equal batch size tuned in lockstep over one backbone", decides=False, low=1, high=2**12
+    )
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
@@ -119,19 +122,9 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
 
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
-    for name in ("train_iters", "valid_interval", "log_interval", "early_stop", "predict_batch_size", "micro_batch_size",
-                 "stack", "max_input_length", "max_output_length"):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    for name, known in (("lr_decay_style", LR_DECAY_STYLES), ("optimizer", OPTIMIZERS)):
-        if getattr(config, name) not in known:
-            raise UserError(f"unknown --{name} {suggest(getattr(config, name), known)}")
+    check_flags(config)
     if config.train_epochs and config.stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
-    for name, kind in (("learning_rate_list", "positive"), ("bsz_list", "at least 1")):
-        wrong = [value for value in getattr(config, name) if not value > 0]
-        if wrong:
-            raise UserError(f"--{name}: {wrong[0]} must be {kind}")
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
@@ -322,7 +315,7 @@ class TuneAllConfig(TuneConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)
 
 
 def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, Example, read_examples
+from pewe.data import IGNORED, LONGEST, Example, read_examples
 from pewe.fusion.store import FISHER, GRAM, Statistics, write_statistics
 
 FISHERS = ("hard", "empirical", "none")
@@ -183,10 +183,10 @@ class Config:
     data: str = flag("", "its training data, TSV: text TAB label name or number; of a T5 input TAB output")
     output: str = flag("", "statistics file to write")
     gram: bool = flag(True, "collect Gram matrices (RegMean)")
-    fisher: str = flag("empirical", "Fisher: empirical (gold labels), hard (the model's own) or none")
-    examples: int = flag(1000, "examples at most, of the beginning of the data")
-    batch_size: int = flag(16, "examples per batch; the Fisher squares the gradient of a batch")
-    max_length: int = flag(128, "tokens of a text at most")
+    fisher: str = flag("empirical", "Fisher: empirical (gold labels), hard (the model's own) or none", choices=FISHERS)
+    examples: int = flag(1000, "examples at most, of the beginning of the data", low=1)
+    batch_size: int = flag(16, "examples per batch; the Fisher squares the gradient of a batch", low=1)
+    max_length: int = flag(128, "tokens of a text at most", low=3, high=LONGEST)
     as_original: bool = flag(False, "count padding and a T5's generation, and --examples in batches, as the release")
 
 

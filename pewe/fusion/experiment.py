@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pewe.cli import UserError, flag, log, log_to, main, show, suggest
+from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, show, suggest
 from pewe.fusion import tables
 from pewe.fusion.domains import Domain, decide, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
@@ -47,18 +47,28 @@ class Config(ZooConfig, MergeRules):
     """One experiment."""
 
     experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags", decides=False)
-    name: str = flag("", "folder below results/ (default: that of the TOML file's name)", decides=False)
-    domains: list[str] = flag([], "domains whose models are merged, in the order of the incremental protocol")
-    held_out: list[str] = flag([], "domains that are only tested on")
-    filter_model: list[str] = flag([], "only these of the domains are merged")
+    name: str = flag("", "folder below --results (default: from the TOML file's name)", decides=False, name=True)
+    results: str = flag("results", "folder of the experiments' tables", decides=False)
+    domains: list[str] = flag(
+        [], "domains whose models are merged, in the order of the incremental protocol", unique=True, name=True
+    )
+    held_out: list[str] = flag([], "domains that are only tested on", unique=True, name=True)
+    filter_model: list[str] = flag([], "only these of the domains are merged", unique=True)
     quiet: bool = flag(False, "warnings only", decides=False)
-    protocols: list[str] = flag(list(PROTOCOLS), "pairwise (all pairs), incremental (the first 2, 3, ... domains)")
-    methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
-    heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
-    seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
+    protocols: list[str] = flag(
+        list(PROTOCOLS),
+        "pairwise (all pairs), incremental (the first 2, 3, ... domains)",
+        choices=PROTOCOLS,
+        unique=True,
+    )
+    methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}", choices=METHODS, unique=True)
+    heads: list[str] = flag(["same"], "initialisation of the heads: same, different", choices=HEADS, unique=True)
+    seeds: list[int] = seed_flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
     own_heads: bool = flag(False, "merges keep every model's head for its own domain, and have no score out of domain")
     accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
-    multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
+    multitask_groups: str = flag(
+        "all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}", choices=MULTITASK_GROUPS
+    )
 
 
 @dataclass(frozen=True)
@@ -78,15 +88,12 @@ class Cell:
 
 def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
     """The groups of domains of each protocol. Raises UserError for settings that name something unknown."""
-    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
-    for name, known in allowed.items():
-        for value in getattr(config, name):
-            if value not in known:
-                raise UserError(f"--{name} {suggest(value, known)}")
+    check(config)
+    for name in config.filter_model:
+        if name not in config.domains:
+            raise UserError(f"--filter_model cannot be {suggest(name, config.domains)}")
     if config.kind == "yesno":
         check_yesno(config)
-    if config.multitask_groups not in MULTITASK_GROUPS:
-        raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
     names = [name for name in config.domains if name in (config.filter_model or config.domains)]
     if len(names) < 2:
         raise UserError("at least two domains are needed: --domains, --filter_model")
@@ -257,7 +264,7 @@ def run(config: Config) -> None:
     zoo = Zoo(config, [*config.domains, *config.held_out])
     prepare(zoo, config, todo)
     rows = score_rows(zoo, config, todo)
-    out = Path("results") / (config.name or f"fusion_{Path(config.experiment).stem}")
+    out = Path(config.results) / (config.name or f"fusion_{Path(config.experiment).stem}")
     protocols = {name: ["+".join(group) for group in found] for name, found in groups(config).items()}
     print(tables.write(rows, protocols, out))
     write_config(out, config)

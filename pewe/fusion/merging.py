@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError, flag, suggest
+from pewe.cli import UserError, check, flag
 from pewe.fusion.store import FISHER, GRAM, Statistics
 
 METHODS = ("simple", "fisher", "regmean")
@@ -24,11 +24,16 @@ class MergeRules:
     """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
     alpha: float = flag(
-        0.1, "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram"
+        0.1,
+        "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram",
+        low=0,
+        high=1,
     )
-    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry")
-    smoothing: float = flag(1e-10, "Fisher: added to every Fisher value")
-    normalise: str = flag("none", "Fisher: none, or divide by its norm over each param or over the whole model")
+    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry", low=0)
+    smoothing: float = flag(1e-10, "Fisher: added to every Fisher value", above=0)
+    normalise: str = flag(
+        "none", "Fisher: none, or divide by its norm over each param or over the whole model", choices=NORMALISATIONS
+    )
     exclude: list[str] = flag([], "regular expressions of parameters that stay those of the first model")
     regmean_exclude: list[str] = flag([], "regular expressions of parameters that RegMean averages simply")
     head_rule: bool = flag(True, "simple, RegMean: average a head's row over the models that know its label only")
@@ -38,7 +43,7 @@ class MergeRules:
 class MergeConfig(MergeRules):
     """One merge."""
 
-    method: str = flag("regmean", "simple, fisher or regmean")
+    method: str = flag("regmean", "simple, fisher or regmean", choices=METHODS)
     coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
 
 
@@ -166,20 +171,13 @@ def normalised(
 
 def check_config(config: MergeConfig, models: int, statistics: int) -> None:
     """Raises UserError for settings that do not fit each other or the numbers of models and statistics."""
-    if config.method not in METHODS:
-        raise UserError(f"unknown --method {suggest(config.method, METHODS)}")
-    if config.normalise not in NORMALISATIONS:
-        raise UserError(f"unknown --normalise {suggest(config.normalise, NORMALISATIONS)}")
+    check(config)
     if not models:
         raise UserError("there are no models to merge")
     if config.coefficients and len(config.coefficients) != models:
         raise UserError(f"--coefficients has {len(config.coefficients)} numbers for {models} models")
     if statistics != models and (statistics or config.method != "simple"):
         raise UserError(f"{config.method}: {statistics} statistics for {models} models; expected one per model")
-    if not 0 <= config.alpha <= 1:
-        raise UserError(f"--alpha must lie between 0 and 1, not {config.alpha:g}")
-    if config.ridge < 0 or config.smoothing <= 0:
-        raise UserError("--ridge must not be negative, and --smoothing must be above 0")
 
 
 def check_models(models: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:

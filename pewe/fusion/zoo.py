@@ -23,10 +23,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pewe.cli import UserError, flag
-from pewe.data import IGNORED
+from pewe.cli import SEED, UserError, flag
+from pewe.data import IGNORED, LONGEST
 from pewe.fusion.collect import Batch, collect, gold_loss
-from pewe.fusion.domains import Domain, Row, collate, read_domains
+from pewe.fusion.domains import SUFFIX, Domain, Row, collate, read_domains
 from pewe.fusion.store import Statistics, read_statistics, write_statistics
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import digest, file_digest
@@ -46,20 +46,26 @@ class ZooConfig:
         "folder of the pre-trained encoder (yesno: T5) and its tokenizer, the common start",
         decides=False,
     )
-    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
+    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)", low=0)
     kind: str = flag(
-        "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
+        "single",
+        "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)",
+        choices=SUFFIX,
     )
     data_dir: str = flag("data/mini_emotions", "folder of the domains", decides=False)
-    max_length: int = flag(128, "tokens of a text at most")
+    max_length: int = flag(128, "tokens of a text at most", low=3, high=LONGEST)
     rename: list[str] = flag([], "OLD=NEW, labels or entity types that mean the same")
-    train_limit: int = flag(0, "training sentences per domain at most (0: all)")
-    test_limit: int = flag(0, "test sentences per domain at most (0: all)")
-    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain")
-    batch_size: int = flag(16, "sentences per update")
-    learning_rate: float = flag(1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0")
-    fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)")
-    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher")
+    train_limit: int = flag(0, "training sentences per domain at most (0: all)", low=0)
+    test_limit: int = flag(0, "test sentences per domain at most (0: all)", low=0)
+    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain", low=1)
+    batch_size: int = flag(16, "sentences per update", low=1)
+    learning_rate: float = flag(
+        1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0", above=0
+    )
+    fisher: str = flag(
+        "empirical", "Fisher: empirical (gold labels) or hard (the model's own)", choices=("empirical", "hard")
+    )
+    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher", low=1)
     as_original: bool = flag(
         False, "as the release: count padding, and --examples in batches; yesno: answers of any token"
     )
@@ -112,7 +118,7 @@ class Zoo:
 
     def new_model(self, head_seed: int) -> PreTrainedModel:
         """The common start with a new head for all labels."""
-        torch.manual_seed(head_seed)
+        torch.manual_seed(head_seed % SEED)
         names, layers = dict(enumerate(self.labels)), self.config.layers
         settings = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
         if layers:
