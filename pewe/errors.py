@@ -24,7 +24,9 @@ def write_fault(error: BaseException) -> str:
     if type(error).__name__ == "SafetensorError" and "I/O error" in text:
         return text.split("I/O error:")[-1].split("(os error")[0].strip()
     if isinstance(error, RuntimeError) and any(sign in text for sign in _WRITING):
-        return f"{os.strerror(errno.ENOSPC)}?"  # torch does not tell why
+        return (
+            text.rpartition("strerror: ")[2] if "strerror: " in text else f"{os.strerror(errno.ENOSPC)}?"
+        )  # it does not say
     return ""
 
 
