@@ -11,6 +11,7 @@ and, of a similarity by block or layer, whose ensembles lie in a folder per scop
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,11 @@ def ensemble_weights(
     """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse."""
     if config.effective:
         temperature = temperature_for(S, config.effective, higher, allowed)
-        log.info("temperature %.3g gives an effective number of sources of %g", temperature, config.effective)
     W = softmax_weights(S, temperature, higher, allowed)
+    if config.effective:
+        found = effective_numbers(W).quantile(0.5).item()
+        level = logging.WARNING if abs(found - config.effective) > 0.01 * config.effective else logging.INFO
+        log.log(level, "temperature %.3g gives an effective number of sources of %.3g", temperature, found)
     collapsed = effective_numbers(W) < 1.5
     if collapsed.float().mean() > 0.5 and allowed.sum(1).median() > 3:
         advice = temperature_for(S, 3, higher, allowed)
