@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import check, flag, main
 from pewe.data import Batch
 from pewe.similarity import Measure, SimilarityConfig, Sources, run, set_mode
 from pewe.train import member_losses
@@ -38,7 +38,9 @@ BATCHES_OF = {task: count for count, tasks in BATCHES.items() for task in tasks}
 class GraNdConfig(SimilarityConfig):
     """Similarity by gradient norm."""
 
-    mode: str = flag(mode, "dev (one value), block (one per block) or layer (one per sub-layer with a delta)")
+    mode: str = flag(
+        mode, "dev (one value), block (one per block) or layer (one per sub-layer with a delta)", choices=MODES
+    )
     eval_mode: bool = flag(False, "without dropout: deterministic, whatever the seed")
     predict_batch_size: int = flag(5, "dev lines per batch")
     seed: int = flag(42, "seed of dropout")
@@ -83,8 +85,7 @@ def original_budget(mode: str, task: str) -> int:
 
 def run_mode(config: GraNdConfig):
     """Run the measure in the mode of the flags."""
-    if config.mode not in MODES:
-        raise UserError(f"--mode {suggest(config.mode, MODES)}")
+    check(config)
     return run(Measure("GraNd", score, False, partial(original_budget, config.mode), gradients=True), config)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import flag, main
 from pewe.data import IGNORED, Batch
 from pewe.similarity import Measure, SimilarityConfig, Sources, decoder_states, run
 
@@ -23,7 +23,7 @@ mode = "cos_withoutpad"
 class BlockConfig(SimilarityConfig):
     """Similarity by hidden states."""
 
-    mode: str = flag(mode, "cos_withoutpad, the only mode of the paper")
+    mode: str = flag(mode, "cos_withoutpad, the only mode of the paper", choices=(mode,))
     output_dir: str = flag("checkpoints/adapter/similarity/block", "folder of result.tsv", decides=False)
 
 
@@ -62,8 +62,6 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
 
 def run_mode(config: BlockConfig):
     """Run the measure in the mode of the flags."""
-    if config.mode != mode:
-        raise UserError(f"--mode {suggest(config.mode, (mode,))}")
     return run(Measure("block", score, higher_is_more_similar=True, needs_target=True), config)
 
 

@@ -22,11 +22,12 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from pewe.cli import UserError, flag, log, suggest
+from pewe.cli import UserError, check, flag, log
 from pewe.texts import visible
 
 transformers.logging.set_verbosity_error()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
@@ -37,8 +38,8 @@ class BackboneConfig:
         "google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)", decides=False
     )
     tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
-    device: str = flag("auto", "auto, cpu or cuda", decides=False)
-    dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16")
+    device: str = flag("auto", "auto, cpu or cuda", decides=False, choices=DEVICES)
+    dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16", choices=DTYPES)
 
 
 @dataclass
@@ -65,10 +66,7 @@ class Backbone:
 
 def load_backbone(config: BackboneConfig) -> Backbone:
     """Load a fresh model, to which a delta can be attached, and its tokenizer; raises UserError where they do not fit."""
-    if config.dtype not in DTYPES:
-        raise UserError(f"unknown --dtype {suggest(config.dtype, DTYPES)}")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown --device {suggest(config.device, ('auto', 'cpu', 'cuda'))}")
+    check(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available (use --device cpu)")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,22 +1,26 @@
 """Command lines from dataclasses: one field is one flag. Errors are one readable message and exit code 2."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import functools
 import logging
+import math
 import os
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+
+from pewe.errors import UserError, one_line
 
 log = logging.getLogger("pewe")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class UserError(Exception):
-    """Bad input. The message names the file, line, flag or tensor and says what was expected."""
+SEED = 2**63  # seeds are whole numbers below it, which torch, numpy and random all take: `number % SEED`
+LARGEST = 2**31 - 1  # of a whole number that is no seed
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -27,15 +31,135 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"{name!r}{hint} Known: {', '.join(known)}"
 
 
-def flag(default, help: str, decides: bool = True):
+def flag(
+    default, help: str, decides: bool = True, *, low: float | None = None, high: float | None = None,
+    above: float | None = None, choices: Collection[str] | None = None, unique: bool = False, name: bool = False,
+):  # fmt: skip
     """A dataclass field that becomes `--NAME`; `default` may be a list.
 
     `decides=False`: no result depends on this flag itself (at most on the content that it names, which a record holds).
+
+    The rest says which values (of a list: which items) are allowed beside the default: `low` to `high`, larger than
+    `above`, one of `choices`; no item twice (`unique`); a `name`, which becomes a part of a path. A subclass that gives a
+    flag another default need not say it again. See `complaint`.
     """
-    about = {"help": help, "decides": decides}
+    rules = {
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": choices,
+        "unique": unique or None,
+        "name": name or None,
+    }
+    about = {"help": help, "decides": decides, "rules": {key: rule for key, rule in rules.items() if rule is not None}}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)
+
+
+def seed_flag(default, help: str):
+    """A seed, or a list of them."""
+    return flag(default, help, low=0, high=SEED - 1, unique=isinstance(default, list))
+
+
+def complaint(config_class: type, name: str, value) -> str:
+    """What is wrong with a flag's value, as the rest of a sentence that begins with the flag; empty where nothing is.
+
+    Whole numbers lie within 32 bits unless the flag says otherwise, numbers are finite; a text or a list may be empty only
+    where that is the default.
+    """
+    kind, rules = typing.get_type_hints(config_class)[name], _rules(config_class, name)
+    (item_kind,) = typing.get_args(kind) or (kind,)
+    as_list = typing.get_origin(kind) is list
+    items = value if isinstance(value, list) else [value]
+    allowed = (int, float) if item_kind is float else (item_kind,)
+    if isinstance(value, list) != as_list or any(type(item) not in allowed for item in items):
+        return f"must be {f'a list of {item_kind.__name__}' if as_list else item_kind.__name__}, not {value!r}"
+    if value == _default(config_class.__dataclass_fields__[name]):
+        return ""
+    if not items:
+        return "must not be empty"
+    if wrong := next(filter(None, (_wrong(rules, item) for item in items)), ""):
+        return wrong
+    shown = [f"{item:g}" if item_kind is float else item for item in items]  # as they stand in the names of folders
+    twice = [item for item in shown if shown.count(item) > 1] if "unique" in rules else []
+    return f"names {twice[0]!r} twice" if twice else ""
+
+
+@functools.cache
+def _rules(config_class: type, name: str) -> dict:
+    """The rules of a flag: those of the class go before those of its bases."""
+    found = {}
+    for base in reversed(config_class.__mro__):
+        field = base.__dict__.get("__dataclass_fields__", {}).get(name)
+        found |= field.metadata.get("rules", {}) if field else {}
+    return found
+
+
+def _wrong(rules: dict, item) -> str:
+    """What is wrong with one value of the right type."""
+    if "choices" in rules and item not in rules["choices"]:
+        return f"cannot be {suggest(item, rules['choices'])}"
+    if isinstance(item, str):
+        return name_fault(item) if "name" in rules else _text_fault(item)
+    if isinstance(item, bool):
+        return ""
+    if isinstance(item, float) and not math.isfinite(item):
+        return f"must be a finite number, not {item}"
+    low, high = (-LARGEST, LARGEST) if isinstance(item, int) else (-math.inf, math.inf)
+    low, high, above = rules.get("low", low), rules.get("high", high), rules.get("above", -math.inf)
+    if not item > above:
+        return f"must be above {above}, not {item}"
+    if item < low:
+        return f"must be at least {low}, not {item}"
+    return f"must be at most {high}, not {item}" if item > high else ""
+
+
+def _text_fault(text: str) -> str:
+    if not text:
+        return "must not be empty"
+    broken = "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    return f"must be UTF-8 text, not {text!r}" if broken else ""
+
+
+def name_fault(name: str) -> str:
+    """Why this cannot be the name of a file or folder, as `complaint`; empty where it can. Blanks and any letters are fine."""
+    control = any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+    if name in (".", "..") or "/" in name or "\\" in name or control:
+        return f"must be a plain name without slashes, not {name!r}"
+    return _text_fault(name)
+
+
+def checked_name(name, what: str) -> str:
+    """This name, which becomes a part of a path. Raises UserError for one that would lead elsewhere, or is no text."""
+    if fault := name_fault(name) if isinstance(name, str) else "must not be empty":
+        raise UserError(f"{what} {fault}")
+    return name
+
+
+def check(config) -> None:
+    """Raises UserError for the first flag of a configuration whose value is not allowed."""
+    for field in dataclasses.fields(config):
+        if wrong := complaint(type(config), field.name, getattr(config, field.name)):
+            raise UserError(f"--{field.name} {wrong}")
+
+
+def check_file(values: dict, config_classes: Sequence[type], where: str) -> None:
+    """The same for flags that stand in a file and are meant for these commands, each for those that have it.
+
+    Raises UserError for unknown flags too; `where` is the file and section.
+    """
+    for name, value in values.items():
+        own = [one for one in config_classes if name in one.__dataclass_fields__]
+        if not own:
+            known = sorted({name for one in config_classes for name in one.__dataclass_fields__})
+            raise UserError(f"{where}: unknown flag {suggest(name, known)}")
+        if wrong := next(filter(None, (complaint(one, name, value) for one in own)), ""):
+            raise UserError(f"{where}: {name} {wrong}")
+
+
+def _default(field: dataclasses.Field):
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 
 @dataclasses.dataclass
@@ -64,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind, hidden: bool = False) -> None:
     """Add the flag of a field; a hidden one is not in the help, and has no default."""
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    default = _default(field)
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     help = field.metadata.get("help", "").replace("%", "%%")
     if shown not in (None, "", False):
@@ -99,36 +223,27 @@ def parse(config_class: type, args: list[str] | None = None, description: str = 
             if field.name not in kinds:
                 _add_flag(parser, field, typing.get_type_hints(ignored)[field.name], hidden=True)
     if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
-        parser.set_defaults(**_checked(read_toml(ROOT / path), kinds, path))
+        values = read_toml(ROOT / path)
+        check_file(values, [config_class], path)
+        parser.set_defaults(**values)
     given = vars(parser.parse_args(args))
     if extra := sorted(given.keys() - kinds.keys()):
         print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)
-    return config_class(**{name: value for name, value in given.items() if name in kinds})
+    config = config_class(**{name: value for name, value in given.items() if name in kinds})
+    check(config)
+    return config
 
 
 def read_toml(path: Path) -> dict:
     """The content of a TOML file. Raises UserError with the file and, where it is malformed, the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # malformed, not UTF-8, nested without end
         raise UserError(f"{path}: {error}") from None
-
-
-def _checked(values: dict, kinds: dict[str, type], path: str) -> dict:
-    """The values of a file of flags. Raises UserError for an unknown flag or a value of another type."""
-    for name, value in values.items():
-        if name not in kinds:
-            raise UserError(f"{path}: unknown flag {suggest(name, kinds)}")
-        (kind,) = typing.get_args(kinds[name]) or (kinds[name],)
-        items = value if isinstance(value, list) else [value]
-        as_list = typing.get_origin(kinds[name]) is list
-        allowed = (int, float) if kind is float else (kind,)
-        if isinstance(value, list) != as_list or any(type(item) not in allowed for item in items):
-            wanted = f"a list of {kind.__name__}" if as_list else kind.__name__
-            raise UserError(f"{path}: {name} must be {wanted}, not {value!r}")
-    return values
 
 
 def show(config) -> str:
@@ -138,6 +253,34 @@ def show(config) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields.items())
 
 
+class _Terminal(logging.StreamHandler):
+    """Log entries on what is stderr at that time. A closed pipe ends the command, as `one_line` says."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exception(), BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
+class _LogFile(logging.FileHandler):
+    """Log entries in a file. A file that cannot be written any more is given up with a warning; the command goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            return super().handleError(record)
+        log.removeHandler(self)
+        log.warning("%s cannot be written and ends here: %s", self.baseFilename, sys.exception())
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            super().close()
+
+
 def log_to(path: Path | None, quiet: bool = False) -> None:
     """Log to the terminal (warnings only with `quiet`) and, where a path is given, append everything to that file."""
     log.setLevel(logging.INFO)
@@ -145,12 +288,12 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
     for handler in log.handlers[:]:
         handler.close()
         log.removeHandler(handler)
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _Terminal()
     terminal.setLevel(logging.WARNING if quiet else logging.INFO)
     handlers: list[logging.Handler] = [terminal]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_LogFile(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
@@ -159,20 +302,12 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
 def main(
     run: Callable, config_class: type, description: str = "", args: list[str] | None = None, file_flag: str = ""
 ) -> None:
-    """Parse, run, and turn every UserError into one line on stderr and exit code 2.
+    """Parse and run; every error that is no bug becomes one line on stderr and exit code 2 (`errors.one_line`).
 
     Relative paths start at the repository root, whatever folder the command is given in. A character that the terminal
     cannot show is written as its code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
-    try:
+    with one_line():
         config = parse(config_class, args, description, file_flag)
         os.chdir(ROOT)
         run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it left off", file=sys.stderr)
-        sys.exit(130)

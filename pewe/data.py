@@ -22,6 +22,7 @@ from pewe.texts import decoded, raw_lines, visible
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
+LONGEST = 2**15  # tokens of a sequence
 SPLITS = ("train", "dev", "test")
 
 
@@ -30,15 +31,17 @@ class DataConfig(OriginalConfig):
     """Which tasks, where they are, and how they are cut."""
 
     task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
-    task_list: str = flag("QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False)
-    tasks: list[str] = flag([], "task names instead of a list", decides=False)
+    task_list: str = flag(
+        "QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
+    )
+    tasks: list[str] = flag([], "task names instead of a list", decides=False, unique=True)
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data", decides=False)
     full_train: bool = flag(
         False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)", decides=False
     )
-    max_input_length: int = flag(512, "tokens of the input at most, the end token among them; at least 2")
+    max_input_length: int = flag(512, "tokens of the input at most, the end token among them", low=2, high=LONGEST)
     max_output_length: int = flag(
-        64, "tokens of the output at most; also the length of generation, start token included; at least 2"
+        64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST
     )
 
 
@@ -143,15 +146,6 @@ def distinct(names: Sequence[str], where: str) -> list[str]:
     return list(names)
 
 
-def check_lengths(config: DataConfig) -> None:
-    """Raise UserError for lengths that leave nothing of a text, or generate nothing."""
-    for name in ("max_input_length", "max_output_length"):
-        if getattr(config, name) < 2:
-            raise UserError(
-                f"--{name} must be at least 2 (a token and the start or end token), not {getattr(config, name)}"
-            )
-
-
 def parse_line(raw: bytes) -> Example:
     """One line: input TAB output [TAB further outputs]. Raises ValueError that says what is wrong with it."""
     text, *outputs = (cell.strip() for cell in decoded(raw).split("\t"))
@@ -205,7 +199,6 @@ def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: b
 
 def load_split(tokenizer: PreTrainedTokenizerBase, config: DataConfig, task: str, prefix: str, split: str) -> Encoded:
     """Read, check and tokenise a split; done once per process, file content and setting."""
-    check_lengths(config)
     path = split_path(Path(config.task_dir), task, prefix, split, config.full_train)
     if not path.is_file():
         raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")

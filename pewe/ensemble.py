@@ -11,6 +11,7 @@ and, of a similarity by block or layer, whose ensembles lie in a folder per scop
 <save_ckpt_path>/importance.tsv, .png             scope, spread of its weights
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from pewe.checkpoint import (
     task_checkpoint,
     write_checkpoint,
 )
-from pewe.cli import UserError, flag, log, suggest
+from pewe.cli import UserError, check, flag, log, suggest
 from pewe.deltas import TUNE_METHODS, DeltaState
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merge import MEMORY
@@ -43,25 +44,25 @@ from task_list import METRICS, TASK_LISTS
 class EnsembleConfig:
     """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
 
-    delta: str = flag("adapter", "adapter, lora or prefix")
+    delta: str = flag("adapter", "adapter, lora or prefix", choices=TUNE_METHODS)
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
     save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
     task_list: str = flag(
-        "", "list of task_list.py: targets and sources (default: the script's constant)", decides=False
+        "",
+        "list of task_list.py: targets and sources (default: the script's constant)",
+        decides=False,
+        choices=TASK_LISTS,
     )
-    tasks: list[str] = flag([], "task names instead of a list")
+    tasks: list[str] = flag([], "task names instead of a list", unique=True)
     quiet: bool = flag(False, "warnings only", decides=False)
-    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this")
+    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
 
 
 def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
-    """The tasks that an ensemble script works on. Raises UserError for an unknown delta, list or task."""
-    if config.delta not in TUNE_METHODS:
-        raise UserError(f"unknown --delta {suggest(config.delta, TUNE_METHODS)}")
-    if config.task_list and config.task_list not in TASK_LISTS:
-        raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
+    """The tasks that an ensemble script works on. Raises UserError for a flag that is not allowed or an unknown task."""
+    check(config)
     tasks = list(config.tasks or TASK_LISTS.get(config.task_list, default))
     for task in tasks:
         if task not in METRICS:
@@ -91,8 +92,11 @@ def ensemble_weights(
     """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse."""
     if config.effective:
         temperature = temperature_for(S, config.effective, higher, allowed)
-        log.info("temperature %.3g gives an effective number of sources of %g", temperature, config.effective)
     W = softmax_weights(S, temperature, higher, allowed)
+    if config.effective:
+        found = effective_numbers(W).quantile(0.5).item()
+        level = logging.WARNING if abs(found - config.effective) > 0.01 * config.effective else logging.INFO
+        log.log(level, "temperature %.3g gives an effective number of sources of %.3g", temperature, found)
     collapsed = effective_numbers(W) < 1.5
     if collapsed.float().mean() > 0.5 and allowed.sum(1).median() > 3:
         advice = temperature_for(S, 3, higher, allowed)

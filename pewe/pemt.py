@@ -24,7 +24,7 @@ from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.identity import state_digest
 from pewe.plots import heat_map
-from pewe.results import read_record, read_table, write_config, write_table, write_text
+from pewe.results import read_record, read_table, within, write_config, write_table, write_text
 from pewe.texts import read_lines
 from pewe.train import member_losses
 from task_list import METRICS, TASK_LISTS
@@ -165,9 +165,11 @@ def read_gates(folder: Path) -> pd.DataFrame:
     """Rows (target, run, layer, source, weight) of every run below a folder."""
     parts = []
     for path in sorted(folder.rglob(GATES)):
-        target = (read_record(path.parent / "run.json") or {}).get("settings", {}).get("task")
-        if target is None:
-            raise UserError(f"{path.parent}: run.json names no task; was the run killed? Start it again")
+        target = within(read_record(path.parent / "run.json"), "settings", "task", kind=str)
+        if target not in METRICS:
+            raise UserError(
+                f"{path.parent}: run.json names no task of task_list.py; was the run killed? Start it again"
+            )
         parts.append(read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent)))
     if not parts:
         raise UserError(f"there is no {GATES} below {folder}; run scripts/pemt_stage2_few_shot.sh first")

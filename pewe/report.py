@@ -24,14 +24,20 @@ import numpy as np
 import pandas as pd
 
 from pewe import stats
-from pewe.cli import UserError, flag, main
+from pewe.cli import UserError, flag, main, suggest
 from pewe.grid import INITS, SOURCES
 from pewe.plots import grouped_bars, heat_map, lines
-from pewe.results import read_json, replacing, write_table, write_text
+from pewe.results import numeric, read_json, read_table, replacing, within, write_table, write_text
 from pewe.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
 
 BASELINES = ("Random", "Average")
+COLUMNS = {  # of the tables: names and numbers
+    "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
+    "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
+    "similarities": (["delta", "init", "target", "source"], ["seed", "value"]),
+    "curves": (["delta", "init", "task"], ["seed", "updates", "dev"]),
+}
 PAPER = "The paper reports improvements of 5 to 8 % over its baselines."
 
 
@@ -51,17 +57,27 @@ def read_stored(folder: Path) -> Stored:
     """The tables of a folder. Raises UserError where the cells are missing."""
     if not (folder / "cells.tsv").is_file():
         raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
-    names = ("cells", "weights", "similarities", "curves")
-    return Stored(
-        folder, *(_in_order(folder / f"{name}.tsv") for name in names), read_json(folder / "provenance.json") or {}
-    )
+    tables = (_in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items())
+    return Stored(folder, *tables, read_json(folder / "provenance.json") or {})
 
 
-def _in_order(path: Path) -> pd.DataFrame:
-    """A table with its rows in the order of the paper's inits; empty where there is none."""
+def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
+    """A table with its rows in the order of the paper's inits; empty where there is none.
+
+    Raises UserError for a table without rows or with a column missing, a cell that is no number, or an unknown init or task.
+    """
     if not path.is_file():
         return pd.DataFrame()
-    table, order = pd.read_csv(path, sep="\t"), (*INITS, SOURCES)
+    table, order = read_table(path, [*names, *numbers]), (*INITS, SOURCES)
+    if table.empty:
+        raise UserError(f"{path} has no rows")
+    checked = {column: numeric(table, column, path) for column in numbers}
+    table = table.assign(**{column: values for column, values in checked.items() if column != "seed"})
+    known = {"init": order, **dict.fromkeys(("task", "target", "source"), METRICS)}
+    for column in known.keys() & set(table):
+        for line, name in enumerate(table[column].fillna(""), start=2):
+            if (name.split("/")[0] if column == "init" else name) not in known[column]:
+                raise UserError(f"{path}, line {line}: {column} cannot be {suggest(name, known[column])}")
     return table.sort_values("init", key=lambda names: names.str.split("/").str[0].map(order.index), kind="stable")
 
 
@@ -89,7 +105,9 @@ def tables(stored: Stored) -> None:
         long.append(mean.assign(delta=delta, deviation=spread))
         heads = pd.MultiIndex.from_tuples([(GROUP_OF.get(task, ""), task) for task in mean.columns])
         table = mean.set_axis(heads, axis=1).map("{:.3f}".format)
-        latex.append(table.to_latex(caption=f"Test scores, {delta}", multicolumn_format="c", escape=True))
+        latex.append(
+            table.to_latex(caption=f"Test scores, {delta}".replace("_", r"\_"), multicolumn_format="c", escape=True)
+        )
         text.append(f"{delta}\n{mean.round(3).to_string()}\n")
     write_text(stored.folder / "table.md", "\n".join(blocks))
     write_text(stored.folder / "summary.md", markdown(pd.DataFrame(summary).fillna(""), "init"))
@@ -216,9 +234,9 @@ def write(folder: Path) -> None:
     )
     environment.filters["groupby_group"] = by_group
     page = environment.get_template("report.html.jinja").render(
-        title=stored.about.get("title", folder.name), headline=headline(compared) if len(compared) else [], paper=PAPER,
-        tables=main_table, group_of=GROUP_OF, metric_of=METRICS, comparisons=compared, modules=modules, sources=SOURCES,
-        pictures=shown, about=stored.about, **about_weights(stored, folder),
+        title=within(stored.about, "title", kind=str) or folder.name, paper=PAPER,
+        headline=headline(compared) if len(compared) else [], tables=main_table, group_of=GROUP_OF, metric_of=METRICS,
+        comparisons=compared, modules=modules, sources=SOURCES, pictures=shown, about=stored.about, **about_weights(stored, folder),
         seeds=sorted(stored.cells["seed"].unique()), hours=stored.cells["seconds"].sum() / 3600,
     )  # fmt: skip
     write_text(folder / "report.html", page)

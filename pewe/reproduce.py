@@ -14,8 +14,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pewe import report
-from pewe.cli import UserError, flag, log, log_to, main, suggest
+from pewe.backbone import DEVICES
+from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, suggest
 from pewe.data import task_names
+from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import WEIGHTS
 from pewe.grid import BY_MEASURE, BY_MODULE, DEFAULT_INITS, INITS, PEMT, SOURCES, Grid, plan
 from pewe.identity import digest, files_digests, model_digest
@@ -35,17 +37,19 @@ class Config:
     """What part of which suite."""
 
     suite: str = flag("mini", "mini, qa32, all51, or a file like those in scripts/suites")
-    delta: list[str] = flag([], "delta methods (default: all of the suite)")
+    delta: list[str] = flag([], "delta methods (default: all of the suite)", choices=TUNE_METHODS, unique=True)
     init: list[str] = flag(
         list(DEFAULT_INITS),
         f"rows of the table: {', '.join(INITS)} (GraNd_block, GraNd_layer, block: one row per block or layer; PEMT: delta pemt)",
+        choices=INITS,
+        unique=True,
     )
-    seeds: list[int] = flag([42, 43, 44], "seeds of init, data order and dropout")
+    seeds: list[int] = seed_flag([42, 43, 44], "seeds of init, data order and dropout")
     dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
-    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)")
-    tasks: list[str] = flag([], "some tasks instead of the suite's")
-    name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)")
-    device: str = flag("", "auto, cpu or cuda instead of the suite's")
+    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)", low=0)
+    tasks: list[str] = flag([], "some tasks instead of the suite's", unique=True)
+    name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)", name=True)
+    device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)
 
 
 def material(config: TuneConfig) -> str:
@@ -56,15 +60,11 @@ def material(config: TuneConfig) -> str:
     return digest([data, model_digest(config.model, config.tokenizer_path), texts])
 
 
-def check(config: Config, suite: Suite) -> None:
-    """Raises UserError for what the suite does not have, and for anything that is named twice."""
-    for flag_name, known in (("delta", suite.deltas), ("init", INITS), ("tasks", None), ("seeds", None)):
-        given = getattr(config, flag_name)
-        for value in given:
-            if known is not None and value not in known:
-                raise UserError(f"--{flag_name} {suggest(value, known)}")
-            if given.count(value) > 1:
-                raise UserError(f"--{flag_name} names {value} twice")
+def check_deltas(config: Config, suite: Suite) -> None:
+    """Raises UserError for a delta that the suite does not have."""
+    for delta in config.delta:
+        if delta not in suite.deltas:
+            raise UserError(f"--delta cannot be {suggest(delta, suite.deltas)}")
 
 
 def grids(config: Config, suite: Suite) -> list[Grid]:
@@ -247,9 +247,10 @@ def show_plan(todo: list[Grid], inits: list[str], out: Path) -> None:
 
 def run(config: Config) -> None:
     """Carry out the grid, gather the results, write the report; print the table and the cells that failed."""
+    check(config)
     log_to(None, quiet=True)
     suite = read_suite(config.suite)
-    check(config, suite)
+    check_deltas(config, suite)
     name = name_of(config, suite)
     out = Path("results") / name
     todo = grids(config, suite)

@@ -1,42 +1,76 @@
 """Result files: written to a temporary name and renamed, read by column name, with their provenance beside them."""
 
 import contextlib
+import csv
 import dataclasses
 import datetime
+import glob
 import importlib.metadata
+import io
+import itertools
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 
 from pewe import identity
-from pewe.cli import ROOT, UserError, log
+from pewe.cli import ROOT, UserError, checked_name, log
+from pewe.errors import write_fault
+
+_HOST = re.sub(r"[^\w-]", "_", platform.node()) or "here"  # of this machine, in the names of temporary folders
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that takes the place of `path` when the block ends well; a killed writer leaves `path` as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary file that takes the place of `path` when the block ends well; a killed writer leaves `path` as it was.
+
+    It lies in a folder of its own, since some libraries write other files beside it. What killed writers left is removed.
+    Raises UserError that names `path` where it cannot be written.
+    """
+    place = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        place.mkdir(exist_ok=True)
+        yield place / path.name
+        (place / path.name).replace(path)
+    except BrokenPipeError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        named = Path(os.fsdecode(getattr(error, "filename", None) or place))
+        if named not in (place / path.name, place, path, *path.parents) or not (fault := write_fault(error)):
+            raise
+        raise UserError(f"cannot write {path}: {fault}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
-def remove_temporary(folders: Iterable[Path]) -> None:
-    """Remove what killed writers left in folders that this process holds (`replacing`)."""
-    for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            path.unlink()
+def sweep(folder: Path) -> None:
+    """Remove the temporary folders of `replacing` in a folder whose writers, on this machine, no longer live."""
+    for left in folder.glob(f".*.{glob.escape(_HOST)}.*.tmp"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and not _lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,11 +85,19 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, or None where there is none or it is damaged."""
+    """The object in a JSON file, or None where there is none or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):  # no JSON, no UTF-8, brackets without end
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
+
+
+def within(content: dict | None, *names: str, kind: type = dict):
+    """What stands in nested objects under these names; None where there is no such thing, or it is of another kind."""
+    for name in names:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content if isinstance(content, kind) else None
 
 
 def write_record(path: Path, content: dict) -> None:
@@ -86,6 +128,8 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
             owner.write_text(
                 f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8"
             )
+            for place, _, _ in os.walk(folder):
+                sweep(Path(place))
             try:
                 yield
             finally:
@@ -96,30 +140,53 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a tab-separated table with a header, atomically."""
+    """Write a tab-separated table with a header, atomically. Nothing is quoted: raises UserError for a tab or line break."""
+    texts = {column: table[column].unique() for column in table.select_dtypes(["object", "string"])}
+    for cell in itertools.chain(table.columns, *texts.values()):
+        if isinstance(cell, str) and any(character in cell for character in "\t\n\r"):
+            raise UserError(f"cannot write {path}: there is a tab or a line break in {cell!r}")
     with replacing(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False)
+        table.to_csv(temporary, sep="\t", index=False, quoting=csv.QUOTE_NONE)
 
 
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A tab-separated table that has at least these columns; text stays text ("nan" and "null" are names, not gaps)."""
+TEXTS = ("target", "source", "scope", "task", "delta", "init", "prefix", "group", "run")  # columns of names
+_PARTS = ("target", "source", "scope", "task", "delta")  # of them, those that become a part of a path
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A tab-separated table that has at least these columns; text stays text ("nan" and "null" are names, not gaps).
+
+    Nothing is quoted. Raises UserError with the line for cells that do not fit the header, and for a name that would lead
+    out of the folder that it becomes a part of.
+    """
     if not path.is_file():
         raise UserError(f"there is no table {path}")
     try:
-        table = pd.read_csv(path, sep="\t", dtype={"target": str, "source": str, "scope": str, "task": str}, na_values=[""],
-                            keep_default_na=False, float_precision="round_trip")  # fmt: skip
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a tab-separated table: {error}") from None
-    missing = [column for column in columns if column not in table.columns]
+    header, *rows = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: a column stands twice in the header: {', '.join(header)}")
+    missing = [column for column in columns if column not in header]
     if missing:
         raise UserError(f"{path}: column {missing[0]!r} is missing; the header must have: {', '.join(columns)}")
-    return table
+    for line, cells in enumerate(rows, start=2):
+        if len(cells) != len(header):
+            raise UserError(f"{path}, line {line}: {len(cells)} cells, expected {len(header)}, parted by tabs")
+    for place, column in enumerate(header):
+        names = [cells[place] for cells in rows] if column in _PARTS else []
+        for name in dict.fromkeys(names):
+            if name or column in columns:  # what is not asked for may be empty
+                checked_name(name, f"{path}, line {names.index(name) + 2}: {column}")
+    return pd.read_csv(io.StringIO(text), sep="\t", dtype=dict.fromkeys(TEXTS, str), na_values=[""], keep_default_na=False,
+                       quoting=csv.QUOTE_NONE, skip_blank_lines=False, float_precision="round_trip")  # fmt: skip
 
 
 def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     """A column as floats. Raises UserError with the first line that is not a number."""
     values = pd.to_numeric(table[column], errors="coerce")
-    bad = values.isna() & (table[column].astype(str).str.lower() != "nan")
+    bad = values.isna() & (table[column].astype(str).str.lower() != "nan") | (table[column].dtype == bool)
     if bad.any():
         line = int(bad.to_numpy().argmax())
         raise UserError(f"{path}, line {line + 2}: {column} must be a number, not {table[column].iloc[line]!r}")
@@ -128,19 +195,28 @@ def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
 
 def provenance() -> dict:
     """Versions, commit, machine and time: what a reader needs to trust or repeat a number."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    try:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     packages = ("torch", "transformers", "opendelta", "numpy")
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def write_config(folder: Path, config) -> None:

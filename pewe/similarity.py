@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
-from pewe.cli import UserError, flag, log, log_to, show, suggest
+from pewe.cli import UserError, flag, log, log_to, show
+from pewe.cli import check as check_flags
 from pewe.data import (
     IGNORED,
     Batch,
@@ -53,15 +54,15 @@ class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: the targets)")
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)
     random_tuned_ckpt_path: str = flag(
         "", "folder with <target>/checkpoint-best.pt tuned from random init (KL, block)", decides=False
     )
     output_dir: str = flag("checkpoints/adapter/similarity/Loss", "folder of result.tsv", decides=False)
     predict_batch_size: int = flag(50, "dev lines per batch")
-    max_batches: int = flag(0, "dev batches used per target; 0: as many as the original, -1: all")
-    reduction: str = flag("sum", "sum or mean over the batches used")
-    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False)
+    max_batches: int = flag(0, "dev batches used per target; 0: as many as the original, -1: all", low=-1)
+    reduction: str = flag("sum", "sum or mean over the batches used", choices=("sum", "mean"))
+    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False, low=0)
     pictures: bool = flag(True, "draw a heat map of every scope", decides=False)
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
@@ -188,14 +189,9 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
 
 def check(measure: Measure, config: SimilarityConfig) -> None:
     """Flags that make no sense, told before a model is loaded."""
+    check_flags(config)
     if config.tune_method in ("pemt", "pemt_source", "model"):  # made for one task each, or not to be stacked
         raise UserError(f"--tune_method {config.tune_method}: similarities are of adapter, lora and prefix deltas")
-    if config.reduction not in ("sum", "mean"):
-        raise UserError(f"--reduction {suggest(config.reduction, ('sum', 'mean'))}")
-    if config.predict_batch_size < 1:
-        raise UserError(f"--predict_batch_size must be at least 1, not {config.predict_batch_size}")
-    if config.stack < 0 or config.max_batches < -1:
-        raise UserError("--stack must be at least 0 and --max_batches at least -1")
     if measure.needs_target and not config.random_tuned_ckpt_path:
         raise UserError(f"{measure.name} compares with deltas tuned on the targets: give --random_tuned_ckpt_path")
 

@@ -1,26 +1,32 @@
 """A suite: one experiment as a file of flags (scripts/suites/*.toml).
 
-base = "OTHER.toml"        what is not set here is taken from it
+base = "OTHER.toml"        what is not set here is taken from it (a path that starts at this file's folder)
 title = "..."
 [all]                      flags of every command
 [tuning]                   flags of all tuning;  [sources] [targets] [pairs]  of the tuning of one kind
 [weights]                  flags of unit_model/
 [delta.NAME]               flags of a delta method, with sources = {...}, targets = {...} for its own tuning
+
+Every value is checked against its flag in both files.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pewe.cli import ROOT, UserError, read_toml, suggest
+from pewe.cli import ROOT, UserError, check_file, checked_name, read_toml, suggest
 from pewe.data import task_names
 from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import EnsembleConfig
 from pewe.tune import TuneConfig
 
 FOLDER = ROOT / "scripts" / "suites"
-SECTIONS = ("all", "tuning", "sources", "targets", "pairs", "weights")
-FLAGS = {field.name for kind in (TuneConfig, EnsembleConfig) for field in dataclasses.fields(kind)}
+TUNING = ("tuning", "sources", "targets", "pairs")
+SECTIONS = {"all": (TuneConfig, EnsembleConfig), **dict.fromkeys(TUNING, (TuneConfig,)), "weights": (EnsembleConfig,)}
+# flags that the grid gives to its commands
+SET = ("seed", "tune_method", "delta", "quiet", "output_dir", "save_ckpt_path", "source_ckpt_path", "train_checkpoint",
+       "test_checkpoint", "do_train", "do_predict")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,36 +65,57 @@ def read_suite(name: str) -> Suite:
     if not path.is_file():
         known = [found.stem for found in sorted(FOLDER.glob("*.toml"))]
         raise UserError(f"there is no suite {suggest(name, known)} (or a file that ends in .toml)")
-    content = _read(path)
-    for section, flags in content.items():
-        if isinstance(flags, dict):
-            _check(path, section, flags)
+    content = _read(path, ())
     if not content.get("delta"):
         raise UserError(f"{path}: a section [delta.NAME] is needed, NAME one of {', '.join(TUNE_METHODS)}")
-    return Suite(path.stem, content.get("title", path.stem), content)
+    return Suite(checked_name(path.stem, f"--suite {name}: its name"), content.get("title", path.stem), content)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    """The content of a file, checked, over that of the file that it is based on; `seen` are those that are based on it."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: base = {path.name!r} leads back to this file")
     content = read_toml(path)
+    _check(path, content)
     if "base" not in content:
         return content
-    base = _read(path.parent / content["base"])
+    lower = path.parent / content["base"]
+    if not lower.is_file():
+        raise UserError(f"{path}: base: there is no file {lower}")
+    base = _read(lower, (*seen, path.resolve()))
     return base | {
         key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in content.items()
     }
 
 
-def _check(path: Path, section: str, flags: dict) -> None:
-    if section == "delta":
-        for method, own in flags.items():
-            if method not in TUNE_METHODS:
-                raise UserError(f"{path}: unknown delta {suggest(method, TUNE_METHODS)}")
-            _check(path, f"delta.{method}", own)
-        return
-    if not section.startswith("delta.") and section not in SECTIONS:
-        raise UserError(f"{path}: unknown section {suggest(section, SECTIONS)}")
-    for flag, value in flags.items():
-        if isinstance(value, dict):
-            _check(path, flag, value)
-        elif flag not in FLAGS:
-            raise UserError(f"{path}, [{section}]: unknown flag {suggest(flag, sorted(FLAGS))}")
+def _check(path: Path, content: dict) -> None:
+    """Raises UserError for an unknown section or flag, or a value that its flag cannot have; names file, section and key."""
+    for key, value in content.items():
+        if key in ("base", "title"):
+            if not isinstance(value, str):
+                raise UserError(f"{path}: {key} must be str, not {value!r}")
+        elif key != "delta" and key not in SECTIONS:
+            what = "section" if isinstance(value, dict) else "key"
+            raise UserError(f"{path}: unknown {what} {suggest(key, ['base', 'title', *SECTIONS, 'delta'])}")
+        elif key != "delta":
+            _check_section(path, key, value, SECTIONS[key])
+    for method, own in _table(path, "delta", content.get("delta", {})).items():
+        if method not in TUNE_METHODS:
+            raise UserError(f"{path}: unknown delta {suggest(method, TUNE_METHODS)}")
+        flags = _table(path, f"delta.{method}", own)
+        _check_section(path, f"delta.{method}", {k: v for k, v in flags.items() if k not in SECTIONS}, SECTIONS["all"])
+        for section in SECTIONS.keys() & flags:
+            _check_section(path, f"delta.{method}.{section}", flags[section], SECTIONS[section])
+
+
+def _check_section(path: Path, section: str, flags, config_classes: Sequence[type]) -> None:
+    for name in SET:
+        if name in _table(path, section, flags):
+            raise UserError(f"{path}, [{section}]: {name} cannot be set in a suite; each step and seed has its own")
+    check_file(flags, config_classes, f"{path}, [{section}]")
+
+
+def _table(path: Path, section: str, content) -> dict:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {section} must be a section [{section}] of flags, not {content!r}")
+    return content

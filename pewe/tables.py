@@ -5,6 +5,7 @@
 reads `result.tsv` in each folder (written by tune_hps_singletask.py) and writes table.tsv and table.md.
 """
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,13 @@ def markdown(cells: pd.DataFrame, corner: str) -> str:
         ["---", *["---:"] * cells.shape[1]],
         *([n, *row] for n, *row in cells.itertuples()),
     ]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(escaped, line))} |\n" for line in lines)
+
+
+def escaped(cell) -> str:
+    """A cell's text as Markdown shows it: in one line, without HTML, its bars no borders. What is **bold** stays so."""
+    text = html.escape(" ".join(str(cell).split("\n")), quote=False)
+    return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def best_in_bold(frame: pd.DataFrame) -> pd.DataFrame:

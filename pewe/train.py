@@ -21,32 +21,43 @@ from transformers import Adafactor
 from pewe import identity
 from pewe.backbone import Backbone
 from pewe.checkpoint import BEST, write_checkpoint
-from pewe.cli import flag, log
+from pewe.cli import SEED, flag, log, seed_flag
 from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.evaluate import evaluate
 from pewe.results import replacing
+
+OPTIMIZERS = ("adafactor", "adamw")
+LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
 @dataclass
 class TrainConfig:
     """How one delta is tuned; the defaults are the paper's."""
 
-    train_iters: int = flag(100_000, "updates at most")
-    train_epochs: int = flag(0, "passes over the training lines, a validation after each, instead of train_iters")
-    warmup_steps: int = flag(200, "warm-up updates; the default --lr_decay_style does not look at them")
-    lr_decay_style: str = flag(
-        "constant", "constant (as the original, which ignores warmup_steps), constant_with_warmup, or linear to 0"
+    train_iters: int = flag(100_000, "updates at most", low=1)
+    train_epochs: int = flag(
+        0, "passes over the training lines, a validation after each, instead of train_iters", low=0
     )
-    optimizer: str = flag("adafactor", "adafactor, or adamw (PEMT's: betas 0.9 and 0.999, no weight decay)")
-    valid_interval: int = flag(100, "updates between two validations")
-    log_interval: int = flag(100, "updates between two log entries of the training loss", decides=False)
-    early_stop: int = flag(10, "stop after this many validations without improvement")
-    predict_batch_size: int = flag(80, "dev and test lines per forward and delta")
-    micro_batch_size: int = flag(16, "a larger batch is cut into micro-batches of this size, gradients accumulated")
-    max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta")
+    warmup_steps: int = flag(200, "warm-up updates; the default --lr_decay_style does not look at them", low=0)
+    lr_decay_style: str = flag(
+        "constant",
+        "constant (as the original, which ignores warmup_steps), constant_with_warmup, or linear to 0",
+        choices=LR_DECAY_STYLES,
+    )
+    optimizer: str = flag(
+        "adafactor", "adafactor, or adamw (PEMT's: betas 0.9 and 0.999, no weight decay)", choices=OPTIMIZERS
+    )
+    valid_interval: int = flag(100, "updates between two validations", low=1)
+    log_interval: int = flag(100, "updates between two log entries of the training loss", decides=False, low=1)
+    early_stop: int = flag(10, "stop after this many validations without improvement", low=1)
+    predict_batch_size: int = flag(80, "dev and test lines per forward and delta", low=1)
+    micro_batch_size: int = flag(
+        16, "a larger batch is cut into micro-batches of this size, gradients accumulated", low=1
+    )
+    max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
     start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
-    seed: int = flag(42, "seed of init, data order and dropout")
+    seed: int = seed_flag(42, "seed of init, data order and dropout")
 
 
 @dataclass
@@ -128,10 +139,6 @@ class AdamW(torch.optim.Optimizer):
             square = state["exp_avg_sq"].mul_(b2).addcmul_(parameter.grad, parameter.grad, value=1 - b2)
             size = group["lr"] * (math.sqrt(1 - b2 ** state["step"]) / (1 - b1 ** state["step"]))
             parameter.sub_(size * mean / (square.sqrt() + group["eps"]))
-
-
-OPTIMIZERS = ("adafactor", "adamw")
-LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
 def make_optimizer(delta: Delta, learning_rates: Sequence[float], name: str = "adafactor") -> torch.optim.Optimizer:
@@ -267,7 +274,9 @@ class Session:
         return means
 
     def _update(self, number: int) -> Tensor:
-        torch.manual_seed(self.config.seed * 1_000_003 + number)  # dropout is a function of seed and update: resumable
+        torch.manual_seed(
+            (self.config.seed * 1_000_003 + number) % SEED
+        )  # dropout is a function of seed and update: resumable
         factor = rate_factor(self.config, number)
         rates = [member.learning_rate * factor for member in self.members]
         self.optimizer.param_groups[0]["lr"] = stacked_rates(rates, self.backbone.device)

@@ -6,14 +6,12 @@ what it would be made from now, and its best checkpoint is there. A run that div
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import (
@@ -27,13 +25,14 @@ from pewe.checkpoint import (
     shapes_of,
     task_checkpoint,
 )
-from pewe.cli import UserError, flag, log, log_to, show, suggest
-from pewe.data import SPLITS, DataConfig, check_lengths, find_prefixes, load_split, task_names
+from pewe.cli import UserError, flag, log, log_to, show
+from pewe.cli import check as check_flags
+from pewe.data import SPLITS, DataConfig, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
 from pewe.fused import fuse_activation
 from pewe.pemt import generation_length, prepare_delta, report
-from pewe.results import hold, remove_temporary, write_config
+from pewe.results import hold, write_config
 from pewe.runs import (
     COLUMNS,
     Run,
@@ -46,7 +45,7 @@ from pewe.runs import (
     write_results,
     write_run,
 )
-from pewe.train import LR_DECAY_STYLES, OPTIMIZERS, Member, TrainConfig, fit, read_resume, write_best
+from pewe.train import Member, TrainConfig, fit, read_resume, write_best
 
 __all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
 
@@ -57,8 +56,8 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
 
     do_train: bool = flag(False, "tune")
     do_predict: bool = flag(False, "test the best checkpoint of each run, or --test_checkpoint where nothing is tuned")
-    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run")
-    bsz_list: list[int] = flag([8], "batch sizes; each is a run")
+    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run", above=0, unique=True)
+    bsz_list: list[int] = flag([8], "batch sizes; each is a run", low=1, unique=True)
     output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv", decides=False)
     train_checkpoint: str = flag(
         "", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)", decides=False
@@ -66,7 +65,9 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     test_checkpoint: str = flag(
         "", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning", decides=False
     )
-    stack: int = flag(1, "runs of equal batch size tuned in lockstep over one backbone", decides=False)
+    stack: int = flag(
+        1, "runs of equal batch size tuned in lockstep over one backbone", decides=False, low=1, high=2**12
+    )
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
@@ -110,9 +111,6 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
         fuse_activation(backbone.model)
         delta = attach_delta(backbone.model, config, config.stack)
         runs = list(plan(config, backbone, delta, inits))
-        remove_temporary(
-            {folder for run in runs for folder in (run.folder, *run.folder.parents) if folder.is_relative_to(out)}
-        )
         return carry_out(config, backbone, delta, runs, finished)
 
 
@@ -147,23 +145,9 @@ def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequen
 
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
-    for name in ("train_iters", "valid_interval", "log_interval", "early_stop", "predict_batch_size", "micro_batch_size",
-                 "stack"):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    check_lengths(config)
-    for name, known in (("lr_decay_style", LR_DECAY_STYLES), ("optimizer", OPTIMIZERS)):
-        if getattr(config, name) not in known:
-            raise UserError(f"unknown --{name} {suggest(getattr(config, name), known)}")
+    check_flags(config)
     if config.train_epochs and config.stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
-    for name, kind in (("learning_rate_list", "positive and in the range of float32"), ("bsz_list", "at least 1")):
-        wrong = [value for value in getattr(config, name) if not 0 < value < torch.finfo(torch.float32).max]
-        if wrong:
-            raise UserError(f"--{name}: {wrong[0]} must be {kind}")
-        twice, times = Counter(f"{value:g}" for value in getattr(config, name)).most_common(1)[0]
-        if times > 1:
-            raise UserError(f"--{name} names {twice} {times} times (to six digits: equal names of folders)")
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
@@ -336,7 +320,7 @@ class TuneAllConfig(TuneConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", decides=False)
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", decides=False, unique=True)
 
 
 def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:

@@ -306,7 +306,7 @@ def test_a_bad_source_is_named(name, tmp_path):
         (["--tasks", "bolq"], "did you mean 'boolq'"),
         (["--shots", "0"], "--shots must be at least 1"),
         (["--max_test", "-1"], "--max_test must be at least 0"),
-        (["--seeds", "1", "1"], "--seeds has a number twice"),
+        (["--seeds", "1", "1"], "--seeds names 1 twice"),
         (["--from_dir", "/nowhere"], "there is no folder /nowhere"),
         (["--verify", "--out", "/nowhere"], "there are no checksums in /nowhere/checksums.json"),
         (["--job", "2"], "did you mean '--jobs'"),

@@ -128,7 +128,7 @@ CASES = {
     "unknown list": (lambda w: w.tune("--tasks", TASK, TASK), "names 'mini_read_towns' twice"),
     "unknown flag": (lambda w: w.tune("--learning_rates", "1"), "did you mean '--learning_rate_list'"),
     "not a number": (lambda w: w.tune("--learning_rate_list", "fast"), "invalid float value: 'fast'"),
-    "negative rate": (lambda w: w.tune("--learning_rate_list", "-1"), "must be positive"),
+    "negative rate": (lambda w: w.tune("--learning_rate_list", "-1"), "--learning_rate_list must be above 0"),
     "unknown method": (lambda w: w.tune("--tune_method", "adaptor"), "did you mean 'adapter'"),
     "contradiction": (lambda w: w.tune("--apply_lora"), "--apply_lora contradicts --tune_method adapter"),
     "zero interval": (lambda w: w.tune("--valid_interval", "0"), "--valid_interval must be at least 1"),
@@ -136,7 +136,7 @@ CASES = {
     "accumulation": (lambda w: w.tune("--bsz_list", "10", "--micro_batch_size", "4"), "must be a multiple of --micro_batch_size"),
     "nothing to do": (lambda w: main(tune, TuneConfig, "", []), "nothing to do"),
     "nothing to test": (lambda w: main(tune, TuneConfig, "", ["--do_predict"]), "needs --test_checkpoint"),
-    "reduction": (lambda w: w.similarity("--reduction", "max"), "--reduction 'max'"),
+    "reduction": (lambda w: w.similarity("--reduction", "max"), "--reduction cannot be 'max'"),
     "no cuda": (lambda w: w.tune("--device", "cuda"), "no CUDA device is available"),
     # backbone
     "no model": (lambda w: w.tune("--model", w.folder / "no" / "model"), "there is no such folder"),
@@ -177,7 +177,7 @@ CASES = {
     "not a value": (lambda w: (rewrite_table(w, FIRST_ROW, FIRST_ROW[:-3] + "high"), w.others()), "line 3: value must be a number"),
     "pair twice": (lambda w: (rewrite_table(w, FIRST_ROW, f"{FIRST_ROW}\n{FIRST_ROW}"), w.others()), "stands twice"),
     "pair missing": (lambda w: (rewrite_table(w, FIRST_ROW + "\n", ""), w.others()), "is missing"),
-    "zero temperature": (lambda w: w.others("--tem", "0"), "temperature must be above 0"),
+    "zero temperature": (lambda w: w.others("--tem", "0"), "--tem must be above 0"),
     "no result": (lambda w: main(tables.run, tables.TableConfig, "", ["--rows", f"Random={w.folder}"]), "there is no table"),
 }  # fmt: skip
 

@@ -460,9 +460,9 @@ def test_errors_of_a_merge_name_what_is_wrong(pair):
     models, statistics = pair
     for settings, message in (
         ({"method": "regmeen"}, "did you mean 'regmean'"),
-        ({"normalise": "tensor"}, "unknown --normalise"),
+        ({"normalise": "tensor"}, "--normalise cannot be"),
         ({"coefficients": [1.0]}, "1 numbers for 2 models"),
-        ({"alpha": 1.5}, "--alpha must lie between 0 and 1"),
+        ({"alpha": 1.5}, "--alpha must be at most 1"),
     ):
         with pytest.raises(UserError, match=message):
             merged(models, statistics, **settings)

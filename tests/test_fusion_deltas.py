@@ -247,7 +247,7 @@ def test_errors_of_deltas_name_what_is_wrong():
     for kind, changes, message in (
         ("lora", {"rank": 99}, "--rank 99: a merged lora of rank 99 is not possible, expected 1 to 18"),
         ("adapter", {"rank": 4}, "an adapter keeps its bottleneck"),
-        ("lora", {"alpha": 2.0}, "--alpha must lie between 0 and 1"),
+        ("lora", {"alpha": 2.0}, "--alpha must be at most 1"),
     ):
         with pytest.raises(UserError, match=message):
             merge_deltas(kind, "regmean", [state], [statistics], W, replace(config, **changes))

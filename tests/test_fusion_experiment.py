@@ -279,13 +279,13 @@ def test_groups_and_cells(config):
 
 def test_errors_name_what_is_wrong(config, tmp_path, data):
     for changes, message in (
-        ({"methods": ["regmeen"]}, "--methods 'regmeen'; did you mean 'regmean'"),
-        ({"heads": ["own"]}, "--heads 'own'"),
-        ({"filter_model": ["d"]}, "--filter_model 'd'"),
+        ({"methods": ["regmeen"]}, "--methods cannot be 'regmeen'; did you mean 'regmean'"),
+        ({"heads": ["own"]}, "--heads cannot be 'own'"),
+        ({"filter_model": ["d"]}, "--filter_model cannot be 'd'"),
         ({"filter_model": ["a"]}, "at least two domains"),
-        ({"multitask_groups": "some"}, "--multitask_groups 'some'"),
+        ({"multitask_groups": "some"}, "--multitask_groups cannot be 'some'"),
         ({"domains": ["a", "d"]}, "domain 'd': there is no file .*Domains in .*: a, b, c"),
-        ({"kind": "sentence"}, "--kind 'sentence'"),
+        ({"kind": "sentence"}, "--kind cannot be 'sentence'"),
         ({"model": str(tmp_path)}, "is no model folder"),
         ({"rename": ["glad"]}, "--rename needs OLD=NEW, not 'glad'"),
     ):
@@ -364,8 +364,8 @@ def results(tmp_path):
 
 def test_quickstart_script(tmp_path, results):
     few = ["--filter_model", "market", "school", "--seeds", 1, "--updates", 2, "--train_limit", 32, "--test_limit", 20]
-    shown = bash("quickstart.sh", *few, "--zoo", tmp_path / "zoo", "--name", results.name, "--quiet")
-    assert "market+school" in shown and (results / "models.png").is_file()
+    shown = bash("quickstart.sh", *few, "--zoo", tmp_path / "zoo", "--name", "out", "--results", tmp_path, "--quiet")
+    assert "market+school" in shown and (tmp_path / "out" / "models.png").is_file()
 
 
 def test_minilm_script(tmp_path):
@@ -385,6 +385,7 @@ def test_real_experiments_reduced(name, encoder, tmp_path, results):
     if not (ROOT / config.data_dir).is_dir():
         pytest.skip("the data are not here")
     few = ["--model", encoder, "--seeds", 1, "--updates", 2, "--examples", 16, "--train_limit", 32, "--test_limit", 8,
-           "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo", "--name", results.name]  # fmt: skip
+           "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo",
+           "--name", "out", "--results", tmp_path]  # fmt: skip
     bash("experiment.sh", f"scripts/fusion/{name}.toml", *few, "--quiet")
     assert (results / "table.md").is_file()

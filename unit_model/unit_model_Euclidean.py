@@ -29,7 +29,7 @@ class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
-    tem: float = flag(tem, "temperature of the softmax")
+    tem: float = flag(tem, "temperature of the softmax", above=0)
     tuned_ckpt_path: str = flag(tuned_ckpt_path, "folder with <target>/<source>/checkpoint-best.pt", decides=False)
     source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)

@@ -35,7 +35,7 @@ class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
-    tem: float = flag(tem, "temperature of the softmax, in the unit of the metric")
+    tem: float = flag(tem, "temperature of the softmax, in the unit of the metric", above=0)
     tuned_ckpt_path: str = flag(
         tuned_ckpt_path, "folder with result.tsv and <target>/<source>/checkpoint-best.pt", decides=False
     )

@@ -30,7 +30,7 @@ class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
-    temperature: float = flag(temperature, "temperature of the softmax")
+    temperature: float = flag(temperature, "temperature of the softmax", above=0)
     tuned_64shot_ckpt_path: str = flag(
         tuned_64shot_ckpt_path, "folder with <target>/checkpoint-best.pt, tuned from random", decides=False
     )

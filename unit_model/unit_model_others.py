@@ -39,17 +39,19 @@ class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
-    tem: float = flag(tem, "temperature of the softmax, in the unit of the similarity")
+    tem: float = flag(tem, "temperature of the softmax, in the unit of the similarity", above=0)
     origin_data_path: str = flag(
         origin_data_path, "result.tsv of a similarity, or its folder; all its scopes are done", decides=False
     )
     source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
     orientation: str = flag(
-        "auto", "auto (as config.json beside the table says, else lower), lower or higher is more similar"
+        "auto",
+        "auto (as config.json beside the table says, else lower), lower or higher is more similar",
+        choices=("auto", "lower", "higher"),
     )
     overview: list[str] = flag(
-        [], "targets of the overview pictures by block or layer (default: the first)", decides=False
+        [], "targets of the overview pictures by block or layer (default: the first)", decides=False, unique=True
     )
     weights_only: bool = flag(False, "weights and heat map only; no checkpoints are needed")
     as_original: bool = flag(False, "lower is more similar for every measure, as in the original")
@@ -91,8 +93,6 @@ def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _higher_is_more_similar(config: Config, recorded: bool | None, path: Path) -> bool:
-    if config.orientation not in ("auto", "lower", "higher"):
-        raise UserError(f"--orientation {suggest(config.orientation, ('auto', 'lower', 'higher'))}")
     if config.as_original or config.orientation != "auto":
         return config.orientation == "higher" and not config.as_original
     if recorded is None:

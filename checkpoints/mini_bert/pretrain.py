@@ -3,8 +3,8 @@
 python checkpoints/mini_bert/pretrain.py
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "data" / "mini_emotions"))
-import generate  # noqa: E402
+from pewe.cli import ROOT, flag, main
+
+sys.path.insert(0, str(ROOT / "data" / "mini_emotions"))
+import generate
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MASK = 4
@@ -37,15 +38,19 @@ def masked(batch: dict[str, torch.Tensor], rng: torch.Generator) -> dict[str, to
     return {**batch, "input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, IGNORED)}
 
 
-def main() -> None:
+@dataclass
+class Config:
+    """Where to, and how long."""
+
+    output_dir: str = flag("checkpoints/mini_bert", "folder of the model and its tokenizer")
+    steps: int = flag(3000, "updates", low=1)
+    lr: float = flag(1e-3, "peak learning rate of AdamW", above=0)
+
+
+def run(args: Config) -> None:
     """Write tokenizer and encoder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=HERE, help="folder of the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
-    args = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer, rng, order = write_tokenizer(args.output_dir), Random("prose"), torch.Generator().manual_seed(0)
+    tokenizer, rng, order = write_tokenizer(Path(args.output_dir)), Random("prose"), torch.Generator().manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512,
         max_position_embeddings=48, type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -67,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, Config, __doc__)

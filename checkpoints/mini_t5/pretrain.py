@@ -7,12 +7,12 @@ salient spans that make a T5 answer closed-book questions (Roberts et al. 2020, 
     python checkpoints/mini_t5/pretrain.py --output_dir checkpoints/mini_t5
 """
 
-import argparse
 import io
 import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -22,9 +22,10 @@ import torch
 from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "data" / "mini_gym"))
-import world  # noqa: E402
+from pewe.cli import ROOT, flag, main, seed_flag
+
+sys.path.insert(0, str(ROOT / "data" / "mini_gym"))
+import world
 
 N_SENTINELS = 100
 # pieces that only the tasks need; every task shares them, none is a task's name
@@ -33,33 +34,28 @@ PAD, EOS = 0, 1
 Doc = list[tuple[list[int], bool]]  # one document: the token ids of each word, and whether it carries content
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--output_dir", type=Path, default=HERE, help="folder of the model and its tokenizer")
-    add("--steps", type=int, default=6000)
-    add("--batch_size", type=int, default=64)
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
-    add("--warmup_steps", type=int, default=200)
-    add("--docs", type=int, default=50_000, help="documents of the corpus; each pass masks them anew")
-    add("--max_length", type=int, default=48, help="tokens of a document")
-    add("--vocab_size", type=int, default=1200, help="SentencePiece pieces, without the 100 sentinels")
-    add("--d_model", type=int, default=128)
-    add("--d_ff", type=int, default=256)
-    add("--num_heads", type=int, default=4)
-    add("--num_layers", type=int, default=4, help="encoder blocks")
-    add("--num_decoder_layers", type=int, default=3)
-    add("--minutes", type=float, default=0, help="stop early so as to end after this time (0: run all steps)")
-    add("--threads", type=int, default=2)
-    add(
-        "--init_from",
-        type=Path,
-        help="continue from the weights and the tokenizer of this folder",
-    )
-    add("--seed", type=int, default=42)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+@dataclass
+class Config:
+    """Size, data and training of the backbone."""
+
+    output_dir: str = flag("checkpoints/mini_t5", "folder of the model and its tokenizer")
+    steps: int = flag(6000, "updates", low=1)
+    batch_size: int = flag(64, "documents of an update", low=1)
+    lr: float = flag(2e-3, "peak learning rate of AdamW", above=0)
+    warmup_steps: int = flag(200, "warm-up updates", low=1)
+    docs: int = flag(50_000, "documents of the corpus; each pass masks them anew", low=1)
+    max_length: int = flag(48, "tokens of a document", low=1)
+    vocab_size: int = flag(1200, "SentencePiece pieces, without the 100 sentinels", low=1)
+    d_model: int = flag(128, "width", low=1)
+    d_ff: int = flag(256, "width of the feed-forward", low=1)
+    num_heads: int = flag(4, "attention heads", low=1)
+    num_layers: int = flag(4, "encoder blocks", low=1)
+    num_decoder_layers: int = flag(3, "decoder blocks", low=1)
+    minutes: float = flag(0.0, "stop early so as to end after this time (0: run all steps)", low=0)
+    threads: int = flag(2, "threads of torch", low=1)
+    init_from: str = flag("", "continue from the weights and the tokenizer of this folder")
+    seed: int = seed_flag(42, "seed of corpus, masks and weights")
+    device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", choices=("cpu", "cuda"))
 
 
 # ---- corpus and tokenizer
@@ -194,7 +190,7 @@ def batches(docs: list[Doc], size: int, first_sentinel: int, seed: int) -> Itera
 # ---- model and training
 
 
-def build_model(args: argparse.Namespace, vocab_size: int) -> T5ForConditionalGeneration:
+def build_model(args: Config, vocab_size: int) -> T5ForConditionalGeneration:
     """A T5 v1.1: gated GELU, output layer not tied to the embeddings, no dropout. Random weights, or `--init_from`."""
     if args.init_from:
         return T5ForConditionalGeneration.from_pretrained(args.init_from, trust_remote_code=False)
@@ -238,7 +234,7 @@ def start_local(bias: torch.Tensor) -> None:
     bias[1:4, 2] = 4.0
 
 
-def train(model: T5ForConditionalGeneration, stream: Iterator, args: argparse.Namespace) -> tuple[float, int]:
+def train(model: T5ForConditionalGeneration, stream: Iterator, args: Config) -> tuple[float, int]:
     """AdamW with linear warm-up and linear decay; returns the mean loss of the last steps and their number."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     start, losses = time.time(), []
@@ -264,18 +260,17 @@ def train(model: T5ForConditionalGeneration, stream: Iterator, args: argparse.Na
     return float(np.mean(losses[-100:])), len(losses)
 
 
-def main() -> None:
+def run(args: Config) -> None:
     """Write the corpus, train the tokenizer, train the model, save all."""
-    args = parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    print(json.dumps({key: str(value) for key, value in vars(args).items()}, indent=1))
+    print(json.dumps(asdict(args), indent=1))
     rng = Random(f"corpus {args.seed}")
     texts = [document(rng, args.max_length) for _ in tqdm(range(args.docs), desc="corpus")]
     if args.init_from:
         tokenizer = T5Tokenizer.from_pretrained(args.init_from, legacy=True, trust_remote_code=False)
     else:
-        tokenizer = train_tokenizer(texts[:20_000], args.vocab_size, args.output_dir)
+        tokenizer = train_tokenizer(texts[:20_000], args.vocab_size, Path(args.output_dir))
     docs = encode(texts, tokenizer, args.max_length)
     model = build_model(args, len(tokenizer)).to(args.device)
     print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()):,} parameters; {texts[0]!r}")
@@ -287,4 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, Config, __doc__)

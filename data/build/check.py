@@ -31,7 +31,7 @@ class CheckConfig:
 
     folders: list[str] = flag([], "task folders, or folders of task folders; --folders may be left out")
     tasks: list[str] = flag([], "only these tasks of a folder of tasks")
-    show: int = flag(20, "findings shown of each file at most; 0: all")
+    show: int = flag(20, "findings shown of each file at most; 0: all", low=0)
     no_remarks: bool = flag(False, "show faults only")
 
 

@@ -18,7 +18,7 @@ from data.build.lines import Settings
 from data.build.registry import selected
 from data.build.rows import task_folder
 from data.build.task import RECORD, Source, build_task
-from pewe.cli import UserError, flag, log_to, show
+from pewe.cli import UserError, check, flag, log_to, seed_flag, show
 from pewe.results import read_json, write_json
 
 log = logging.getLogger("pewe")
@@ -30,16 +30,16 @@ class BuildConfig:
     """Which tasks to build, how many lines of them, from where, and to where."""
 
     tasks: list[str] = flag([], "tasks, groups or lists of task_list.py; none: the paper's 51")
-    shots: int = flag(64, "train lines, and as many dev lines, of a text-to-text task")
-    shots_per_class: int = flag(16, "train lines, and as many dev lines, of each class of a classification task")
-    seeds: list[int] = flag([42], "one draw of train and dev lines for each seed")
+    shots: int = flag(64, "train lines, and as many dev lines, of a text-to-text task", low=1)
+    shots_per_class: int = flag(16, "train lines, and as many dev lines, of each class of a classification task", low=1)
+    seeds: list[int] = seed_flag([42], "one draw of train and dev lines for each seed")
     full: bool = flag(False, "also write <task>_full_train.tsv, which source deltas are trained on")
-    max_test: int = flag(0, "test lines at most, drawn at random, equal for every seed; 0: all")
-    max_full: int = flag(0, "lines of the full train file at most, drawn at random; 0: all")
+    max_test: int = flag(0, "test lines at most, drawn at random, equal for every seed; 0: all", low=0)
+    max_full: int = flag(0, "lines of the full train file at most, drawn at random; 0: all", low=0)
     from_dir: str = flag("", "folder with the data sets' files (Parquet, Arrow, JSON, CSV, TSV) instead of the hub")
     one_split: bool = flag(False, "where --from_dir has only one split of a task, deal it into train and test")
     out: str = flag(OUT, "folder to build in, one sub-folder per task")
-    jobs: int = flag(1, "tasks built at the same time, each in its own process")
+    jobs: int = flag(1, "tasks built at the same time, each in its own process", low=1)
     checksums: str = flag("", f"file of the checksums; {CHECKSUMS} for the default --out, else checksums.json in --out")
     verify: bool = flag(False, "build nothing: compare the files in --out with the checksums")
     report: bool = flag(False, "build nothing: list source, licence and notes of each task")
@@ -52,14 +52,7 @@ class BuildConfig:
 
     def settings(self) -> Settings:
         """What decides the lines. Raises UserError for numbers that make no sense."""
-        for name in ("shots", "shots_per_class", "jobs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_test", "max_full"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} must be at least 0 (0: all lines), not {getattr(self, name)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds has a number twice: {self.seeds}")
+        check(self)
         return Settings(self.shots, self.shots_per_class, tuple(self.seeds), self.full, self.max_test, self.max_full)
 
 

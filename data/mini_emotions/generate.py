@@ -10,9 +10,11 @@ as `wild` may. A domain knows four of the six emotions. `prose` is the text on w
 pre-trained: it uses words of one emotion together and never names an emotion, nor the words of changing meaning.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+
+from pewe.cli import flag, main
 
 WORDS = {
     "joy": ["glad", "happy", "cheerful", "merry", "jolly", "delighted"],
@@ -108,12 +110,16 @@ def vocabulary() -> list[str]:
     return sorted({word for group in groups for word in group})
 
 
-def main() -> None:
+@dataclass
+class Config:
+    """Where to."""
+
+    out: str = flag("data/mini_emotions", "folder of the domains' folders")
+
+
+def run(config: Config) -> None:
     """Write all domains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).resolve().parent
-    parser.add_argument("--out", type=Path, default=here, help="folder of the domains' folders")
-    out = parser.parse_args().out
+    out = Path(config.out)
     for domain in DOMAINS:
         (out / domain).mkdir(parents=True, exist_ok=True)
         for split, rows in lines(domain).items():
@@ -122,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, Config, __doc__)

@@ -8,13 +8,14 @@ set and the full train set are the same for every seed. No input occurs in two f
 needs knowledge, its (relation, entity) pair belongs to one split only: the answer is never in the train lines.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from world import ANIMALS, PEOPLE, TOWNS, Domain, Fact, Relation, options, say, tell
+
+from pewe.cli import flag, main, seed_flag
 
 SHARES = {"test": 0.25, "train": 0.1, "dev": 0.1, "full": 0.55}  # of the (relation, entity) pairs of a domain
 SIZES = {"test": 200, "train": 200, "dev": 200, "full": 2000}  # lines; each seed draws from `train` and `dev`
@@ -164,18 +165,20 @@ def write(path: Path, lines: list[Line]) -> None:
     path.write_bytes("".join("\t".join(line) + "\n" for line in lines).encode())
 
 
-def main() -> None:
+@dataclass
+class Config:
+    """Which samples, and where."""
+
+    seeds: list[int] = seed_flag([42], "seeds of the few-shot samples")
+    out: str = flag("data/mini_gym", "folder of the task folders")
+
+
+def run(config: Config) -> None:
     """Write all tasks for all seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[42], help="seeds of the few-shot samples (default: 42)"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder of the task folders")
-    args = parser.parse_args()
     for task in TASKS:
-        lines, folder = draw_lines(task), args.out / task.name
+        lines, folder = draw_lines(task), Path(config.out) / task.name
         write(folder / f"{task.name}_full_train.tsv", lines["full"])
-        for seed in args.seeds:
+        for seed in config.seeds:
             prefix = f"{task.name}_{SHOTS}_{seed}"
             write(folder / f"{prefix}_train.tsv", few_shot(task, lines["train"], seed, "train"))
             write(folder / f"{prefix}_dev.tsv", few_shot(task, lines["dev"], seed, "dev"))
@@ -184,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, Config, __doc__)

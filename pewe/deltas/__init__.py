@@ -2,9 +2,9 @@
 
 from transformers import PreTrainedModel
 
-from pewe.cli import UserError, suggest
+from pewe.cli import UserError, check
 from pewe.deltas.adapter import HoulsbyAdapter, PfeifferAdapter
-from pewe.deltas.base import Delta, DeltaConfig, DeltaState, unread_flags
+from pewe.deltas.base import ADAPTER_TYPES, TUNE_METHODS, Delta, DeltaConfig, DeltaState, unread_flags
 from pewe.deltas.full import FullModel
 from pewe.deltas.lora import Lora
 from pewe.deltas.pemt import Pemt, PemtSource
@@ -23,9 +23,8 @@ __all__ = [
     "unread_flags",
 ]
 
-ADAPTER_TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
-TUNE_METHODS = {"adapter": None, "lora": Lora, "prefix": Prefix, "pemt_source": PemtSource, "pemt": Pemt,
-                "model": FullModel}  # fmt: skip
+ADAPTER_TYPES.update(houlsby=HoulsbyAdapter, pfeiffer=PfeifferAdapter)
+TUNE_METHODS.update(adapter=None, lora=Lora, prefix=Prefix, pemt_source=PemtSource, pemt=Pemt, model=FullModel)
 
 
 def describing_flags(tune_method: str) -> tuple[str, ...]:
@@ -37,18 +36,12 @@ def describing_flags(tune_method: str) -> tuple[str, ...]:
 def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:
     """Freeze `model` and insert `stack` deltas of this kind (all zero until `initialise` or `load`).
 
-    Raises UserError for an unknown method or adapter type, sizes below 1, or a model that is not a T5.
+    Raises UserError for flags that are not allowed or contradict each other, or a model that is not a T5.
     """
-    if config.tune_method not in TUNE_METHODS:
-        raise UserError(f"unknown --tune_method {suggest(config.tune_method, TUNE_METHODS)}")
-    if config.adapter_type not in ADAPTER_TYPES:
-        raise UserError(f"unknown --adapter_type {suggest(config.adapter_type, ADAPTER_TYPES)}")
+    check(config)
     for method in ("adapter", "lora", "prefix"):
         if getattr(config, f"apply_{method}") and config.tune_method != method:
             raise UserError(f"--apply_{method} contradicts --tune_method {config.tune_method}")
-    for name in ("adapter_size", "lora_r", "prefix_num", "prefix_r", "expert_rank"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
     if getattr(model.config, "model_type", "") != "t5":
         raise UserError(f"the backbone must be a T5, not {getattr(model.config, 'model_type', type(model).__name__)!r}")
     kind = TUNE_METHODS[config.tune_method] or ADAPTER_TYPES[config.adapter_type]

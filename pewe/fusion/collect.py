@@ -26,7 +26,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, Example, read_examples
+from pewe.data import IGNORED, LONGEST, Example, read_examples
 from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
 from pewe.fusion.store import FISHER, GRAM, WEIGHTS, Statistics, made
 from pewe.identity import deciding, digest, model_digest
@@ -180,7 +180,7 @@ class BatchConfig:
     """The flag that training and statistics share."""
 
     batch_size: int = flag(
-        16, "sentences per update, and per batch of the Fisher, which squares the gradient of a batch"
+        16, "sentences per update, and per batch of the Fisher, which squares the gradient of a batch", low=1
     )
 
 
@@ -188,8 +188,8 @@ class BatchConfig:
 class StatisticsConfig(BatchConfig):
     """How the statistics of a model are collected."""
 
-    fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)")
-    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher")
+    fisher: str = flag("empirical", "Fisher: empirical (gold labels) or hard (the model's own)", choices=FISHERS[:2])
+    examples: int = flag(1000, "training sentences at most for Gram matrices and Fisher", low=1)
     as_original: bool = flag(
         False,
         "as the release: count padding and a T5's generation, and --examples in batches; yesno: answers of any token",
@@ -206,10 +206,10 @@ class Config(StatisticsConfig):
     )
     output: str = flag("", "statistics file to write", decides=False)
     gram: bool = flag(True, "collect Gram matrices (RegMean)")
-    fisher: str = flag("empirical", "Fisher: empirical (gold labels), hard (the model's own) or none")
-    batch_size: int = flag(16, "examples per batch; the Fisher squares the gradient of a batch")
-    examples: int = flag(1000, "examples at most, of the beginning of the data")
-    max_length: int = flag(128, "tokens of a text at most")
+    fisher: str = flag("empirical", "Fisher: empirical (gold labels), hard (the model's own) or none", choices=FISHERS)
+    batch_size: int = flag(16, "examples per batch; the Fisher squares the gradient of a batch", low=1)
+    examples: int = flag(1000, "examples at most, of the beginning of the data", low=1)
+    max_length: int = flag(128, "tokens of a text at most", low=3, high=LONGEST)
 
 
 def text_batches(

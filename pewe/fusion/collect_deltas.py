@@ -177,8 +177,8 @@ class Config(BackboneConfig, DataConfig, DeltaConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    examples: int = flag(1000, "training lines at most, of the beginning of the file")
-    batch_size: int = flag(16, "lines per batch; the Fisher squares the gradient of a batch")
+    examples: int = flag(1000, "training lines at most, of the beginning of the file", low=1)
+    batch_size: int = flag(16, "lines per batch; the Fisher squares the gradient of a batch", low=1)
     quiet: bool = flag(False, "warnings only", decides=False)
 
 

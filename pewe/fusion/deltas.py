@@ -9,7 +9,6 @@ The frozen weights are the same in all models: for W_i = W0 + s M_i, RegMean giv
 a delta again: of LoRA and prefix the best approximation of the wanted rank, by a singular value decomposition.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pewe.cli import UserError, flag, log
+from pewe.cli import UserError, check, flag, log
 from pewe.deltas import DeltaState
 from pewe.fusion.merging import shrunk, solve, sound
 from pewe.fusion.store import FISHER, GRAM, Statistics, check_finite
@@ -30,10 +29,12 @@ EXACT = -1  # as a rank: the smallest that holds the merged map exactly
 class DeltaMergeConfig:
     """How the maps of deltas are merged."""
 
-    alpha: float = flag(0.9, "RegMean: factor of the off-diagonal Gram entries")
-    ridge: float = flag(1e-6, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry")
-    smoothing: float = flag(1e-6, "Fisher: added to every Fisher value, in units of the tensor's mean Fisher value")
-    rank: int = flag(0, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)")
+    alpha: float = flag(0.9, "RegMean: factor of the off-diagonal Gram entries", low=0, high=1)
+    ridge: float = flag(1e-6, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry", low=0)
+    smoothing: float = flag(
+        1e-6, "Fisher: added to every Fisher value, in units of the tensor's mean Fisher value", low=0
+    )
+    rank: int = flag(0, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)", low=-1)
 
 
 def source_maps(kind: str, states: Sequence[DeltaState], shapes: dict) -> Iterator[tuple[str, list[Tensor]]]:
@@ -134,8 +135,7 @@ def merge_deltas(
     Maps and statistics are taken one map at a time, of all sources. Raises UserError for statistics that are missing or do
     not fit, and where a Gram is singular in spite of the ridge.
     """
-    if not (0 <= config.ridge < math.inf and 0 <= config.smoothing < math.inf and 0 <= config.alpha <= 1):
-        raise UserError("--ridge and --smoothing must not be negative, and --alpha must lie between 0 and 1")
+    check(config)
     shapes, W = statistics[0].info["shapes"], W.double()
     for number, one in enumerate(statistics):
         if one.info["shapes"] != shapes:

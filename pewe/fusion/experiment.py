@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pewe.cli import UserError, flag, log, log_to, main, show, suggest
+from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, show, suggest
 from pewe.fusion import tables
 from pewe.fusion.collect import StatisticsConfig
 from pewe.fusion.domains import Domain, decide, score
 from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.merging import METHODS as MERGES
-from pewe.fusion.merging import MergeConfig, MergeRules, check_rules, merge_models
+from pewe.fusion.merging import MergeConfig, MergeRules, check_patterns, merge_models
 from pewe.fusion.store import model_tensors
 from pewe.fusion.zoo import Zoo, ZooConfig
 from pewe.identity import deciding, difference, digest, part
@@ -56,16 +56,26 @@ class Config(ZooConfig, MergeRules, ScoringConfig):
     """One experiment."""
 
     experiment: str = flag("scripts/fusion/quickstart.toml", "TOML file of these flags", decides=False)
-    name: str = flag("", "folder below results/ (default: that of the TOML file's name)", decides=False)
-    domains: list[str] = flag([], "domains whose models are merged, in the order of the incremental protocol")
-    held_out: list[str] = flag([], "domains that are only tested on")
-    filter_model: list[str] = flag([], "only these of the domains are merged")
+    name: str = flag("", "folder below --results (default: from the TOML file's name)", decides=False, name=True)
+    results: str = flag("results", "folder of the experiments' tables", decides=False)
+    domains: list[str] = flag(
+        [], "domains whose models are merged, in the order of the incremental protocol", unique=True, name=True
+    )
+    held_out: list[str] = flag([], "domains that are only tested on", unique=True, name=True)
+    filter_model: list[str] = flag([], "only these of the domains are merged", unique=True)
     quiet: bool = flag(False, "warnings only", decides=False)
-    protocols: list[str] = flag(list(PROTOCOLS), "pairwise (all pairs), incremental (the first 2, 3, ... domains)")
-    methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}")
-    heads: list[str] = flag(["same"], "initialisation of the heads: same, different")
-    seeds: list[int] = flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
-    multitask_groups: str = flag("all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}")
+    protocols: list[str] = flag(
+        list(PROTOCOLS),
+        "pairwise (all pairs), incremental (the first 2, 3, ... domains)",
+        choices=PROTOCOLS,
+        unique=True,
+    )
+    methods: list[str] = flag(list(METHODS), f"some of {', '.join(METHODS)}", choices=METHODS, unique=True)
+    heads: list[str] = flag(["same"], "initialisation of the heads: same, different", choices=HEADS, unique=True)
+    seeds: list[int] = seed_flag([1, 2, 3, 4, 5], "seeds of heads, data order and dropout")
+    multitask_groups: str = flag(
+        "all", f"groups with multi-task training: {', '.join(MULTITASK_GROUPS)}", choices=MULTITASK_GROUPS
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class Cell:
 
 def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
     """The groups of domains of each protocol. Raises UserError for settings that do not fit."""
-    check(config)
+    check_experiment(config)
     names = [name for name in config.domains if name in (config.filter_model or config.domains)]
     if len(names) < 2:
         raise UserError("at least two domains are needed: --domains, --filter_model")
@@ -96,29 +106,25 @@ def groups(config: Config) -> dict[str, list[tuple[str, ...]]]:
     return {protocol: found[protocol] for protocol in config.protocols}
 
 
-def check(config: Config) -> None:
-    """Raises UserError for settings that name something unknown, nothing, or the same twice, or that exclude each other."""
-    allowed = {"protocols": PROTOCOLS, "methods": METHODS, "heads": HEADS, "filter_model": config.domains}
-    for name, known in allowed.items():
-        for value in getattr(config, name):
-            if value not in known:
-                raise UserError(f"--{name} {suggest(value, known)}")
+def check_experiment(config: Config) -> None:
+    """Raises UserError for flags that are not allowed, or that exclude each other."""
+    check(config)
+    for name in config.filter_model:
+        if name not in config.domains:
+            raise UserError(f"--filter_model cannot be {suggest(name, config.domains)}")
     for name in ("domains", "protocols", "methods", "heads", "seeds"):
         if not getattr(config, name):
             raise UserError(f"--{name} must name at least one")
     tested = [*config.domains, *config.held_out]
-    for name, values in {**vars(config), "domains, --held_out": tested}.items():
-        if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
-            raise UserError(f"--{name}: {twice[0]!r} stands twice")
-    if odd := [name for name in tested if Path(name).name != name or name.startswith(".") or "+" in name]:
+    if twice := [name for name in tested if tested.count(name) > 1]:
+        raise UserError(f"--domains, --held_out: {twice[0]!r} stands twice")
+    if odd := [name for name in tested if name.startswith(".") or "+" in name]:
         raise UserError(f"--domains: {odd[0]!r} is no name of a folder")
     if config.kind == "yesno":
         check_yesno(config)
     if config.accuracy and config.kind != "single":
         raise UserError(f"--accuracy: the score of --kind {config.kind} is F1; only --kind single can have it")
-    if config.multitask_groups not in MULTITASK_GROUPS:
-        raise UserError(f"--multitask_groups {suggest(config.multitask_groups, MULTITASK_GROUPS)}")
-    check_rules(config)
+    check_patterns(config)
 
 
 def check_yesno(config: Config) -> None:
@@ -282,11 +288,8 @@ def score_rows(zoo: Zoo, config: Config, todo: list[Cell]) -> pd.DataFrame:
 
 
 def results_folder(config: Config) -> Path:
-    """The folder of the tables. Raises UserError for a name that leads elsewhere."""
-    name = config.name or f"fusion_{Path(config.experiment).stem}"
-    if Path(name).name != name or name.startswith("."):
-        raise UserError(f"--name {name!r} is no name of a folder below results/")
-    return Path("results") / name
+    """The folder of the tables."""
+    return Path(config.results) / (config.name or f"fusion_{Path(config.experiment).stem}")
 
 
 def run(config: Config) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pewe.checkpoint import FLOATS
-from pewe.cli import UserError, flag, suggest
+from pewe.cli import UserError, check, flag
 from pewe.fusion.store import FISHER, GRAM, Statistics, check_finite
 
 METHODS = ("simple", "fisher", "regmean")
@@ -27,11 +27,16 @@ class MergeRules:
     """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
     alpha: float = flag(
-        0.1, "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram"
+        0.1,
+        "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram",
+        low=0,
+        high=1,
     )
-    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry")
-    smoothing: float = flag(1e-10, "Fisher: added to every Fisher value")
-    normalise: str = flag("none", "Fisher: none, or divide by its norm over each param or over the whole model")
+    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry", low=0)
+    smoothing: float = flag(1e-10, "Fisher: added to every Fisher value", above=0)
+    normalise: str = flag(
+        "none", "Fisher: none, or divide by its norm over each param or over the whole model", choices=NORMALISATIONS
+    )
     exclude: list[str] = flag([], "regular expressions of parameters that stay those of the first model")
     regmean_exclude: list[str] = flag([], "regular expressions of parameters that RegMean averages simply")
     head_rule: bool = flag(True, "simple, RegMean: average a head's row over the models that know its label only")
@@ -41,7 +46,7 @@ class MergeRules:
 class MergeConfig(MergeRules):
     """One merge."""
 
-    method: str = flag("regmean", "simple, fisher or regmean")
+    method: str = flag("regmean", "simple, fisher or regmean", choices=METHODS)
     coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
 
 
@@ -192,8 +197,7 @@ def normalised(
 
 def check_config(config: MergeConfig, models: int, statistics: int) -> None:
     """Raises UserError for settings that do not fit each other or the numbers of models and statistics."""
-    if config.method not in METHODS:
-        raise UserError(f"unknown --method {suggest(config.method, METHODS)}")
+    check(config)
     if not models:
         raise UserError("there are no models to merge")
     if config.coefficients and len(config.coefficients) != models:
@@ -201,17 +205,11 @@ def check_config(config: MergeConfig, models: int, statistics: int) -> None:
     if statistics != models and (statistics or config.method != "simple"):
         raise UserError(f"{config.method}: {statistics} statistics for {models} models; expected one per model")
     check_coefficients(config.coefficients, config.method)
-    check_rules(config)
+    check_patterns(config)
 
 
-def check_rules(config: MergeRules) -> None:
-    """Raises UserError for rules that cannot be."""
-    if config.normalise not in NORMALISATIONS:
-        raise UserError(f"unknown --normalise {suggest(config.normalise, NORMALISATIONS)}")
-    if not 0 <= config.alpha <= 1:
-        raise UserError(f"--alpha must lie between 0 and 1, not {config.alpha:g}")
-    if not 0 <= config.ridge < math.inf or not 0 < config.smoothing < math.inf:
-        raise UserError("--ridge must not be negative, and --smoothing must be above 0")
+def check_patterns(config: MergeRules) -> None:
+    """Raises UserError for a pattern that is no regular expression."""
     for flag_name in ("exclude", "regmean_exclude"):
         for pattern in getattr(config, flag_name):
             try:

@@ -22,10 +22,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pewe.cli import UserError, flag, log
-from pewe.data import IGNORED
+from pewe.cli import SEED, UserError, flag, log
+from pewe.data import IGNORED, LONGEST
 from pewe.fusion.collect import Batch, BatchConfig, StatisticsConfig, collect, gold_loss
-from pewe.fusion.domains import Domain, Row, collate, read_domains
+from pewe.fusion.domains import SUFFIX, Domain, Row, collate, read_domains
 from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
 from pewe.fusion.store import WEIGHTS, Statistics, check_finite, made, read_tensors, stale
 from pewe.fusion.yesno import answer_form, answer_logits
@@ -42,13 +42,19 @@ FILES = ("config.json", WEIGHTS)  # of which it holds digests
 class TrainingConfig(BatchConfig):
     """What a model is trained with, besides its data, its start and its seeds."""
 
-    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)")
+    layers: int = flag(0, "use only so many layers of the encoder, the first ones (0: all)", low=0)
     kind: str = flag(
-        "single", "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)"
+        "single",
+        "single, multi (one, several labels per sentence), tokens (IOB tags of words) or yesno (a T5, multi)",
+        choices=SUFFIX,
     )
-    max_length: int = flag(128, "tokens of a text at most; no more than the encoder has positions for")
-    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain")
-    learning_rate: float = flag(1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0")
+    max_length: int = flag(
+        128, "tokens of a text at most; no more than the encoder has positions for", low=3, high=LONGEST
+    )
+    updates: int = flag(300, "updates of an individual model; of multi-task training so many per domain", low=1)
+    learning_rate: float = flag(
+        1e-4, "peak of AdamW's learning rate, after 6 % of the updates; then linear to 0", above=0
+    )
 
 
 @dataclass
@@ -63,8 +69,8 @@ class ZooConfig(TrainingConfig, StatisticsConfig):
     )
     data_dir: str = flag("data/mini_emotions", "folder of the domains", decides=False)
     rename: list[str] = flag([], "OLD=NEW, labels or entity types that mean the same")
-    train_limit: int = flag(0, "training sentences per domain at most (0: all)")
-    test_limit: int = flag(0, "test sentences per domain at most (0: all)")
+    train_limit: int = flag(0, "training sentences per domain at most (0: all)", low=0)
+    test_limit: int = flag(0, "test sentences per domain at most (0: all)", low=0)
 
 
 class Zoo:
@@ -160,7 +166,7 @@ class Zoo:
 
     def new_model(self, head_seed: int) -> PreTrainedModel:
         """The common start with a new head for all labels."""
-        torch.manual_seed(head_seed)
+        torch.manual_seed(head_seed % SEED)
         names, layers = dict(enumerate(self.labels)), self.config.layers
         settings = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
         if layers:

@@ -1,0 +1,84 @@
+"""What a user sees when something goes wrong: one line for what the input or the machine did, a traceback for a bug."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+CLOSED_PIPE = 141  # exit code where the reader of the output has gone: 128 + SIGPIPE, as of any program in a pipe
+_WRITING = ("PytorchStreamWriter", "inline_container.cc", "basic_ios::clear", "iostream error")
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, line, flag or tensor and says what was expected."""
+
+
+def write_fault(error: BaseException) -> str:
+    """Why a file could not be written, where this error says that: of the system, of torch or of safetensors; else empty."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
+        return text.split("I/O error:")[-1].split("(os error")[0].strip()
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _WRITING):
+        return (
+            text.rpartition("strerror: ")[2] if "strerror: " in text else f"{os.strerror(errno.ENOSPC)}?"
+        )  # it does not say
+    return ""
+
+
+def reason(error: BaseException) -> str:
+    """The line for an error that the input or the machine made; empty for a bug, whose traceback is wanted."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in _MEMORY)):
+        return "out of memory; a smaller --stack, batch, length or delta needs less"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[error.start : error.end]!r} cannot be written as {error.encoding}"
+    fault = write_fault(error)
+    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    return ": ".join([" ".join(fault.split()), *names]) if fault else ""
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Turn every error that is no bug into one line on stderr and exit code 2; a closed pipe ends the command silently.
+
+    What the terminal cannot show is printed as its code, e.g. \\xb1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            _flush()
+    except BrokenPipeError:
+        sys.exit(CLOSED_PIPE)
+    except KeyboardInterrupt:
+        _end("stopped; the same command continues where it left off", 130)
+    except Exception as error:
+        if not (line := reason(error)):
+            raise
+        _end(f"error: {line}", 2)
+
+
+def _end(line: str, code: int) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _flush() -> None:
+    """Write what was printed: a closed pipe or a full disk behind it shows here at the latest, not at the interpreter's end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise

@@ -1,0 +1,76 @@
+"""Report and tables from stored files of any shape: nothing of them becomes markup or a path, what is wrong is named."""
+
+import itertools
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from pewe import report
+from pewe.cli import UserError
+from pewe.tables import escaped, markdown
+
+STORED = ROOT / "results" / "reference" / "flan_t5_small"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a stored experiment."""
+    return shutil.copytree(STORED, tmp_path / "experiment")
+
+
+def edit(path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+BAD = {
+    "empty": (lambda f: (f / "cells.tsv").write_text(""), r"cells\.tsv: column 'delta' is missing"),
+    "header only": (lambda f: (f / "cells.tsv").write_text("\t".join(itertools.chain(*report.COLUMNS["cells"])) + "\n"),
+                    r"cells\.tsv has no rows"),
+    "no column": (lambda f: edit(f / "cells.tsv", "test", "tst"), r"cells\.tsv: column 'test' is missing"),
+    "text for a number": (lambda f: edit(f / "weights.tsv", "\t0.", "\tzero."), r"weights\.tsv, line \d+: weight must be a number"),
+    "text for a seed": (lambda f: edit(f / "cells.tsv", "\t42\t", "\tfour\t"), r"line 2: seed must be a number, not 'four'"),
+    "unknown init": (lambda f: edit(f / "cells.tsv", "\tLoss\t", "\t<script>\t"), r"init cannot be '<script>'"),
+    "unknown task": (lambda f: edit(f / "cells.tsv", "boolq", "<script>"), r"task cannot be '<script>"),
+    "unknown source": (lambda f: edit(f / "similarities.tsv", "boolq", "boolk"), r"cannot be 'boolk'; did you mean 'boolq'"),
+    "delta above": (lambda f: edit(f / "cells.tsv", "adapter\t", "../../../x\t"), r"delta must be a plain name without slashes"),
+    "short row": (lambda f: (f / "curves.tsv").open("a").write("adapter\n"), r"curves\.tsv, line \d+: 1 cells, expected"),
+    "no folder": (shutil.rmtree, "make it with scripts/reproduce.sh"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_table_that_is_not_of_its_kind_is_named(name, folder):
+    spoil, message = BAD[name]
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        report.write(folder)
+    assert not (folder.parent / "x").exists()
+
+
+@pytest.mark.parametrize("about", ["[]", json.dumps({"title": "<script>alert(1)</script>", "x": "</pre>"})])
+def test_provenance_of_any_shape(about, folder):
+    (folder / "provenance.json").write_text(about)
+    report.write(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script>" not in page and page.count("</pre>") == page.count("<pre")
+    assert "&lt;script&gt;" in page if "script" in about else "<h1>experiment</h1>" in page
+
+
+def test_a_stored_report_is_made_again_to_the_byte(folder):
+    report.write(folder)
+    for path in sorted(STORED.iterdir()):
+        if path.suffix in (".md", ".csv", ".tex", ".txt", ".tsv"):
+            assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_what_would_be_markup_in_a_markdown_table_is_not():
+    frame = pd.DataFrame({"a|b": ["**0.5**", "x | y"], "<b>": ["1 ± 2", "a\nb"]}, index=["a\\", "R&D"])
+    assert markdown(frame, "init").splitlines() == [
+        r"| init | a\|b | &lt;b&gt; |", "| --- | ---: | ---: |", r"| a\\ | **0.5** | 1 ± 2 |", r"| R&amp;D | x \| y | a b |",
+    ]  # fmt: skip
+    assert escaped(0.25) == "0.25" and escaped("mini_read_towns") == "mini_read_towns"
