@@ -59,10 +59,10 @@ class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
         "", "folder with <target>/checkpoint-best.pt tuned from random init (KL, block)", decides=False
     )
     output_dir: str = flag("checkpoints/adapter/similarity/Loss", "folder of result.tsv", decides=False)
-    predict_batch_size: int = flag(50, "dev lines per batch")
+    predict_batch_size: int = flag(50, "dev lines per batch", low=1)
     max_batches: int = flag(0, "dev batches used per target; 0: as many as the original, -1: all", low=-1)
     reduction: str = flag("sum", "sum or mean over the batches used", choices=("sum", "mean"))
-    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False, low=0)
+    stack: int = flag(0, "sources scored in one forward; 0: as many as memory allows", decides=False, low=0, high=2**12)
     pictures: bool = flag(True, "draw a heat map of every scope", decides=False)
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 

@@ -90,7 +90,7 @@ WITHOUT_STATISTICS = ["average", "cos", "Euclidean", "Performance", "others"]
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_task_named_twice_is_refused(world, name):
-    with pytest.raises(UserError, match=f"'{TASKS[2]}' is named twice"):
+    with pytest.raises(UserError, match=f"--tasks names '{TASKS[2]}' twice"):
         world.run(name, tasks=[*TASKS, TASKS[2]])
     assert not world.out.exists()
 
@@ -220,8 +220,8 @@ def flip(path: Path) -> None:
         (lambda w: w.record.write_text("[1]"), "config.json is damaged, or"),
         (lambda w: write_json(w.record, {"higher_is_more_similar": "no"}), "must be true or false, not 'no'"),
         (lambda w: w.table.write_text("\t".join(COLUMNS) + "\n"), "line 2: expected a target, a source, a scope and a value"),
-        (lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)), "line 2: expected a target"),
-        (lambda w: w.table.write_text(w.table.read_text().replace(TASKS[0], "", 1)), "line 2: expected a target"),
+        (lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)), "line 2: (scope|target) must not be empty"),
+        (lambda w: w.table.write_text(w.table.read_text().replace(TASKS[0], "", 1)), "line 2: (scope|target) must not be empty"),
     ],
 )  # fmt: skip
 def test_a_table_that_is_not_what_its_record_says_is_refused(world, spoil, message):

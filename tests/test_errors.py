@@ -161,8 +161,8 @@ CASES = {
     "other scale": (
         lambda w: (write_checkpoint(ensemble_checkpoint(w.folder, TASK), "lora", w.state, {"lora_alpha": 4.0}),
                    w.tune("--tune_method", "lora", "--train_checkpoint", w.folder)), "give --lora_alpha 4.0"),
-    "rate twice": (lambda w: w.tune("--learning_rate_list", "5e-4", "0.0005"), "--learning_rate_list names 0.0005 2 times"),
-    "batch size twice": (lambda w: w.tune("--bsz_list", "4", "4"), "--bsz_list names 4 2 times"),
+    "rate twice": (lambda w: w.tune("--learning_rate_list", "5e-4", "0.0005"), "--learning_rate_list names '0.0005' twice"),
+    "batch size twice": (lambda w: w.tune("--bsz_list", "4", "4"), "--bsz_list names 4 twice"),
     "diverged": (
         lambda w: w.tune("--train_iters", "3", "--valid_interval", "3", "--learning_rate_list", "1e30"), "1 runs failed"),
     "nothing to convert": (

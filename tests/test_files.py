@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from pewe import results
 from pewe.checkpoint import write_checkpoint
 from pewe.cli import UserError
-from pewe.fusion.store import Statistics, write_statistics
+from pewe.fusion.store import write_tensors
 from pewe.plots import heat_map
 from pewe.results import numeric, provenance, read_json, read_table, replacing, write_table, write_text
 
@@ -228,7 +228,7 @@ def test_every_kind_of_file_is_named_where_the_disk_is_full(small_files, tmp_pat
         "config.json": lambda path: results.write_json(path, {"a": "x" * 10_000}),
         "heat.png": lambda path: heat_map(pd.DataFrame([[1.0, 2.0]]), path, "title"),
         "checkpoint-best.pt": lambda path: write_checkpoint(path, "adapter", tensors, {}),
-        "s.safetensors": lambda path: write_statistics(path, Statistics(tensors, {})),
+        "s.safetensors": lambda path: write_tensors(path, tensors, {}),
     }
     for name, write in writers.items():
         (tmp_path / name).write_text("before")

@@ -361,10 +361,10 @@ def test_two_at_once_in_one_name(world):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"delta": ["adapter", "lora", "adapter"]}, "--delta names adapter twice"),
+        ({"delta": ["adapter", "lora", "adapter"]}, "--delta names 'adapter' twice"),
         ({"seeds": [1, 2, 1]}, "--seeds names 1 twice"),
-        ({"init": ["Loss", "Loss"]}, "--init names Loss twice"),
-        ({"tasks": [MINI_TASKS[0], MINI_TASKS[0]]}, f"--tasks names {MINI_TASKS[0]} twice"),
+        ({"init": ["Loss", "Loss"]}, "--init names 'Loss' twice"),
+        ({"tasks": [MINI_TASKS[0], MINI_TASKS[0]]}, f"--tasks names {MINI_TASKS[0]!r} twice"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
