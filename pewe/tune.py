@@ -71,12 +71,15 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
 
 
 class FailedRuns(UserError):
-    """Some runs diverged, the others are finished. `causes`: folder -> cause; `tasks`: those without any finished run."""
+    """Some runs diverged, the others are finished. `causes`: folder -> cause; `tasks`: those without any finished run.
 
-    def __init__(self, causes: dict[Path, str], tasks: dict[str, str]):
+    `table` holds the results of the others.
+    """
+
+    def __init__(self, causes: dict[Path, str], tasks: dict[str, str], table: pd.DataFrame):
         listed = "; ".join(f"{folder}: {cause}" for folder, cause in causes.items())
         super().__init__(f"{len(causes)} runs failed, all others are finished: {listed}")
-        self.causes, self.tasks = causes, tasks
+        self.causes, self.tasks, self.table = causes, tasks, table
 
 
 def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
@@ -138,7 +141,7 @@ def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequen
     if causes:
         good = {run.task for run in runs if run.folder in results}
         tasks = {run.task: causes[run.folder] for run in runs if run.folder in causes and run.task not in good}
-        raise FailedRuns(causes, tasks)
+        raise FailedRuns(causes, tasks, table)
     return table
 
 
