@@ -317,7 +317,7 @@ def test_a_run_that_diverges_costs_its_neighbours_nothing(
     for _ in range(2):  # the same command tries those that failed again, and nothing else
         with pytest.raises(FailedRuns, match=r"2 runs failed, all others are finished: .*diverged: ") as error:
             tune(config)
-        assert len(error.value.causes) == 2 and not error.value.tasks
+        assert len(error.value.causes) == 2 and not error.value.tasks and len(error.value.table) == 4
         table = read_table(tmp_path / "stack" / "result.tsv", COLUMNS)
         assert set(table["learning_rate"]) == {1e-2, 3e-3} and len(table) == 4
         made = sum(updates)
