@@ -164,3 +164,13 @@ def tiny_backbone(tmp_path_factory) -> Path:
         if path.is_file() and ("token" in path.name or "spiece" in path.name or "special" in path.name):
             shutil.copy(path, out)
     return out
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process grows beyond 4 kB: as a full disk, but for the text of the error."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
