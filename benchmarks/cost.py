@@ -10,8 +10,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from benchmarks import measure, scoring
 from get_similarity import get_Loss
 from pewe.backbone import load_backbone
@@ -19,7 +17,7 @@ from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.cli import flag, main
 from pewe.data import find_prefixes, load_split, scoring_batches, task_names
 from pewe.deltas import attach_delta
-from pewe.plots import save
+from pewe.plots import plt, save
 from pewe.similarity import Sources
 
 

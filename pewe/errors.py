@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def one_line() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = _of_a_thread
     try:
         try:
             yield
@@ -65,6 +67,12 @@ def one_line() -> Iterator[None]:
         if not (line := reason(error)):
             raise
         _end(f"error: {line}", 2)
+
+
+def _of_a_thread(args) -> None:
+    """The traceback of a bug only: what the machine did is told by the thread that needs the result."""
+    if not reason(args.exc_value):
+        threading.__excepthook__(args)
 
 
 def _end(line: str, code: int) -> None:

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import seaborn as sns
 
 from pewe.results import replacing
+
+plt.switch_backend("Agg")
+plt.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
 
 
 def heat_map(frame: pd.DataFrame, path: Path, title: str, side: pd.Series | None = None, side_title: str = "",

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import Adafactor
 
@@ -26,6 +25,7 @@ from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.evaluate import evaluate
 from pewe.results import replacing
+from pewe.scalars import Scalars
 
 OPTIMIZERS = ("adafactor", "adamw")
 LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
@@ -239,7 +239,7 @@ class Session:
         for member in members:
             stream = training_updates(member.train, f"{config.seed}/{member.task}", batch_size, accumulate, as_original)
             self.streams.append(islice(stream, member.progress.updates, None))
-        self.writers = [SummaryWriter(str(m.folder / "tensorboard"), purge_step=m.progress.updates) for m in members]
+        self.writers = [Scalars(m.folder / "tensorboard", purge_step=m.progress.updates) for m in members]
 
     def start(self) -> None:
         """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""

@@ -239,3 +239,13 @@ def tiny_backbone(tiny_backbones) -> Path:
 def tiny_checkpoints(tmp_path_factory) -> Path:
     """Random deltas of the paper's 32 tasks, on the tiny T5s of both versions."""
     return write_tiny_checkpoints(tmp_path_factory.mktemp("tiny_checkpoints"))
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process grows beyond 4 kB: as a full disk, but for the text of the error."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

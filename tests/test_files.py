@@ -209,16 +209,6 @@ def test_no_folder_and_a_folder_in_the_place_of_the_file(tmp_path):
             write_text(path, "x")
 
 
-@pytest.fixture
-def small_files():
-    """No file of this process grows beyond 4 kB: as a full disk, but for the text of the error."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_every_kind_of_file_is_named_where_the_disk_is_full(small_files, tmp_path):
     """Text, table, JSON, picture, torch's and safetensors' files; those of before stay, and nothing temporary is left."""
     tensors = {"a": torch.zeros(100_000)}

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from data.build.entry import Entry
 from data.build.task import RECORD
+from pewe.plots import plt
 from pewe.results import read_json, replacing, write_table
+from pewe.tables import escaped
 from task_list import GROUP_OF, pemt_task_list, quan_task
 
 
@@ -89,17 +85,17 @@ def overview(table: pd.DataFrame, built: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _points(axes: Axes, table: pd.DataFrame, markers: dict[str, str], label: str) -> None:
+def _points(axes: plt.Axes, table: pd.DataFrame, markers: dict[str, str], label: str) -> None:
     for column, marker in markers.items():
         shown = table[column].where(table[column] > 0)
         axes.plot(shown, range(len(table)), marker, label=column.replace("_", " "), markersize=5)
     axes.set(xscale="log", xlabel=label)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(plt.NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(markers), fontsize=7, frameon=False)
 
 
-def _label_bar(axes: Axes, place: int, labels: dict[str, int]) -> None:
+def _label_bar(axes: plt.Axes, place: int, labels: dict[str, int]) -> None:
     left, total = 0.0, sum(labels.values())
     for number, (label, count) in enumerate(labels.items()):
         axes.barh(place, count / total, left=left, height=0.8, color=plt.cm.Pastel1(number))
@@ -129,5 +125,5 @@ def report(entries: list[Entry]) -> str:
             commercial[entry.non_commercial],
             note,
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(map(escaped, cells)) + " |")
     return "\n".join(lines)
