@@ -3,6 +3,7 @@
 What the numbers of tests/golden depend on is drawn by `draws`, the same with every version of torch and numpy.
 """
 
+import itertools
 import json
 import random
 import shutil
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.checkpoint import task_checkpoint, write_checkpoint
+from pewe.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas import DeltaConfig, attach_delta
 from pewe.similarity import SimilarityConfig
 from task_list import QA_task_list
@@ -59,20 +60,25 @@ def draws(text: str, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(numbers, np.float32))
 
 
-def tiny_t5(**changes) -> T5ForConditionalGeneration:
-    """A random tiny T5, the same in every test and on every machine."""
-    model = T5ForConditionalGeneration(tiny_config(**changes)).eval()
+def fill(model, text: str = ""):
+    """The model with every parameter drawn; the same for the same text on every machine."""
+    head_size = getattr(model.config, "d_kv", 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            numbers = draws(name, *parameter.shape)
+            numbers = draws(text + name, *parameter.shape)
             if parameter.dim() == 1:
-                parameter.copy_(1 + 0.1 * numbers)
-            elif "lm_head" in name or "shared" in name or "relative" in name:
+                parameter.copy_(0.1 * numbers + (not name.endswith("bias")))
+            elif "lm_head" in name or "shared" in name or "relative" in name or "embeddings" in name:
                 parameter.copy_(0.5 * numbers)
-            else:
-                fan_in = parameter.shape[1] * (model.config.d_kv if name.endswith("Attention.q.weight") else 1)
+            else:  # as T5 starts, so that attention is not sharp
+                fan_in = parameter.shape[1] * (head_size if name.endswith("Attention.q.weight") else 1)
                 parameter.copy_(numbers / fan_in**0.5)
     return model
+
+
+def tiny_t5(**changes) -> T5ForConditionalGeneration:
+    """A random tiny T5, the same in every test and on every machine."""
+    return fill(T5ForConditionalGeneration(tiny_config(**changes)).eval())
 
 
 def random_state(delta, text: str, std: float = 0.3) -> dict[str, torch.Tensor]:
@@ -164,7 +170,7 @@ LINES_OF = {"adversarialqa": "mini_read_people", "ai2_arc": "mini_choice_towns",
 def write_tiny_data(out: Path, lines_of: dict[str, str]) -> Path:
     """A folder per task with a few lines of a task of the mini gym."""
     for task, source in lines_of.items():
-        (out / task).mkdir()
+        (out / task).mkdir(parents=True)
         for path in (ROOT / "data" / "mini_gym" / source).glob("*.tsv"):
             lines = path.read_text(encoding="utf-8").splitlines()
             random.Random(path.name).shuffle(lines)
@@ -197,6 +203,25 @@ def write_tiny_checkpoints(out: Path) -> Path:
                 state = random_state(delta, f"{method}/{kind}/{task}", std=number / 100)
                 write_checkpoint(task_checkpoint(out / method / kind, task), method, state, {})
     return out
+
+
+def write_tuned_pairs(out: Path, sources: Path, method: str, tasks: list[str]) -> list[tuple[str, str, float, float]]:
+    """`<folder>/<target>/<source>/checkpoint-best.pt`, the sources moved by different lengths, result.tsv and zero.tsv.
+
+    Returns target, source, dev score after tuning and before, which stand in the two tables in opposite orders.
+    """
+    rows = []
+    for number, (target, source) in enumerate(itertools.product(tasks, tasks)):
+        state = read_checkpoint(task_checkpoint(sources, source), method)
+        moved = {
+            name: t + (number % 5 + 1) / 100 * draws(f"{target}/{source}/{name}", *t.shape) for name, t in state.items()
+        }
+        write_checkpoint(task_checkpoint(out / target, source), method, moved, {})
+        rows.append((target, source, number * 7 % 11 / 10, number * 3 % 7 / 10))
+    for name, column, order in (("result", 2, 1), ("zero", 3, -1)):
+        lines = [f"{row[0]}\t{row[1]}\t{row[column]}" for row in rows[::order]]
+        (out / f"{name}.tsv").write_text("\n".join(["target\tsource\tdev", *lines]) + "\n", encoding="utf-8")
+    return rows
 
 
 def similarity_config(backbone: Path, data: Path, checkpoints: Path, out: Path, method: str = "adapter", **changes):

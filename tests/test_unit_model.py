@@ -1,12 +1,11 @@
 """Cosine, Euclidean and Performance weights: the original's numbers; tune_all and dev_all on tiny data."""
 
-import itertools
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import METHODS, MINI_TASKS, draws
+from conftest import METHODS, MINI_TASKS, write_tuned_pairs
 from safetensors.torch import load_file
 from test_weights import check_ensemble, compare_checkpoints, compare_weights, slow_weights
 
@@ -114,18 +113,10 @@ def test_cosine_by_a_slow_loop(tiny_checkpoints, tmp_path, method, tem):
 
 @pytest.fixture(scope="module", params=METHODS)
 def tuned_pairs(request, tiny_checkpoints, tmp_path_factory):
-    """Delta, folder of the sources, folder of the pairs: the sources moved by different lengths, with scores."""
+    """Delta, folder of the sources, folder of the pairs, and their scores."""
     method, out = request.param, tmp_path_factory.mktemp("pairs")
-    sources, rows = states_of(tiny_checkpoints / method / "source", method), []
-    for number, (target, source) in enumerate(itertools.product(FOUR, FOUR)):
-        moved = {name: t.float() + (number % 5 + 1) / 100 * draws(f"{target}/{source}/{name}", *t.shape)
-                 for name, t in sources[source].items()}  # fmt: skip
-        write_checkpoint(task_checkpoint(out / target, source), method, moved, {})
-        rows.append((target, source, number * 7 % 11 / 10, number * 3 % 7 / 10))
-    table = pd.DataFrame(rows, columns=["target", "source", "dev", "zero"])
-    table.to_csv(out / "result.tsv", sep="\t", index=False)
-    table.drop(columns="dev").rename(columns={"zero": "dev"})[::-1].to_csv(out / "zero.tsv", sep="\t", index=False)
-    return method, tiny_checkpoints / method / "source", out, table
+    sources = tiny_checkpoints / method / "source"
+    return method, sources, out, write_tuned_pairs(out, sources, method, FOUR)
 
 
 def test_euclidean_by_a_slow_loop(tuned_pairs, tmp_path):
@@ -143,15 +134,14 @@ def test_euclidean_by_a_slow_loop(tuned_pairs, tmp_path):
 
 def test_performance_by_a_slow_loop(tuned_pairs, tmp_path):
     """The gain in the dev score is the similarity, and the tuned sources are averaged."""
-    method, _, pairs, table = tuned_pairs
+    method, _, pairs, scores = tuned_pairs
     config = unit_model_Performance.Config(
         delta=method, tem=0.3, tasks=FOUR, save_ckpt_path=str(tmp_path), tuned_ckpt_path=str(pairs),
         zero_result_path=str(pairs / "zero.tsv"),
     )  # fmt: skip
     unit_model_Performance.run(config)
     for target in FOUR:
-        rows = table[(table["target"] == target) & (table["source"] != target)]
-        S = {row.source: row.dev - row.zero for row in rows.itertuples()}
+        S = {source: dev - zero for task, source, dev, zero in scores if task == target != source}
         check_ensemble(tmp_path, target, slow_weights(S, 0.3, 1), method, pairs / target)
     with pytest.raises(UserError, match="has no dev score of target 'boolq', source 'wiqa'"):
         unit_model_Performance.run(replace(config, tasks=["boolq", "codah", "wiqa"]))
