@@ -220,8 +220,8 @@ def flip(path: Path) -> None:
         (lambda w: w.record.write_text("[1]"), "config.json is damaged, or"),
         (lambda w: write_json(w.record, {"higher_is_more_similar": "no"}), "must be true or false, not 'no'"),
         (lambda w: w.table.write_text("\t".join(COLUMNS) + "\n"), "line 2: expected a target, a source, a scope and a value"),
-        (lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)), "line 2: (scope|target) must not be empty"),
-        (lambda w: w.table.write_text(w.table.read_text().replace(TASKS[0], "", 1)), "line 2: (scope|target) must not be empty"),
+        (lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)), "line 2: .* must not be empty"),
+        (lambda w: w.table.write_text(w.table.read_text().replace(TASKS[0], "", 1)), "line 2: .* must not be empty"),
     ],
 )  # fmt: skip
 def test_a_table_that_is_not_what_its_record_says_is_refused(world, spoil, message):

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from data.build import check
 from data.build.entry import clean
 from pewe.backbone import load_tokenizer
-from pewe.cli import UserError, check
+from pewe.cli import UserError
+from pewe.cli import check as check_flags
 from pewe.data import DataConfig, find_prefixes, load_split, read_examples, split_path, task_names, tokenise
 from pewe.fusion.domains import read_domains, read_tags
 from pewe.pemt import descriptions
@@ -213,7 +214,7 @@ def test_a_metric_that_is_none(metric, monkeypatch):
 def test_lengths_that_leave_nothing(name, tiny_data):
     config = DataConfig(task_dir=str(tiny_data), **{name: 1})
     with pytest.raises(UserError, match=f"--{name} must be at least 2"):
-        check(config)
+        check_flags(config)
 
 
 def words(rng: random.Random, size: int) -> str:
