@@ -35,7 +35,7 @@ class DataConfig(OriginalConfig):
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
-    max_input_length: int = flag(512, "tokens of the input at most", low=1, high=LONGEST)
+    max_input_length: int = flag(512, "tokens of the input at most", low=2, high=LONGEST)
     max_output_length: int = flag(
         64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST
     )
