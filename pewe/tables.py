@@ -71,7 +71,7 @@ def escaped(cell) -> str:
 
 def best_in_bold(frame: pd.DataFrame) -> pd.DataFrame:
     """Three decimals, the best of each column in bold."""
-    return frame.apply(lambda column: [f"**{v:.3f}**" if v == column.max() else f"{v:.3f}" for v in column])
+    return frame.map("{:.3f}".format).where(frame.ne(frame.max()), frame.map("**{:.3f}**".format))
 
 
 def run(config: TableConfig) -> None:

@@ -74,3 +74,13 @@ def test_what_would_be_markup_in_a_markdown_table_is_not():
         r"| init | a\|b | &lt;b&gt; |", "| --- | ---: | ---: |", r"| a\\ | **0.5** | 1 ± 2 |", r"| R&amp;D | x \| y | a b |",
     ]  # fmt: skip
     assert escaped(0.25) == "0.25" and escaped("mini_read_towns") == "mini_read_towns"
+
+
+def test_an_experiment_of_sources_alone(folder):
+    """As after `--init PEMT` without the delta pemt."""
+    for path in folder.glob("*.tsv"):
+        path.unlink()
+    cells = pd.read_csv(STORED / "cells.tsv", sep="\t")
+    cells[cells["init"] == report.SOURCES].to_csv(folder / "cells.tsv", sep="\t", index=False)
+    report.write(folder)
+    assert "| Full data |" in (folder / "table.md").read_text()
