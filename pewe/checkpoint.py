@@ -63,8 +63,13 @@ def write_checkpoint(
         name: tensor.clone() for name, tensor in state.items()
     }  # of a view, torch.save writes all that lies behind it
     content = {tune_method: own, "args": dict(args), "current_state": {"epoch": epoch, "num_updates": updates}}
-    with replacing(path) as temporary:
-        torch.save(identity.sealed(content), temporary)
+    save_sealed(path, content)
+
+
+def save_sealed(path: Path, content: Mapping) -> None:
+    """Write tensors and plain values with their checksum in torch's format, atomically; equal content gives equal bytes."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # of a path, torch would store the name
+        torch.save(identity.sealed(content), file)
 
 
 def read_checkpoint(
@@ -100,38 +105,46 @@ def open_checkpoint(
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
-    content = _load(path, mapped, verify)
-    if not isinstance(content, dict) or not isinstance(content.get(tune_method), dict):
+    content = _load(path, mapped)
+    if not isinstance(content, dict) or tune_method not in content:
         found = next((name for name in TUNE_METHODS if isinstance(content, dict) and name in content), None)
         what = f"a {found} checkpoint" if found else "no delta checkpoint"
         raise UserError(f"{path} is {what}; expected one of --tune_method {tune_method}")
-    args = content.get("args", {})
-    if not isinstance(args, dict) or not isinstance(content.get("current_state", {}), dict):
-        raise UserError(f"{path}: its entries args and current_state must be names with values")
-    return float_state(content[tune_method], path), args
+    for entry in (tune_method, "args", "current_state"):
+        if not isinstance(content.get(entry, {}), dict):
+            raise UserError(f"{path}: its entry {entry} is a {type(content[entry]).__name__}, not names with values")
+    state = float_state(content[tune_method], path)
+    if verify:
+        check_seal(content, state, path)
+    return state, content.get("args", {})
 
 
-def _load(path: Path, mapped: bool, verify: bool):
+def check_seal(content: dict, state: DeltaState, path: Path) -> None:
+    """Raises UserError where the content does not fit its checksum; one without checksum, of others, is taken."""
+    if identity.SEAL in content and identity.unsealed(content) is None:
+        check_state(state, None, path)  # names the tensor
+        raise UserError(
+            f"cannot read the checkpoint {path}: it is damaged, its content does not fit its checksum "
+            f"(a file changed on purpose must have no entry {identity.SEAL!r})"
+        )
+
+
+def _load(path: Path, mapped: bool):
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
             return dict.fromkeys(TUNE_METHODS, state)
         mapped = mapped and zipfile.is_zipfile(path)  # not in torch's format before 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        sealed = verify and isinstance(content, dict) and identity.SEAL in content
-        damaged = sealed and identity.unsealed(content) is None
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
             f"convert it first: python -m pewe.checkpoint --original {path} --out NEW.pt"
         ) from None
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    except PermissionError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
         raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
-    if damaged:
-        raise UserError(f"cannot read the checkpoint {path}: it is damaged (its content does not fit its checksum)")
-    return content
 
 
 def checksum(path: Path) -> str:
@@ -281,8 +294,6 @@ def convert(original: Path, out: Path) -> str:
         raise UserError(f"{original} holds objects that cannot be read safely") from None
     except Exception as error:  # as in `_load`
         raise UserError(f"cannot read {original}: it is damaged ({type(error).__name__})") from None
-    if isinstance(content, dict) and identity.SEAL in content and identity.unsealed(content) is None:
-        raise UserError(f"cannot read {original}: it is damaged (its content does not fit its checksum)")
     method = next(
         (name for name in TUNE_METHODS if isinstance(content, dict) and isinstance(content.get(name), dict)), None
     )
@@ -291,6 +302,7 @@ def convert(original: Path, out: Path) -> str:
             f"{original} has none of the entries {', '.join(TUNE_METHODS)}: not a checkpoint of the original code"
         )
     found = float_state(content[method], original)
+    check_seal(content, found, original)
     check_state(found, None, original)
     args = {
         key: value

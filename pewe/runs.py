@@ -80,9 +80,17 @@ def folder_of(out: Path, row: Mapping) -> Path:
 
 def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, learning_rate: float,
                  splits: Mapping[str, Encoded], init: DeltaState) -> dict:  # fmt: skip
-    """What decides the result of a run: it is made again when any of this changes."""
+    """What decides the result of a run: it is made again when any of this changes.
+
+    Flags that name several runs are narrowed to this one; a run that was not tested yet is the same run.
+    """
     own = identity.deciding(
-        config, tasks=[task], learning_rate_list=[learning_rate], bsz_list=[batch_size], one_prefix=True
+        config,
+        tasks=[task],
+        learning_rate_list=[learning_rate],
+        bsz_list=[batch_size],
+        one_prefix=True,
+        do_predict=True,
     )
     return {
         "task": task,
@@ -101,14 +109,19 @@ def write_run(run: Run, **ending) -> None:
     write_record(run.folder / RECORD, {"settings": run.settings, "provenance": provenance(), **ending})
 
 
-def stored_result(run: Run) -> dict | None:
-    """The result of a run with exactly these settings whose best checkpoint is there; else None, with the reason in the log."""
+def stored_result(run: Run, tested: bool) -> dict | None:
+    """The result of a run with exactly these settings whose best checkpoint is there; else None, with the reason in the log.
+
+    `tested`: it must have a test score.
+    """
     if not (run.folder / RECORD).is_file():
         return None
     record = read_record(run.folder / RECORD) or {}
     reason, result = identity.difference(record.get("settings"), run.settings), record.get("result")
     if not reason and result is None:
         reason = f"it failed, {record['failed']}" if "failed" in record else "it was interrupted"
+    if not reason and tested and result["test"] is None:
+        reason = "it was not tested"
     if not reason and not _keep_best(run, result["checkpoint"]):
         reason = f"{run.folder / BEST} is damaged or missing, and {run.of_task} is not a copy of it"
     if reason:

@@ -19,12 +19,11 @@ from transformers import Adafactor
 
 from pewe import identity
 from pewe.backbone import Backbone
-from pewe.checkpoint import BEST, write_checkpoint
+from pewe.checkpoint import BEST, save_sealed, write_checkpoint
 from pewe.cli import SEED, flag, log, seed_flag
 from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.evaluate import evaluate
-from pewe.results import replacing
 from pewe.scalars import Scalars
 
 OPTIMIZERS = ("adafactor", "adamw")
@@ -360,8 +359,7 @@ class Session:
                 "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
-            with replacing(member.resume_file) as temporary:
-                torch.save(identity.sealed(saved), temporary)
+            save_sealed(member.resume_file, saved)
 
     def retire(self) -> list[Member]:
         """Take the members that have finished or failed out of the stack; returns them."""

@@ -118,7 +118,7 @@ def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequen
               finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
     """Those of the runs that have no result yet, stack by stack; the table is written after each."""
     out, causes = Path(config.output_dir), {}
-    results = {run.folder: result for run in runs if (result := stored_result(run)) is not None}
+    results = {run.folder: result for run in runs if (result := stored_result(run, config.do_predict)) is not None}
     others = list(other_rows(out, runs))
     pending = [run for run in runs if run.folder not in results]
     if results:
@@ -223,12 +223,15 @@ def prepare(run: Run) -> Member:
     return member
 
 
-def begin(run: Run, member: Member) -> None:
-    """Go on from the resume file, or from nothing: the best checkpoint on the disk is that of the resume file."""
+def begin(run: Run, member: Member, config: TuneConfig) -> None:
+    """Go on from the resume file, or from nothing: the best checkpoint on the disk is that of the resume file.
+
+    Where nothing is tuned, what another command has tuned in the folder stays, only the record is replaced.
+    """
     saved = read_resume(member.resume_file, run.settings) if member.resumes else None
     if saved:
         member.saved, member.best = saved, saved["best"]
-    else:
+    elif config.do_train:
         clear(run)
     write_run(run)
     if member.best:
@@ -242,7 +245,7 @@ def tune_stack(
     first, head = pairs[0]
     prepare_delta(delta, config, first.task, backbone.tokenizer)
     for run, member in pairs:
-        begin(run, member)
+        begin(run, member, config)
     if config.do_train and not head.progress.finished:
         micro = min(first.batch_size, config.micro_batch_size)
         quirks = config.as_original and delta.papers_trainer
@@ -278,7 +281,9 @@ def score_and_record(
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
             block = report(backbone, delta, run, score, epochs, end - tested, config)
-        results[run.folder] = _record(run, member, score, (end - start) / len(runs), block)
+        result = _result(run, member, score, (end - start) / len(runs), block)
+        results[run.folder] = {**result, "checkpoint": checksum(run.folder / BEST) if config.do_train else ""}
+        write_run(run, result=results[run.folder])
     return results
 
 
@@ -296,16 +301,15 @@ def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConf
     return evaluate(backbone, splits, names, config.predict_batch_size, generation_length(config))
 
 
-def _record(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> dict:
+def _result(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> dict:
     progress = member.progress
     result = {
         "task": run.task, **({"source": run.source} if run.source else {}), "prefix": run.prefix,
         "learning_rate": run.learning_rate, "batch_size": run.batch_size, "seed": run.settings["seed"],
         "metric": run.metric, "dev": progress.best, "test": test, "updates": progress.updates,
         "seconds": round(progress.seconds + seconds, 2), "block": block, "best_updates": progress.best_updates,
-        "history": progress.history, "checkpoint": checksum(run.folder / BEST),
+        "history": progress.history,
     }  # fmt: skip
-    write_run(run, result=result)
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
     for split, score in (("dev", progress.best), ("test", test)):
         if score is not None and math.isnan(score):

@@ -40,8 +40,9 @@ def test_round_trip_and_format(tmp_path):
         ({"adapter": {**STATE, "decoder.b": 3}}, "decoder.b is a int, not a tensor"),
         ({"adapter": {}}, "holds no tensors"),
         ({"adapter": {**STATE, 1: torch.ones(1)}}, "tensor 1 is named by a int"),
-        ({"adapter": STATE, "args": [1]}, "its entries args and current_state must be names with values"),
-        ({"adapter": STATE, "current_state": 5}, "its entries args and current_state must be names with values"),
+        ({"adapter": [1]}, "its entry adapter is a list, not names with values"),
+        ({"adapter": STATE, "args": [1]}, "its entry args is a list, not names with values"),
+        ({"adapter": STATE, "current_state": 5}, "its entry current_state is a int, not names with values"),
         ([STATE], "is no delta checkpoint"),
     ],
 )
@@ -86,10 +87,12 @@ def test_tensors_of_floats_are_taken_as_float32(tmp_path, name, mapped):
     assert tensor.equal(B) and tensor.dtype == torch.float32 and not tensor.requires_grad
 
 
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_tensors_are_refused(tmp_path, name):
+def test_other_tensors_are_refused(tmp_path, name, sealed):
     tensor, message = REFUSED[name]
-    torch.save({"adapter": {**STATE, "decoder.b": tensor}, "args": {}}, tmp_path / "x.pt")
+    seal = {"sha256": "of another content"} if sealed else {}
+    torch.save({"adapter": {**STATE, "decoder.b": tensor}, "args": {}, **seal}, tmp_path / "x.pt")
     for reads in (lambda path: read_checkpoint(path, "adapter"), lambda path: Checkpoints([path], "adapter"),
                   lambda path: convert(path, tmp_path / "new.pt")):  # fmt: skip
         with pytest.raises(UserError, match=rf"x\.pt: tensor decoder\.b .*{message}"):

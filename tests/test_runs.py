@@ -287,7 +287,7 @@ def test_interrupted_under_other_settings_in_between(tiny_backbone, tiny_data, t
             return original(path)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            for module in (pewe.results, pewe.train, pewe.checkpoint, pewe.runs):
+            for module in (pewe.results, pewe.checkpoint, pewe.runs):
                 patch.setattr(module, "replacing", dying)
             tune(replace(a, max_grad_norm=0.01))
         tune(a)
@@ -606,3 +606,22 @@ def test_settings_and_checkpoint_say_what_the_run_was(scored):
         assert args["tune_method"] == "adapter" and args["adapter_size"] == 4 and args["adapter_type"] == "houlsby"
         assert args["backbone"] == identity.model_digest(str(ROOT / "checkpoints" / "mini_t5"))
         assert record["tasks"] == [row.task] and record["learning_rate_list"] == [2.5e-2] and record["metric"] == "ACC"
+
+
+def test_scoring_without_tuning_in_the_folder_of_a_tuned_run_loses_nothing(world, updates):
+    tuned = world.tune()
+    before = {path: path.read_bytes() for path in world.out.rglob("*.pt")}
+    again = world.tune(do_train=False, test_checkpoint=str(world.out))
+    assert again["test"].tolist() == tuned["test"].tolist() and again["updates"].tolist() == [0]
+    assert before == {path: path.read_bytes() for path in world.out.rglob("*.pt")}
+    del updates[:]
+    assert world.tune()["updates"].tolist() == [2] and not updates
+
+
+def test_what_was_tuned_is_not_tuned_again_to_be_tested(clean, tiny_backbone, tiny_data, tmp_path, updates):
+    config = settings(tiny_backbone, tiny_data, tmp_path / "out", do_predict=False)
+    assert tune(config)["test"].isna().all()
+    del updates[:]
+    assert tune(replace(config, do_predict=True))["test"].notna().all() and not updates
+    assert stored(tmp_path / "out") == stored(clean)
+    assert tune(config)["test"].notna().all() and not updates

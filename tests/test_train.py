@@ -241,7 +241,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
             raise Killed
         return original(path)
 
-    for module in (pewe.results, pewe.train, pewe.checkpoint, pewe.runs):
+    for module in (pewe.results, pewe.checkpoint, pewe.runs):
         monkeypatch.setattr(module, "replacing", dying)
     for next_limit in (2, 4, 3, 5, 2, 4, 6, 3, 5, 4, 6, 7):
         calls, limit = 0, next_limit
