@@ -34,11 +34,9 @@ class DataConfig(OriginalConfig):
     task_list: str = flag(
         "QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
     )
-    tasks: list[str] = flag([], "task names instead of a list", decides=False, unique=True)
-    one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data", decides=False)
-    full_train: bool = flag(
-        False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)", decides=False
-    )
+    tasks: list[str] = flag([], "task names instead of a list", unique=True)
+    one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
+    full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
     max_input_length: int = flag(512, "tokens of the input at most, the end token among them", low=2, high=LONGEST)
     max_output_length: int = flag(
         64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST

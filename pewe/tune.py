@@ -56,7 +56,7 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
 
     do_train: bool = flag(False, "tune")
     do_predict: bool = flag(False, "test the best checkpoint of each run, or --test_checkpoint where nothing is tuned")
-    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run", above=0, unique=True)
+    learning_rate_list: list[float] = flag([5e-4], "learning rates; each is a run", above=0, high=1e38, unique=True)
     bsz_list: list[int] = flag([8], "batch sizes; each is a run", low=1, unique=True)
     output_dir: str = flag("checkpoints/adapter", "folder of runs, log and result.tsv", decides=False)
     train_checkpoint: str = flag(
@@ -324,7 +324,7 @@ class TuneAllConfig(TuneConfig):
     source_ckpt_path: str = flag(
         "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", decides=False, unique=True)
+    source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)
 
 
 def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:

@@ -298,7 +298,9 @@ def test_what_killed_writers_left_is_removed(clean, tiny_backbone, tiny_data, tm
     shutil.copytree(clean, tmp_path / "out")
     (run,) = (path.parent for path in (tmp_path / "out").rglob("run.json"))
     for folder, name in ((run, "resume.pt"), (run.parents[1], BEST), (tmp_path / "out", "result.tsv")):
-        (folder / f".{name}.99999.tmp").write_bytes(b"x")
+        left = folder / f".{name}.{pewe.results._HOST}.{2**22 + 1}.tmp"  # no process has a number beyond 2^22
+        left.mkdir()
+        (left / name).write_bytes(b"x")
     tune(settings(tiny_backbone, tiny_data, tmp_path / "out"))
     assert not list(tmp_path.rglob("*.tmp")) and stored(tmp_path / "out") == stored(clean)
 
@@ -417,13 +419,13 @@ def test_a_record_that_lies_elsewhere_is_no_row(world):
 
 def test_a_cell_named_twice_is_refused(world):
     for flags, message in (
-        ({"learning_rate_list": [5e-4, 0.0005]}, "--learning_rate_list names 0.0005 2 times"),
-        ({"learning_rate_list": [1e-3, 3e-3, 1.0000001e-3]}, "--learning_rate_list names 0.001 2 times"),
-        ({"bsz_list": [4, 4]}, "--bsz_list names 4 2 times"),
-        ({"learning_rate_list": [math.inf]}, "--learning_rate_list: inf must be positive and in the range of float32"),
-        ({"learning_rate_list": [1e300]}, "--learning_rate_list: 1e+300 must be"),
-        ({"learning_rate_list": [math.nan]}, "--learning_rate_list: nan must be"),
-        ({"bsz_list": [0]}, "--bsz_list: 0 must be at least 1"),
+        ({"learning_rate_list": [5e-4, 0.0005]}, "--learning_rate_list names '0.0005' twice"),
+        ({"learning_rate_list": [1e-3, 3e-3, 1.0000001e-3]}, "--learning_rate_list names '0.001' twice"),
+        ({"bsz_list": [4, 4]}, "--bsz_list names 4 twice"),
+        ({"learning_rate_list": [math.inf]}, "--learning_rate_list must be a finite number, not inf"),
+        ({"learning_rate_list": [1e300]}, "--learning_rate_list must be at most 1e+38, not 1e+300"),
+        ({"learning_rate_list": [math.nan]}, "--learning_rate_list must be a finite number, not nan"),
+        ({"bsz_list": [0]}, "--bsz_list must be at least 1, not 0"),
     ):
         with pytest.raises(UserError) as error:
             world.tune(**flags)

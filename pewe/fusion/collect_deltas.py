@@ -189,7 +189,8 @@ def statistics_file(folder: Path, task: str) -> Path:
 
 def statistics_of_delta(config: Config, delta: Delta, state: DeltaState, data: Encoded) -> dict:
     """All that the statistics of a delta depend on."""
-    flags = {name: value for name, value in deciding(config).items() if name not in unread_flags(delta)}
+    own = deciding(config, tasks=[], one_prefix=False, full_train=False)  # told by task and data
+    flags = {name: value for name, value in own.items() if name not in unread_flags(delta)}
     return {DELTA: state_digest(state), TASK: data.task, DATA: split_digest(data), **flags, **delta_identity(config)}
 
 
