@@ -229,7 +229,7 @@ def tokenise(
     ids = tokenizer(cut, truncation=True, max_length=length)["input_ids"]
     for number, (text, own) in enumerate(zip(texts, ids, strict=True)):
         if len(cut[number]) < len(text) and len(own) < length:
-            (ids[number],) = tokenise(tokenizer, [text], length, 8 * room)
+            (ids[number],) = tokenise(tokenizer, [text], length, 64 * room)
     return ids
 
 

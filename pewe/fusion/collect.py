@@ -26,7 +26,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, LONGEST, Example, read_examples
+from pewe.data import IGNORED, LONGEST, Example, read_examples, tokenise
 from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
 from pewe.fusion.store import FISHER, GRAM, WEIGHTS, Statistics, made
 from pewe.identity import deciding, digest, model_digest
@@ -217,13 +217,16 @@ def text_batches(
 ) -> Iterator[Batch]:
     """The lines in file order. Raises UserError for a label that is none of the model's."""
     labels = model.config.label2id | {str(number): number for number in range(model.config.num_labels)}
-    options = {"padding": True, "truncation": True, "max_length": config.max_length, "return_tensors": "pt"}
+
+    def tensors(texts: list[str]) -> Batch:
+        return dict(tokenizer.pad({"input_ids": tokenise(tokenizer, texts, config.max_length)}, return_tensors="pt"))
+
     for start in range(0, len(examples), config.batch_size):
         part = examples[start : start + config.batch_size]
-        batch = dict(tokenizer([example.input for example in part], **options))
+        batch = tensors([example.input for example in part])
         first = [example.outputs[0] for example in part]
         if model.config.is_encoder_decoder:
-            target = tokenizer(first, **options)
+            target = tensors(first)
             batch["labels"] = target["input_ids"].masked_fill(target["attention_mask"] == 0, IGNORED)
         elif unknown := [label for label in first if label not in labels]:
             raise UserError(f"{config.data}: label {suggest(unknown[0], labels)}")
