@@ -21,7 +21,7 @@ from pewe.deltas import TUNE_METHODS
 from pewe.grid import DEFAULT_INITS, INITS, PEMT, SOURCES, FailedTasks, Grid, Step, plan
 from pewe.identity import digest, files_digests, model_digest
 from pewe.pemt import mean_gates, read_gates
-from pewe.results import provenance, read_json, read_table, write_json, write_table
+from pewe.results import numeric, provenance, read_json, read_table, write_json, write_table
 from pewe.suite import Suite, read_suite
 from pewe.tune import COLUMNS, TuneConfig
 from pewe.weights import COLUMNS as SIMILARITY_COLUMNS
@@ -170,7 +170,7 @@ KEYS = ("delta", "init", "seed")
 def add_rows(path: Path, rows: pd.DataFrame) -> None:
     """Replace the rows of these deltas, inits and seeds in a table; other rows stay."""
     if path.is_file():
-        old = pd.read_csv(path, sep="\t")
+        old = read_table(path, KEYS)
         new = set(zip(*(rows[key].astype(str) for key in KEYS), strict=True))
         stays = [key not in new for key in zip(*(old[key].astype(str) for key in KEYS), strict=True)]
         rows = pd.concat([old[stays], rows], ignore_index=True)
@@ -182,7 +182,10 @@ def add_rows(path: Path, rows: pd.DataFrame) -> None:
 
 def show_plan(config: Config, suite: Suite, out: Path) -> None:
     """Print every step with its state, and the time that the waiting runs will take, judged by finished ones."""
-    known = pd.read_csv(out / "cells.tsv", sep="\t") if (out / "cells.tsv").is_file() else pd.DataFrame()
+    known = pd.DataFrame()
+    if (out / "cells.tsv").is_file():
+        known = read_table(out / "cells.tsv", ["delta", "init", "seconds"])
+        known["seconds"] = numeric(known, "seconds", out / "cells.tsv")
     total, unknown = 0.0, False
     todo = list(grids(config, suite))
     stamp = material(todo[0].step("sources").config)
