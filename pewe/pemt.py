@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from pewe import stats
 from pewe.backbone import Backbone
 from pewe.checkpoint import delta_identity, read_checkpoint, task_checkpoint
-from pewe.cli import UserError, flag, main
+from pewe.cli import UserError, flag, main, suggest
 from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
 from pewe.identity import state_digest
 from pewe.plots import heat_map
-from pewe.results import read_record, read_table, within, write_config, write_table, write_text
+from pewe.results import numeric, read_record, read_table, within, write_config, write_table, write_text
 from pewe.texts import read_lines
 from pewe.train import member_losses
 from task_list import METRICS, TASK_LISTS
@@ -170,7 +170,10 @@ def read_gates(folder: Path) -> pd.DataFrame:
             raise UserError(
                 f"{path.parent}: run.json names no task of task_list.py; was the run killed? Start it again"
             )
-        parts.append(read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent)))
+        table = read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent))
+        if unknown := [source for source in table["source"] if source not in METRICS]:
+            raise UserError(f"{path}: source {suggest(unknown[0], METRICS)}")
+        parts.append(table.assign(weight=numeric(table, "weight", path)))
     if not parts:
         raise UserError(f"there is no {GATES} below {folder}; run scripts/pemt_stage2_few_shot.sh first")
     return pd.concat(parts, ignore_index=True)[["target", "run", "layer", "source", "weight"]]
@@ -212,6 +215,7 @@ def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
     for given in files:
         name, _, path = given.rpartition("=")
         table = read_table(Path(path), ["target", "source", "weight", *([] if name else ["delta", "init"])])
+        table["weight"] = numeric(table, "weight", Path(path))
         parts = [(name, table)] if name else table[table["delta"] == delta].groupby("init")
         measures |= {str(init): part for init, part in parts}
     return measures

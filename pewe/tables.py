@@ -19,8 +19,8 @@ from pewe.results import numeric, read_table, write_config, write_table, write_t
 class TableConfig:
     """Which results become which rows."""
 
-    rows: list[str] = flag([], "NAME=FOLDER, one per row; FOLDER has a result.tsv")
-    value: str = flag("test", "column of result.tsv to show: test or dev")
+    rows: list[str] = flag([], "NAME=FOLDER, one per row; FOLDER has a result.tsv", unique=True)
+    value: str = flag("test", "column of result.tsv to show: test or dev", choices=("test", "dev"))
     out: str = flag("results/table", "folder of table.tsv and table.md")
     title: str = flag("", "heading of table.md")
 
@@ -48,8 +48,11 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
 
 
 def best_by_dev(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The row with the best dev score of every combination of the keys, in order of appearance; of equals the last."""
-    ranked = table.reset_index(drop=True).sort_values("dev", kind="stable")
+    """The row with the best dev score of every combination of the keys, in order of appearance; of equals the last.
+
+    A dev score that is not defined (nan) is worse than any other.
+    """
+    ranked = table.reset_index(drop=True).sort_values("dev", kind="stable", na_position="first")
     return ranked.groupby(keys).tail(1).sort_index()
 
 
@@ -79,6 +82,8 @@ def run(config: TableConfig) -> None:
     if not config.rows or any("=" not in row for row in config.rows):
         raise UserError("--rows needs NAME=FOLDER pairs, e.g. --rows Random=checkpoints/adapter/random")
     rows = {name: Path(folder) for name, folder in (row.split("=", 1) for row in config.rows)}
+    if len(rows) < len(config.rows):
+        raise UserError("--rows gives two rows the same name")
     frame = init_table(rows, config.value)
     out = Path(config.out)
     write_table(out / "table.tsv", frame.rename_axis("init").reset_index())

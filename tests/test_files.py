@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from safetensors import SafetensorError
 
 from pewe import results
@@ -90,6 +91,16 @@ def test_a_column_of_truth_values_is_no_column_of_numbers(tmp_path):
     (tmp_path / "t.tsv").write_text("a\tvalue\nx\tTrue\ny\tFalse\n")
     with pytest.raises(UserError, match="line 2: value must be a number"):
         numeric(read_table(tmp_path / "t.tsv", ["value"]), "value", tmp_path / "t.tsv")
+
+
+def test_every_table_is_read_and_written_in_one_place():
+    """What reads its tables elsewhere has neither the quoting nor the checks; a CSV for others is no table of ours."""
+    elsewhere = [
+        str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")
+        if path.relative_to(ROOT).parts[0] not in ("tests", ".venv", "build") and path.name != "results.py"
+        and ("read_csv" in path.read_text(encoding="utf-8") or 'to_csv(temporary, sep=' in path.read_text(encoding="utf-8"))
+    ]  # fmt: skip
+    assert elsewhere == []
 
 
 # ---- JSON

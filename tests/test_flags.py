@@ -12,6 +12,7 @@ from conftest import ROOT
 from pewe.cli import LARGEST, SEED, UserError, check, check_file, checked_name, complaint, parse
 from pewe.ensemble import EnsembleConfig
 from pewe.fusion.experiment import Config as FusionConfig
+from pewe.reproduce import Config as GridConfig
 from pewe.similarity import SimilarityConfig
 from pewe.tune import TuneConfig
 
@@ -65,7 +66,7 @@ def test_every_flag_of_every_command_has_a_range(path):
             assert kind is not str or complaint(config_class, field.name, [""] if as_list else "")
 
 
-TUNE, SIM, FUSE, ENS = TuneConfig, SimilarityConfig, FusionConfig, EnsembleConfig
+TUNE, SIM, FUSE, ENS, GRID = TuneConfig, SimilarityConfig, FusionConfig, EnsembleConfig, GridConfig
 REFUSED = [
     (TUNE, "--learning_rate_list nan", "--learning_rate_list must be a finite number, not nan"),
     (TUNE, "--learning_rate_list 1e-3 inf", "--learning_rate_list must be a finite number, not inf"),
@@ -108,6 +109,13 @@ REFUSED = [
     (ENS, "--effective -1", "--effective must be at least 0"),
     (ENS, "--effective nan", "--effective must be a finite number"),
     (ENS, "--delta lorra", "--delta cannot be 'lorra'; did you mean 'lora'"),
+    (GRID, "--name ../../x", "--name must be a plain name without slashes, not '../../x'"),
+    (GRID, "--name /tmp/x", "--name must be a plain name"),
+    (GRID, "--init Random Random", "--init names 'Random' twice"),
+    (GRID, "--init Rnd", "--init cannot be 'Rnd'; did you mean 'Random'"),
+    (GRID, "--delta lorra", "--delta cannot be 'lorra'; did you mean 'lora'"),
+    (GRID, "--seeds 1 1", "--seeds names 1 twice"),
+    (GRID, "--limit_train_iters -1", "--limit_train_iters must be at least 0"),
     (FUSE, "--batch_size 0", "--batch_size must be at least 1"),
     (FUSE, "--layers -1", "--layers must be at least 0"),
     (FUSE, "--train_limit -3", "--train_limit must be at least 0"),
@@ -133,6 +141,23 @@ def test_a_flag_that_is_refused(config_class, args, message):
 )
 def test_a_flag_that_is_allowed(args):
     parse(SimilarityConfig, args.split())
+
+
+def test_a_file_of_flags_is_named_with_what_is_wrong_in_it(tmp_path):
+    file = tmp_path / "mine.toml"
+    for text, message in (
+        ("batch_size = 0", "batch_size must be at least 1, not 0"),
+        ("learning_rate = nan", "learning_rate must be a finite number"),
+        ("seeds = [1, 1]", "seeds names 1 twice"),
+        ("seeds = []", "seeds must not be empty"),
+        ('domains = ["../x"]', "domains must be a plain name"),
+        ("[x]\na = 1", "unknown flag 'x'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=rf"^{file}: {message}"):
+            parse(FusionConfig, ["--experiment", str(file)], file_flag="experiment")
+    file.write_bytes(b"\xef\xbb\xbfbatch_size = 7")
+    assert parse(FusionConfig, ["--experiment", str(file)], file_flag="experiment").batch_size == 7
 
 
 def test_another_default_of_a_subclass_keeps_the_rules():

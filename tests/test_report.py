@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from pewe import report
-from pewe.cli import UserError
-from pewe.tables import escaped, markdown
+from pewe import report, tables
+from pewe.cli import UserError, main
+from pewe.tables import best_by_dev, escaped, markdown
 
 STORED = ROOT / "results" / "reference" / "flan_t5_small"
 
@@ -84,3 +84,18 @@ def test_an_experiment_of_sources_alone(folder):
     cells[cells["init"] == report.SOURCES].to_csv(folder / "cells.tsv", sep="\t", index=False)
     report.write(folder)
     assert "| Full data |" in (folder / "table.md").read_text()
+
+
+def test_an_undefined_dev_score_is_never_the_best(tmp_path):
+    rows = [("a", 0.2, 0.5), ("a", float("nan"), 0.9), ("b", float("nan"), 0.7), ("a", 0.1, 0.1)]
+    table = pd.DataFrame(rows, columns=["task", "dev", "test"])
+    assert best_by_dev(table, ["task"])["test"].tolist() == [0.5, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [(["A=x", "A=y"], "two rows the same name"), (["A=x", "A=x"], "names 'A=x' twice")]
+)
+def test_two_rows_of_one_name_are_refused(rows, message, capsys):
+    with pytest.raises(SystemExit):
+        main(tables.run, tables.TableConfig, args=["--rows", *rows])
+    assert message in capsys.readouterr().err
