@@ -194,13 +194,14 @@ def write_tiny_backbone(out: Path, **changes) -> Path:
 def write_tiny_checkpoints(out: Path) -> Path:
     """`<folder>/<method>/{source,random}/<task>/checkpoint-best.pt`: a random delta for each of the paper's 32 tasks.
 
-    Each is larger than the one before, so that a similarity tells them apart.
+    Each is larger than the one before, so that a similarity tells them apart; a prefix is a product of three tensors.
     """
     for method in METHODS:
         delta = attach_delta(tiny_t5(), small(method))
         for kind in ("source", "random"):
             for number, task in enumerate(QA_task_list, start=1):
-                state = random_state(delta, f"{method}/{kind}/{task}", std=number / 100)
+                std = number / (50 if method == "prefix" else 100)
+                state = random_state(delta, f"{method}/{kind}/{task}", std)
                 write_checkpoint(task_checkpoint(out / method / kind, task), method, state, {})
     return out
 

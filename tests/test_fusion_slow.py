@@ -1,14 +1,15 @@
-"""Merging of whole models by slow loops: statistics row by row, merges number by number."""
+"""Merging of whole models by slow loops: statistics row by row, merges and ensembles number by number."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch, tiny_t5
+from conftest import draws, random_batch, tiny_t5
 from test_fusion import encoder_batches, merged, random_encoder, state_of
 
 from pewe.fusion.collect import collect
+from pewe.fusion.ensembles import hard_ensemble, known_ensemble, label_f1, soft_ensemble
 from pewe.fusion.store import FISHER, GRAM
 
 ENCODER, T5 = random_encoder, lambda seed: tiny_t5()
@@ -137,3 +138,39 @@ def test_merges_by_a_slow_loop(three, settings, coefficients):
     for name, tensor in found.items():
         slow = slow_merge(name, found.keys(), models, statistics, coefficients or [1 / 3] * 3, **settings)
         assert np.abs(tensor.numpy() - slow).max() < 1e-6 * max(1.0, np.abs(slow).max()), name
+
+
+@pytest.mark.parametrize(
+    ("examples", "as_original", "used"), [(17, False, 3), (16, False, 2), (8, False, 1), (2, True, 2)]
+)
+def test_how_many_batches_are_used(examples, as_original, used):
+    """Up to the batch that reaches the number of examples; the original takes it as a number of batches of 8."""
+    model, data = random_encoder(1), encoder_batches(1, 4)
+    found = collect(model, data, examples=examples, as_original=as_original)
+    assert found.info["batches"] == used and found.info["examples"] == 8 * used
+    expected = collect(model, data[:used], as_original=as_original)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def test_ensembles_by_a_slow_loop():
+    logits, known = draws("logits", 3, 5, 4), [[0, 1], [1, 2], [0, 2]]  # three models, five lines; nobody knows label 3
+    for line in range(5):
+        for label in range(4):
+            each = logits[:, line, label].tolist()
+            own = [value for value, labels in zip(each, known, strict=True) if label in labels]
+            assert soft_ensemble(logits)[line, label].item() == pytest.approx(sum(each) / 3, abs=1e-6)
+            assert known_ensemble(logits, known)[line, label].item() == pytest.approx(
+                sum(own) / max(1, len(own)), abs=1e-6
+            )
+    tokens = (2 * draws("tokens", 4, 5, 6)).int()
+    for place in np.ndindex(5, 6):
+        votes = tokens[:, *place].tolist()
+        assert hard_ensemble(tokens)[place] == max(votes, key=votes.count)  # the first of the most frequent ones
+
+
+def test_label_f1_by_hand():
+    """Label 0: one right of two predicted and one gold; label 1: its unknown line does not count; label 2 is known nowhere."""
+    gold = np.array([[1, 0, -100], [0, 1, -100], [0, -100, -100]])
+    predicted = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1]])
+    assert label_f1(predicted, gold) == pytest.approx({0: 2 / 3, 1: 2 / 3})
+    assert label_f1(np.zeros((3, 3)), np.zeros((3, 3))) == {0: 0.0, 1: 0.0, 2: 0.0}

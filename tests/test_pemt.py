@@ -7,13 +7,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS, ROOT, random_batch, tiny_config, tiny_t5
+from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5
 from transformers import T5ForConditionalGeneration
 
 from pewe import pemt
+from pewe.backbone import Backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
-from pewe.data import Batch
+from pewe.data import Batch, Encoded, Example, collate
 from pewe.deltas import DeltaConfig, attach_delta
 from pewe.pemt import GATES, GatesConfig, block_text, descriptions
 from pewe.results import read_table
@@ -138,6 +139,46 @@ def test_prompt_attends_to_the_prompts_of_the_sources():
     torch.testing.assert_close(delta.prompt.value().detach(), expected)
     delta.prompt.train()
     assert not torch.allclose(delta.prompt.value().detach(), expected)  # dropout
+
+
+def test_dropout_of_the_prompt_by_its_formula(monkeypatch):
+    """It takes whole entries of the attention away and scales the others by 1 / 0.9."""
+    _, delta = target()
+    P, sources, masks = delta.states()[0]["task_shared"], list(source_states(3).values()), []
+    expected = P.clone()
+    for number, source in enumerate(sources):
+        attention = torch.softmax(P @ source["task_shared"].T, 1)
+        masks.append((draws(f"mask {number}", *attention.shape) > -1).float())
+        expected += (attention * masks[-1] / 0.9) @ source["task_shared"]
+
+    def dropout(x, p, training):
+        assert (p, training) == (0.1, True)
+        return x * masks.pop(0) / (1 - p)
+
+    delta.prompt.train()
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    torch.testing.assert_close(delta.prompt.value().detach(), expected)
+    assert not masks
+
+
+@pytest.mark.parametrize("as_original", [False, True])
+def test_loss_and_gates_of_a_split_by_a_slow_loop(as_original):
+    """Seven lines in batches of three: a mean over the lines, of the gates as the original over the batches."""
+    model, delta = target(as_original=as_original)
+    rows = [random_batch(1, seed=seed) for seed in range(7)]
+    inputs = tuple(tuple(row["input_ids"][row["attention_mask"] == 1].tolist()) for row in rows)
+    outputs = tuple((tuple(row["labels"][row["labels"] != -100].tolist()),) for row in rows)
+    encoded = Encoded("task", tuple(Example("x", ("y",)) for _ in rows), inputs, outputs)
+    loss, gates = pemt.measure(Backbone(model, None, torch.device("cpu")), delta, encoded, 3, as_original)
+    batches, each = [range(3), range(3, 6), range(6, 7)], []
+    for lines in batches:
+        batch = collate([(inputs[i], outputs[i][0]) for i in lines], 0)
+        each.append((sum(losses(model, delta, vars(batch))), delta.gates().detach()))
+    assert loss == pytest.approx(sum(value * len(lines) for (value, _), lines in zip(each, batches, strict=True)) / 7)
+    of_lines = torch.cat([gate for _, gate in each], 1).mean(1)
+    of_batches = torch.stack([gate.mean(1) for _, gate in each]).mean(0)
+    torch.testing.assert_close(gates, of_batches if as_original else of_lines)
+    assert not torch.allclose(of_batches, of_lines, atol=1e-3)
 
 
 def test_gates_start_uniform_and_differ_when_moved():

@@ -98,7 +98,7 @@ def steps(name: str, changes: dict, world) -> Numbers:
     return {"losses": [row["loss"] for row in history if row["updates"]], **summaries(last)}
 
 
-def pemt(stage: int, version: str, world) -> Numbers:
+def pemt(stage: int, version: str, flags: dict, world) -> Numbers:
     """Losses, gates, imbalances and gradients of PEMT, and the losses of four steps of its optimiser."""
     sizes, experts = {"expert_rank": 5, "target_adapter_size": 3, "prompt_dropout": 0.0}, {}
     source = attach_delta(tiny_t5(**VERSIONS[version]), DeltaConfig(tune_method="pemt_source", **sizes))
@@ -107,7 +107,7 @@ def pemt(stage: int, version: str, world) -> Numbers:
         experts[f"source{number}"] = random_state(source, f"source {number}")
     delta = source
     if stage == 2:
-        delta = attach_delta(tiny_t5(**VERSIONS[version]), DeltaConfig(tune_method="pemt", **sizes))
+        delta = attach_delta(tiny_t5(**VERSIONS[version]), DeltaConfig(tune_method="pemt", **sizes, **flags))
         delta.describe([7, 9, 7, 11])
         delta.set_experts(experts)
     delta.load([random_state(delta, "target")])
@@ -148,13 +148,13 @@ MODES = {**{name: (name, {}) for name in MEASURES}, "GraNd_block": ("GraNd", {"m
 FOUR = ["adversarialqa", "boolq", "codah", "dream"]
 
 
-def similarity(name: str, method: str, version: str, as_original: bool, world) -> Numbers:
+def similarity(name: str, method: str, version: str, changes: dict, world) -> Numbers:
     """A row of the matrix for every target and scope."""
     measure, flags = MODES[name]
     run, kind = MEASURES[measure]
     config = similarity_config(world.backbones[version], world.paper_data, world.checkpoints, world.scratch(), method,
                                tasks=["boolq", "web_questions"], source_tasks=["ai2_arc", "boolq", "codah", "web_questions"],
-                               as_original=as_original)  # fmt: skip
+                               **changes)  # fmt: skip
     table = run(kind(**{**vars(config), **flags}))
     return {f"{target} {scope}": rows["value"].tolist() for (target, scope), rows in table.groupby(["target", "scope"])}
 
@@ -239,7 +239,9 @@ def orders(world) -> Numbers:
 
 # ---- all cases
 
-PLAIN, ORIGINAL = {}, {"as_original": True}
+BUDGETS = {"as original": {"as_original": True}, "mean of all batches": {"max_batches": -1, "reduction": "mean"}}
+PEMT = {"as original": {"as_original": True}, "no gate": {"pemt_gate": False}, "no prompt": {"pemt_prompt": False},
+        "no adapter": {"pemt_adapter": False}}  # fmt: skip
 GROUPS = ["codah", "dream", "qasc", "boolq", "mc_taco"]
 ENSEMBLES = {
     "average": (unit_model_average, METHODS, {}),
@@ -256,13 +258,15 @@ STEPS = {"constant": {}, "warm-up": {"warmup_steps": 3, "lr_decay_style": "const
          "as original": {"bsz_list": [8], "micro_batch_size": 4, "as_original": True}}  # fmt: skip
 CASES = {
     **{f"model/{v}, {name}": partial(model, v, name) for v in VERSIONS for name in ("none", *SMALL)},
-    **{f"steps/{name}, constant": partial(steps, name, {}) for name in SMALL},
-    **{f"steps/adapter, {name}": partial(steps, "adapter", changes) for name, changes in STEPS.items()},
-    **{f"pemt/stage {stage}, {v}": partial(pemt, stage, v) for stage in (1, 2) for v in VERSIONS},
+    **{f"steps/{method}, {how}": partial(steps, method, changes) for method in METHODS for how, changes in STEPS.items()},
+    "steps/pfeiffer, constant": partial(steps, "pfeiffer", {}),
+    **{f"pemt/stage {stage}, {v}": partial(pemt, stage, v, {}) for stage in (1, 2) for v in VERSIONS},
+    **{f"pemt/stage 2, {name}": partial(pemt, 2, "v1.1", flags) for name, flags in PEMT.items()},
     **{f"answers/{method}": partial(answers, method) for method in METHODS},
-    **{f"similarity/{name}, {method}": partial(similarity, name, method, "v1.1", False) for name in MODES for method in METHODS},
-    **{f"similarity/{name}, v1.0": partial(similarity, name, "adapter", "v1.0", False) for name in MODES},
-    **{f"similarity/{name}, as original": partial(similarity, name, "adapter", "v1.1", True) for name in MODES},
+    **{f"similarity/{name}, {method}, {v}": partial(similarity, name, method, v, {})
+       for name in MODES for method in METHODS for v in VERSIONS},
+    **{f"similarity/{name}, {how}": partial(similarity, name, "adapter", "v1.1", changes)
+       for name in MODES for how, changes in BUDGETS.items()},
     **{f"weights/{name}, {method}": partial(ensemble, module, method, flags)
        for name, (module, methods, flags) in ENSEMBLES.items() for method in methods},
     "weights/temperatures": temperatures,
