@@ -23,7 +23,6 @@ from pewe.cli import UserError, flag, log, log_to, show, suggest
 from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.evaluate import evaluate
-from pewe.fused import fuse_activation
 from pewe.identity import state_digest
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import provenance, read_json, replacing, write_config, write_json, write_table
@@ -100,7 +99,6 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
     log.info("settings:\n%s", show(config))
     write_config(out, config)
     backbone = load_backbone(config)
-    fuse_activation(backbone.model)
     delta = attach_delta(backbone.model, config, config.stack)
     runs = list(plan(config, backbone, delta, inits))
     pending = [run for run in runs if result_of(run) is None]
@@ -209,7 +207,7 @@ def result_of(run: Run) -> dict | None:
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
     """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
 
-    Runs of like input lengths come together, since a stack pads to its longest input.
+    Runs of like input lengths come together, since attention pads to the longest input.
     """
     pairs = [(run, prepare(run, config)) for run in runs]
 
@@ -253,10 +251,10 @@ def tune_stack(backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Memb
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
     else:
         delta.load([run.init for run in runs])
-        for member, score in zip(members, _score(backbone, runs, "dev", config), strict=True):
+        for member, score in zip(members, _score(backbone, delta, runs, "dev", config), strict=True):
             member.progress.best = score
     tested = time.perf_counter()
-    tests = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
+    tests = _score(backbone, delta, runs, "test", config) if config.do_predict else [None] * len(runs)
     end = time.perf_counter()
     for run, member, test in zip(runs, members, tests, strict=True):
         block = {}
@@ -275,9 +273,9 @@ def for_run(config: TuneConfig, run: Run) -> TuneConfig:
     return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
 
 
-def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
+def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
     splits, names = [run.splits[split] for run in runs], [METRICS[run.task] for run in runs]
-    return evaluate(backbone, splits, names, config.predict_batch_size, generation_length(config))
+    return evaluate(backbone, delta, splits, names, config.predict_batch_size, generation_length(config))
 
 
 def _record(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> None:
