@@ -18,7 +18,7 @@ from pewe.cli import flag, main
 from pewe.data import find_prefixes, load_split, scoring_batches, task_names
 from pewe.deltas import attach_delta
 from pewe.plots import plt, save
-from pewe.similarity import Sources
+from pewe.scoring import Sources
 
 
 @dataclass

@@ -21,7 +21,8 @@ from pewe.backbone import DTYPES, Backbone
 from pewe.cli import flag, main
 from pewe.data import Encoded, Example, scoring_batches
 from pewe.deltas import DeltaConfig, attach_delta
-from pewe.similarity import SimilarityConfig, Sources, load_stack, score_target
+from pewe.scoring import Sources
+from pewe.similarity import SimilarityConfig, load_stack, score_target
 from pewe.train import Member, Session, TrainConfig
 
 

@@ -14,7 +14,8 @@ from benchmarks.gpu import backbone, random_task
 from pewe.cli import flag, main
 from pewe.data import Batch, scoring_batches
 from pewe.deltas import DeltaConfig, attach_delta
-from pewe.train import clip_gradients, make_optimizer, member_losses
+from pewe.forward import member_losses
+from pewe.train import clip_gradients, make_optimizer
 
 
 @dataclass
@@ -52,7 +53,7 @@ def updates(config: Config, batch: Batch, **flags):
 
     def way() -> None:
         for _ in range(config.updates):
-            (member_losses(base.model, batch, 1) + delta.extra_loss()).sum().backward()
+            (member_losses(delta, batch) + delta.extra_loss()).sum().backward()
             clip_gradients(delta, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers.optimization import Adafactor
 
 from get_similarity.get_GraNd import original_budget
@@ -89,10 +90,16 @@ def tune(config: TuneConfig, task: str, folder: Path) -> tuple[float, float]:
     return best, _generated_score(backbone, config, splits["test"])
 
 
+def greedy_settings(model, max_length: int) -> GenerationConfig:
+    """Greedy generation; `max_length` counts the start token. Nothing of the model folder's own settings is kept."""
+    ids = {name: getattr(model, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
+    return GenerationConfig(max_length=max_length, num_beams=1, do_sample=False, **ids)
+
+
 @torch.no_grad()
 def _generated_score(backbone: Backbone, config: TuneConfig, split: Encoded) -> float:
     backbone.model.eval()
-    answers, inputs, greedy = [], split.inputs, backbone.greedy(config.max_output_length)
+    answers, inputs, greedy = [], split.inputs, greedy_settings(backbone.model.config, config.max_output_length)
     for start in range(0, len(inputs), config.predict_batch_size):
         rows = [(ids, (0,)) for ids in inputs[start : start + config.predict_batch_size]]
         batch = full_length(collate(rows, backbone.pad), config, backbone.pad)

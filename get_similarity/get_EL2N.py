@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, at_labels, run
+from pewe.scoring import Sources, at_labels
+from pewe.similarity import Measure, SimilarityConfig, run
 
 
 def error_norm(log_p: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
 `--mode dev` takes the norm over all parameters of the delta; `block` and `layer` give one value per block, or per
 sub-layer that holds delta parameters. A prefix has one network per stack, so there both modes give encoder and decoder.
-The gradient is taken in train mode, that is with dropout from a generator seeded by the target; `--eval_mode` without.
+The gradient is taken in train mode, with dropout: the same for all sources, seeded by the batch; `--eval_mode` without.
 """
 
 import zlib
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from pewe.cli import check, flag, main
 from pewe.data import Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, run, set_mode
-from pewe.train import member_losses
+from pewe.dropout import OwnStreams
+from pewe.forward import member_losses
+from pewe.scoring import Sources
+from pewe.similarity import Measure, SimilarityConfig, run, set_mode
 
 mode = "dev"
 MODES = {"dev": 0, "block": 3, "layer": 5}  # leading parts of a parameter's name that make its scope
@@ -62,9 +64,7 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Gradient norm of the batch's mean loss for each of the K sources and each scope, from one backward."""
     config = sources.config
     set_mode(sources.model, training=not config.eval_mode)
-    torch.manual_seed(zlib.crc32(batch.input_ids.numpy().tobytes()) + config.seed)
-    batch = batch.to(sources.backbone.device)
-    losses = member_losses(sources.model, batch.repeat(sources.stack), sources.stack)
+    losses = member_losses(sources.delta, batch.repeat(sources.stack), seeded_dropout(sources, batch))
     if config.as_original:
         losses = losses / max(1, config.bsz_list[0] // 16)  # it divides by the accumulation steps of the training
     parameters = sources.delta.named
@@ -74,6 +74,16 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
         scope = scope_of(name, config.mode)
         squares[scope] = squares.get(scope, 0) + gradient.float().flatten(1).square().sum(1)
     return {scope: square.sqrt() for scope, square in squares.items()}
+
+
+def seeded_dropout(sources: Sources, batch: Batch) -> OwnStreams | None:
+    """The same dropout for every source, of the batch and the seed; `--as_original` torch's own."""
+    number = zlib.crc32(batch.input_ids.numpy().tobytes())
+    if sources.config.as_original:
+        torch.manual_seed(number + sources.config.seed)
+        return None
+    seeds = [f"{sources.config.seed}/GraNd/{number}"] * sources.stack
+    return OwnStreams(sources.model.config.dropout_rate, seeds, sources.backbone.device)
 
 
 def original_budget(mode: str, task: str) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, run
+from pewe.scoring import Sources
+from pewe.similarity import Measure, SimilarityConfig, run
 
 
 def divergence(log_p: Tensor, labels: Tensor) -> Tensor:

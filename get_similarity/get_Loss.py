@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import IGNORED, Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, at_labels, run
+from pewe.scoring import Sources, at_labels
+from pewe.similarity import Measure, SimilarityConfig, run
 
 
 @torch.no_grad()

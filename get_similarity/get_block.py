@@ -10,11 +10,12 @@ H_b is the output of block b, before the final layer norm, over the tokens that 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pewe.cli import flag, main
-from pewe.data import IGNORED, Batch
-from pewe.similarity import Measure, SimilarityConfig, Sources, decoder_states, run
+from pewe.data import Batch
+from pewe.scoring import Sources
+from pewe.similarity import Measure, SimilarityConfig, run
 
 mode = "cos_withoutpad"
 
@@ -27,37 +28,35 @@ class BlockConfig(SimilarityConfig):
     output_dir: str = flag("checkpoints/adapter/similarity/block", "folder of result.tsv", decides=False)
 
 
-def block_outputs(sources: Sources, batch: Batch) -> dict[str, Tensor]:
-    """The output of every block, name -> (members * N, tokens, d)."""
-    outputs: dict[str, Tensor] = {}
-    hooks = []
-    for stack in ("encoder", "decoder"):
-        for number, block in enumerate(getattr(sources.model, stack).block):
-
-            def keep(module: nn.Module, args, output, name=f"{stack}.block.{number}") -> None:
-                outputs[name] = output[0]
-
-            hooks.append(block.register_forward_hook(keep))
-    try:
-        decoder_states(sources.model, batch.repeat(sources.stack))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs
-
-
 @torch.no_grad()
 def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     """Summed cosines of each block and each of the K sources, (K,), without unit."""
     values: dict[str, Tensor] = {}
     for piece in sources.pieces(batch):
-        masks = {"encoder": piece.attention_mask.bool(), "decoder": piece.labels != IGNORED}
-        for name, states in block_outputs(sources, piece).items():
-            mask = masks[name.split(".")[0]]
-            rows = states.float().view(sources.stack, *mask.shape, -1).masked_fill(~mask[..., None], 0.0).flatten(2)
-            cosines = nn.functional.cosine_similarity(rows[:1], rows[1:], dim=2, eps=1e-12)
-            values[name] = values.get(name, 0) + cosines.sum(1)
+        lines: dict[str, Tensor] = {}
+
+        def watch(name: str, line: Tensor, lines=lines) -> None:
+            if name.split(".")[1:] == ["block", name.split(".")[-1]]:
+                lines[name] = line
+
+        _, packed = sources.states(piece, watch)
+        for name, line in lines.items():
+            layout = packed.encoder if name.startswith("encoder") else packed.decoder
+            members = line.float().unflatten(0, (sources.stack, -1))  # (1 + K, n, d)
+            row = layout.row[: members.shape[1]]
+            values[name] = values.get(name, 0) + cosines(members[:1], members[1:], row).sum(1)
     return values
+
+
+def cosines(target: Tensor, sources: Tensor, row: Tensor) -> Tensor:
+    """Of the rows' flattened states (tokens x d): (1, n, d), (K, n, d) and each token's row (n,), give (K, rows)."""
+
+    def by_row(products: Tensor) -> Tensor:
+        sums = products.new_zeros(len(products), int(row[-1]) + 1)
+        return sums.index_add(1, row, products.sum(2))
+
+    norms = (by_row(target * target) * by_row(sources * sources)).sqrt()
+    return by_row(target * sources) / norms.clamp(min=1e-12)
 
 
 def run_mode(config: BlockConfig):

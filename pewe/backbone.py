@@ -13,7 +13,6 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -54,14 +53,6 @@ class Backbone:
     def pad(self) -> int:
         """Token id of the padding."""
         return self.model.config.pad_token_id
-
-    def greedy(self, max_length: int) -> GenerationConfig:
-        """Greedy generation; `max_length` counts the start token. Nothing of the model folder's own settings is kept."""
-        config = self.model.config
-        return GenerationConfig(
-            max_length=max_length, num_beams=1, do_sample=False, pad_token_id=config.pad_token_id,
-            eos_token_id=config.eos_token_id, decoder_start_token_id=config.decoder_start_token_id,
-        )  # fmt: skip
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:

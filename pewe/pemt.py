@@ -22,11 +22,11 @@ from pewe.checkpoint import delta_identity, read_checkpoint, task_checkpoint
 from pewe.cli import UserError, flag, main, suggest
 from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, Pemt, PemtSource
+from pewe.forward import member_losses
 from pewe.identity import state_digest
 from pewe.plots import heat_map
 from pewe.results import numeric, read_record, read_table, within, write_config, write_table, write_text
 from pewe.texts import read_lines
-from pewe.train import member_losses
 from task_list import METRICS, TASK_LISTS
 
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
@@ -93,7 +93,7 @@ def measure(
     backbone.model.eval()
     losses, gates, lines = [], [], []
     for batch in scoring_batches(encoded, batch_size, backbone.pad):
-        loss = member_losses(backbone.model, batch.to(backbone.device), 1) + delta.extra_loss()
+        loss = member_losses(delta, batch) + delta.extra_loss()
         losses.append(float(loss))
         lines.append(float(len(batch.labels)))
         if isinstance(delta, Pemt):
@@ -129,7 +129,7 @@ def report(backbone: Backbone, delta: Delta, run, score: float, epochs: float, s
 
 def layer_names(delta: Pemt) -> list[str]:
     """encoder 0, ..., decoder 0, ...: in the order of `Pemt.gates`."""
-    return [" ".join((key.split(".")[0], key.split(".")[2])) for key in delta.mixtures]
+    return [" ".join((key.split(".")[0], key.split(".")[2])) for key in delta.at]
 
 
 def long(frame: pd.DataFrame) -> pd.DataFrame:

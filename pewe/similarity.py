@@ -26,22 +26,12 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show
 from pewe.cli import check as check_flags
-from pewe.data import (
-    IGNORED,
-    Batch,
-    DataConfig,
-    Encoded,
-    find_prefixes,
-    load_split,
-    scoring_batches,
-    split_digest,
-    task_names,
-)
+from pewe.data import Batch, DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
-from pewe.fused import fuse
 from pewe.identity import deciding, difference, file_digest, model_digest, state_digest
 from pewe.plots import heat_map
 from pewe.results import hold, provenance, read_record, read_table, replacing, write_record, write_table
+from pewe.scoring import Sources, positions
 from pewe.tune import TuneConfig
 from pewe.weights import COLUMNS, RESULT, similarity_frame
 
@@ -72,93 +62,11 @@ class Measure:
     """What the loop must know about a measure besides its score."""
 
     name: str
-    score: Callable[["Sources", Batch], dict[str, Tensor]]
+    score: Callable[[Sources, Batch], dict[str, Tensor]]
     higher_is_more_similar: bool
     max_batches: Callable[[str], int | None] = lambda task: 1  # the original's budget for a target; None: all batches
     gradients: bool = False  # goes backwards: keeps the activations of every layer
     needs_target: bool = False  # compares with a delta tuned on the target: member 0 of the stack
-
-
-@dataclass
-class Sources:
-    """K stacked source deltas on the backbone.
-
-    With `has_target`, member 0 of the stack is the delta tuned on the target, and the K sources follow it.
-    """
-
-    backbone: Backbone
-    delta: Delta
-    config: SimilarityConfig
-    has_target: bool = False
-
-    @property
-    def stack(self) -> int:
-        """Members of the stack, the target's delta included."""
-        return self.delta.stack
-
-    @property
-    def model(self):
-        """The backbone's model."""
-        return self.backbone.model
-
-    def pieces(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in pieces of rows that fit into memory for all members, on the device of the model."""
-        for piece in batch.pieces(positions(self.backbone, batch.input_ids.shape[1]) // self.stack):
-            yield piece.to(self.backbone.device)
-
-    def over_tokens(self, batch: Batch, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Sum over the label tokens of `statistic(log_probabilities, labels)`, (K,).
-
-        The statistic gets the log-softmax in fp32 of each member, (members, n, V), and the labels (n,), and returns one
-        value per source and token, (K, n); it may overwrite the former. Only label tokens reach the vocabulary.
-        """
-        return torch.stack([self._over_piece(piece, statistic) for piece in self.pieces(batch)]).sum(0)
-
-    def _over_piece(self, batch: Batch, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        counted = batch.labels != IGNORED
-        hidden = decoder_states(self.model, batch.repeat(self.stack)).view(self.stack, *batch.labels.shape, -1)[
-            :, counted
-        ]
-        head = self.model.lm_head.weight.float()
-        return sum_over_tokens(
-            statistic, hidden, batch.labels[counted], lambda part: nn.functional.linear(part.float(), head), len(head)
-        )
-
-
-CHUNK = {"cpu": 2**21, "cuda": 2**26}  # numbers of a chunk of logits: what a CPU's cache holds; 256 MiB on a GPU
-
-
-def sum_over_tokens(statistic: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor,
-                    to_logits: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:  # fmt: skip
-    """Sum over the tokens of `statistic(log_softmax(to_logits(hidden)), labels)`, a few tokens at a time.
-
-    `hidden` (members, tokens, d), `labels` (tokens,), logits (members, n, vocabulary), a statistic (K, n); returns (K,).
-    """
-    step, total = max(1, CHUNK[hidden.device.type] // (len(hidden) * vocabulary)), 0.0
-    by_token = hidden.transpose(0, 1).contiguous()
-    for part, gold in zip(by_token.split(step), labels.split(step), strict=True):
-        log_probabilities = torch.log_softmax(to_logits(part), dim=-1).transpose(0, 1)
-        total = total + statistic(log_probabilities, gold).sum(1)
-    return total
-
-
-def decoder_states(model, batch: Batch) -> Tensor:
-    """What the language-model head reads, (N, T, d): the decoder's last states, scaled where T5 v1.0 ties its embeddings."""
-    counted = batch.labels != IGNORED
-    encoded = model.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    states = model.decoder(
-        input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
-        attention_mask=counted.long(),
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=batch.attention_mask,
-        use_cache=False,
-    ).last_hidden_state
-    return states * model.model_dim**-0.5 if model.config.tie_word_embeddings else states
-
-
-def at_labels(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The log-probability of each label, (members, n, V) -> (members, n)."""
-    return log_probabilities.gather(2, labels.expand(log_probabilities.shape[0], -1)[..., None]).squeeze(2)
 
 
 def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
@@ -174,7 +82,6 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
 def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
     targets, source_names = task_names(config), task_names(config, "source_tasks")
     backbone = load_backbone(config)
-    fuse(backbone.model)
     delta = attach_delta(backbone.model, config)
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
@@ -238,19 +145,6 @@ def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     path.replace(out / "result.previous.tsv")
     log.warning("%s is now result.previous.tsv, and computed anew: %s", path, why)
     return pd.DataFrame(columns=COLUMNS)
-
-
-def positions(backbone: Backbone, length: int, layers: int = 1) -> int:
-    """Token positions of inputs of this length that one forward may hold in half of the free memory.
-
-    `layers` are those whose activations are held at once: one without a gradient, else all.
-    """
-    model = backbone.model.config
-    numbers = layers * (8 * model.d_model + 4 * model.d_ff + 2 * model.num_heads * length)  # of one position
-    if backbone.device.type == "cuda":
-        unused = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
-        return (torch.cuda.mem_get_info(backbone.device)[0] + unused) // (2 * 4 * numbers)
-    return min(2**14, 2**31 // (4 * numbers))  # more does not make a CPU faster
 
 
 def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measure, sources: int) -> int:

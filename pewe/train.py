@@ -20,10 +20,12 @@ from transformers import Adafactor
 from pewe import identity
 from pewe.backbone import Backbone
 from pewe.checkpoint import BEST, save_sealed, write_checkpoint
-from pewe.cli import SEED, flag, log, seed_flag
-from pewe.data import IGNORED, Batch, Encoded, collate_stack, training_updates
+from pewe.cli import flag, log, seed_flag
+from pewe.data import Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
+from pewe.dropout import OwnStreams
 from pewe.evaluate import evaluate
+from pewe.forward import member_losses
 from pewe.scalars import Scalars
 
 OPTIMIZERS = ("adafactor", "adamw")
@@ -171,28 +173,6 @@ def rate_factor(config: TrainConfig, update: int) -> float:
     return (config.train_iters - update + 1) / (config.train_iters - config.warmup_steps)
 
 
-def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each label token, (N, T), zero on padding, and the mask of the tokens that count, (N, T)."""
-    counted = batch.labels != IGNORED
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
-        decoder_attention_mask=counted.long(),
-        use_cache=False,
-    ).logits
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(batch.labels.shape), counted
-
-
-def member_losses(model: nn.Module, batch: Batch, stack: int) -> Tensor:
-    """Mean token cross-entropy of each member on its own rows, (K,); 0 for a member without labels."""
-    losses, counted = token_losses(model, batch)
-    return losses.view(stack, -1).sum(1) / counted.view(stack, -1).sum(1).clamp(min=1)
-
-
 @torch.no_grad()
 def clip_gradients(delta: Delta, max_norm: float) -> Tensor:
     """Scale each member's gradient to a norm of at most `max_norm` over all its tensors; the norms before, (K,)."""
@@ -273,9 +253,7 @@ class Session:
         return means
 
     def _update(self, number: int) -> Tensor:
-        torch.manual_seed(
-            (self.config.seed * 1_000_003 + number) % SEED
-        )  # dropout is a function of seed and update: resumable
+        dropout = self._dropout(number)
         factor = rate_factor(self.config, number)
         rates = [member.learning_rate * factor for member in self.members]
         self.optimizer.param_groups[0]["lr"] = stacked_rates(rates, self.backbone.device)
@@ -283,14 +261,22 @@ class Session:
         total = torch.zeros(len(self.members), device=self.backbone.device)
         for micro in range(max(map(len, windows))):
             rows = [window[micro] if micro < len(window) else [] for window in windows]
-            batch = collate_stack(rows, self.backbone.pad).to(self.backbone.device)
-            losses = member_losses(self.backbone.model, batch, len(self.members)) + self.delta.extra_loss()
+            batch = collate_stack(rows, self.backbone.pad)
+            losses = member_losses(self.delta, batch, dropout) + self.delta.extra_loss()
             (losses.sum() / self.accumulate).backward()
             total += losses.detach()
         clip_gradients(self.delta, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total / torch.tensor([len(window) for window in windows], device=total.device)
+
+    def _dropout(self, number: int) -> OwnStreams | None:
+        """The dropout of an update: of every member from its own stream; `as_original` torch's, of seed and update."""
+        torch.manual_seed(self.config.seed * 1_000_003 + number)  # of a prompt too
+        if self.as_original:
+            return None
+        seeds = [f"{self.config.seed}/{member.task}/{number}" for member in self.members]
+        return OwnStreams(self.backbone.model.config.dropout_rate, seeds, self.backbone.device)
 
     def _log_losses(self, losses: list[float], step: int, bar: tqdm) -> None:
         for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
@@ -316,7 +302,7 @@ class Session:
     def validate(self, losses: list[float]) -> None:
         """Dev score of every member; write the resume files, then the better checkpoints, which they hold too."""
         start = time.perf_counter()
-        scores = evaluate(self.backbone, [m.dev for m in self.members], [m.metric for m in self.members],
+        scores = evaluate(self.backbone, self.delta, [m.dev for m in self.members], [m.metric for m in self.members],
                           self.config.predict_batch_size, self.max_length)  # fmt: skip
         seconds = (time.perf_counter() - start) / len(self.members)
         states, better = self.delta.states(), []

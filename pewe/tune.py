@@ -30,7 +30,6 @@ from pewe.cli import check as check_flags
 from pewe.data import SPLITS, DataConfig, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
-from pewe.fused import fuse_activation
 from pewe.pemt import generation_length, prepare_delta, report
 from pewe.results import hold, write_config
 from pewe.runs import (
@@ -108,7 +107,6 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
         log.info("settings:\n%s", show(config))
         write_config(out, config)
         backbone = load_backbone(config)
-        fuse_activation(backbone.model)
         delta = attach_delta(backbone.model, config, config.stack)
         runs = list(plan(config, backbone, delta, inits))
         return carry_out(config, backbone, delta, runs, finished)
@@ -198,7 +196,7 @@ def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaS
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
     """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
 
-    Runs of like input lengths come together, since a stack pads to its longest input.
+    Runs of like input lengths come together, since attention pads to the longest input.
     """
     pairs = [(run, prepare(run)) for run in runs]
 
@@ -270,10 +268,10 @@ def score_and_record(
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
     else:
         delta.load([run.init for run in runs])
-        for (_, member), score in zip(pairs, _score(backbone, runs, "dev", config), strict=True):
+        for (_, member), score in zip(pairs, _score(backbone, delta, runs, "dev", config), strict=True):
             member.progress.best = score
     tested = time.perf_counter()
-    scores = _score(backbone, runs, "test", config) if config.do_predict else [None] * len(runs)
+    scores = _score(backbone, delta, runs, "test", config) if config.do_predict else [None] * len(runs)
     end = time.perf_counter()
     results = {}
     for (run, member), score in zip(pairs, scores, strict=True):
@@ -296,9 +294,9 @@ def for_run(config: TuneConfig, run: Run) -> TuneConfig:
     return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
 
 
-def _score(backbone: Backbone, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
+def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
     splits, names = [run.splits[split] for run in runs], [run.metric for run in runs]
-    return evaluate(backbone, splits, names, config.predict_batch_size, generation_length(config))
+    return evaluate(backbone, delta, splits, names, config.predict_batch_size, generation_length(config))
 
 
 def _result(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> dict:

@@ -21,7 +21,7 @@ from conftest import (
 from pewe.cli import UserError
 from pewe.data import Batch
 from pewe.deltas import DeltaConfig, attach_delta
-from pewe.train import member_losses
+from pewe.forward import member_losses
 
 
 def greedy(model, batch: dict, **options) -> torch.Tensor:
@@ -44,12 +44,10 @@ def reference(request, golden):
 
 
 def test_logits_and_loss_of_the_original(reference):
-    _, stack, backbone, _, batch, expected, rows = reference
+    _, stack, backbone, delta, batch, expected, rows = reference
     with torch.no_grad():
         logits = backbone.model(**batch, use_cache=False).logits[rows].numpy()
-        losses = member_losses(
-            backbone.model, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]), stack
-        )
+        losses = member_losses(delta, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]))
     assert abs(logits - expected["logits"]).max() <= 1e-5 * abs(expected["logits"]).max()
     assert losses[0 if stack == 1 else 1].item() == pytest.approx(float(expected["loss"]), rel=1e-5)
 
@@ -65,7 +63,7 @@ def test_greedy_ids_of_the_original_with_and_without_cache(reference):
 def test_gradients_of_the_original(reference):
     method, stack, backbone, delta, batch, _, _ = reference
     backbone.model.train()
-    losses = member_losses(backbone.model, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]), stack)
+    losses = member_losses(delta, Batch(batch["input_ids"], batch["attention_mask"], batch["labels"]))
     losses.sum().backward()
     expected = golden_npz(f"model_ref/grad_{method}.npz")
     ours = {name: parameter.grad[0 if stack == 1 else 1] for name, parameter in delta.named.items()}
@@ -106,7 +104,7 @@ def test_gradients_of_a_stack_are_those_of_its_members_one_by_one(name, version)
     batch, model = random_batch(6), tiny_t5(**VERSIONS[version])
     delta, states = filled(model, name, 3)
     model.train()
-    member_losses(model, Batch(**batch), 3).sum().backward()  # two rows a member
+    member_losses(delta, Batch(**batch)).sum().backward()  # two rows a member
     assert {id(p) for p in model.parameters() if p.grad is not None} <= {id(p) for p in delta.named.values()}
     for member, state in enumerate(states):
         alone = tiny_t5(**VERSIONS[version])
@@ -207,14 +205,14 @@ def test_prefix_formula_on_one_self_attention(version, stack):
 @pytest.mark.parametrize("name", SMALL)
 def test_padding_contributes_nothing(name):
     batch, model = random_batch(3), tiny_t5()
-    filled(model, name, 1)
+    delta, _ = filled(model, name, 1)
     wide = {
         "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 7)),
         "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 7)),
         "labels": torch.nn.functional.pad(batch["labels"], (0, 4), value=-100),
     }
     with torch.no_grad():
-        short, long = (member_losses(model, Batch(**b), 1) for b in (batch, wide))
+        short, long = (member_losses(delta, Batch(**b)) for b in (batch, wide))
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
 
 
@@ -286,12 +284,12 @@ def test_keep_and_load_change_the_stack(name):
 def test_bfloat16_backbone(name):
     batch = random_batch(4)
     exact, rounded = tiny_t5(), tiny_t5().to(torch.bfloat16)
-    filled(exact, name, 1)
+    reference, _ = filled(exact, name, 1)
     delta, _ = filled(rounded, name, 1)
     with torch.no_grad():
-        a, b = (member_losses(m, Batch(**batch), 1).item() for m in (exact, rounded))
+        a, b = (member_losses(d, Batch(**batch)).item() for d in (reference, delta))
     assert b == pytest.approx(a, rel=0.03)
-    member_losses(rounded, Batch(**batch), 1).sum().backward()
+    member_losses(delta, Batch(**batch)).sum().backward()
     assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in delta.named.values())
     assert greedy(rounded, batch).shape[0] == 4
 
@@ -301,14 +299,14 @@ def test_bfloat16_backbone(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_cuda_agrees_with_the_cpu(name):
     batch, cpu = random_batch(4), tiny_t5()
-    filled(cpu, name, 1)
+    delta = filled(cpu, name, 1)[0]
     with torch.no_grad():
-        expected = member_losses(cpu, Batch(**batch), 1).item()
+        expected = member_losses(delta, Batch(**batch)).item()
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.03)):
         cuda = tiny_t5().to("cuda", dtype)
-        filled(cuda, name, 1)
+        delta = filled(cuda, name, 1)[0]
         with torch.no_grad():
-            found = member_losses(cuda, Batch(**batch).to(torch.device("cuda")), 1).item()
+            found = member_losses(delta, Batch(**batch)).item()
         assert found == pytest.approx(expected, rel=tolerance), dtype
 
 

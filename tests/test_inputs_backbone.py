@@ -225,7 +225,7 @@ def test_decoding_starts_with_pad(folder, caplog):
     assert "has no decoder_start_token_id; a T5 starts with pad (0)" in caplog.text
     batch = {"input_ids": torch.tensor([[5, 6, 1]]), "labels": torch.tensor([[7, 1]])}
     assert torch.equal(after.model(**batch).logits, before.model(**batch).logits)
-    assert after.greedy(4).decoder_start_token_id == 0
+    assert after.model.config.decoder_start_token_id == 0
 
 
 def test_pad_and_end_of_a_t5_are_0_and_1(folder):

@@ -11,6 +11,7 @@ from data.build.check import check_task
 from pewe.backbone import BackboneConfig, load_backbone
 from pewe.cli import UserError
 from pewe.data import DataConfig, load_split
+from pewe.deltas import DeltaConfig, attach_delta
 from pewe.evaluate import evaluate
 from pewe.metrics import METRICS, MetricError, check_gold, rouge_l, score
 from pewe.metrics import evaluate as original
@@ -140,10 +141,11 @@ def test_one_task_without_a_score_does_not_stop_the_others(correlated, tiny_back
     logger = logging.getLogger("pewe")
     logger.propagate = True
     backbone = load_backbone(BackboneConfig(model=str(tiny_backbone), device="cpu"))
+    delta = attach_delta(backbone.model, DeltaConfig(), 2)
     config = DataConfig(task_dir=str(correlated), max_input_length=16)
     splits = [load_split(backbone.tokenizer, config, task, f"{task}_64_42", "dev") for task in MINI_TASKS[:2]]
     with caplog.at_level(logging.WARNING, logger="pewe"):
-        first, second = evaluate(backbone, splits, ["Pearson-Correlation", "QA-F1"], 4, 4)
+        first, second = evaluate(backbone, delta, splits, ["Pearson-Correlation", "QA-F1"], 4, 4)
     assert first == 0.0 and 0 <= second <= 1
     assert f"{MINI_TASKS[0]}: Pearson-Correlation is not defined" in caplog.text and "it counts as 0" in caplog.text
 

@@ -16,9 +16,10 @@ from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint, write_c
 from pewe.cli import UserError
 from pewe.data import Batch, Encoded, Example, collate
 from pewe.deltas import DeltaConfig, attach_delta
+from pewe.forward import member_losses
 from pewe.pemt import GATES, GatesConfig, block_text, descriptions
 from pewe.results import read_table
-from pewe.train import Session, TrainConfig, make_optimizer, member_losses, rate_factor
+from pewe.train import Session, TrainConfig, make_optimizer, rate_factor
 from pewe.tune import TuneConfig, tune
 from task_list import METRICS, mini_task_list, pemt_task_list, quan_task
 
@@ -53,7 +54,7 @@ def target(sources: int = 3, random: float = 0.3, t5: dict | None = None, **flag
 
 def losses(model, delta, batch) -> tuple[float, float]:
     """Cross-entropy, and what the delta adds."""
-    ce = member_losses(model, Batch(**batch), 1)
+    ce = member_losses(delta, Batch(**batch))
     return float(ce.detach()), float(torch.as_tensor(delta.extra_loss()).detach())
 
 
@@ -106,26 +107,27 @@ def test_mixture_and_sparsity_formulas_on_one_layer(t5):
     model, delta = target(t5=t5)
     experts, key = list(source_states(3, **t5).values()), "encoder.block.1.layer.1.DenseReluDense.wo"
     linear, seen = model.get_submodule(key), {}
-    original = delta.mixtures[key].pre_forward
-    delta.mixtures[key].pre_forward = lambda hidden: (seen.update(a=hidden.detach()), original(hidden))[1]
+    original = delta.at[key].project
+    delta.at[key].project = lambda a, *rest: (seen.update(a=a.detach()), original(a, *rest))[1]
     batch = random_batch(2)
     ours = losses(model, delta, batch)[1]
-    gate, (a, state) = delta.gates()[1], (seen["a"], delta.states()[0])
-    _, _, hidden = delta.mixtures[key].last
+    gate, state = delta.gates()[1], delta.states()[0]
+    _, _, hidden, layout = delta.at[key].last
+    a, hidden = (line.split(layout.lengths.tolist()) for line in (seen["a"], hidden))  # row by row
     name, total, counted = "encoder.block.1.layer.1.adapter", torch.zeros(3), 0
     for b in range(2):
-        u = a[b, :4].mean(0) @ state[f"{key}.w_gate"]
+        u = a[b][:4].mean(0) @ state[f"{key}.w_gate"]
         torch.testing.assert_close(gate[b], torch.softmax(u, 0), rtol=1e-4, atol=1e-5)
-        for n in range(a.shape[1]):
-            e = [s[f"{key}.lora_B"] @ (s[f"{key}.lora_A"] @ a[b, n]) for s in experts]
-            h = linear.weight.detach() @ a[b, n] + sum(g * x for g, x in zip(gate[b], e, strict=True))
+        assert len(a[b]) == 4 + batch["attention_mask"][b].sum()
+        for n in range(len(a[b])):
+            e = [s[f"{key}.lora_B"] @ (s[f"{key}.lora_A"] @ a[b][n]) for s in experts]
+            h = linear.weight.detach() @ a[b][n] + sum(g * x for g, x in zip(gate[b], e, strict=True))
             inner = state[f"{name}.down_sampler.weight"] @ h + state[f"{name}.down_sampler.bias"]
             inner = torch.nn.functional.gelu(inner, approximate="tanh")
             h = h + state[f"{name}.up_sampler.weight"] @ inner + state[f"{name}.up_sampler.bias"]
-            torch.testing.assert_close(hidden[b, n].detach(), h, rtol=1e-4, atol=1e-4)
-            if n < 4 or batch["attention_mask"][b, n - 4]:
-                total += torch.stack([torch.cosine_similarity(h, x, dim=0) for x in e])
-                counted += 1
+            torch.testing.assert_close(hidden[b][n].detach(), h, rtol=1e-4, atol=1e-4)
+            total += torch.stack([torch.cosine_similarity(h, x, dim=0) for x in e])
+            counted += 1
     expected = (gate.mean(0) * (1 - total / counted)).sum()
     assert delta.imbalances()[1].item() == pytest.approx(expected.item(), rel=1e-3)
     assert ours == pytest.approx(0.1 * delta.imbalances().mean().item(), rel=1e-5)
@@ -135,10 +137,10 @@ def test_prompt_attends_to_the_prompts_of_the_sources():
     _, delta = target()
     P, sources = delta.states()[0]["task_shared"], source_states(3).values()
     expected = P + sum(torch.softmax(P @ s["task_shared"].T, 1) @ s["task_shared"] for s in sources)
-    delta.prompt.eval()
-    torch.testing.assert_close(delta.prompt.value().detach(), expected)
-    delta.prompt.train()
-    assert not torch.allclose(delta.prompt.value().detach(), expected)  # dropout
+    delta.prompt_site.eval()
+    torch.testing.assert_close(delta.prompt_site.value().detach(), expected)
+    delta.prompt_site.train()
+    assert not torch.allclose(delta.prompt_site.value().detach(), expected)  # dropout
 
 
 def test_dropout_of_the_prompt_by_its_formula(monkeypatch):
@@ -215,7 +217,7 @@ def test_one_expert_has_no_sparsity_term():
 def test_only_the_right_tensors_learn():
     model, delta = target()
     model.train()
-    ce = member_losses(model, Batch(**random_batch(3)), 1)
+    ce = member_losses(delta, Batch(**random_batch(3)))
     (ce + delta.extra_loss()).sum().backward()
     trained = {id(parameter) for parameter in delta.named.values()}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in delta.named.values())

@@ -533,7 +533,7 @@ def recomputed(config, path: Path, task: str, prefix: str, split: str) -> float:
     delta = attach_delta(backbone.model, config, 1)
     delta.load([read_checkpoint(path, config.tune_method)])
     data = load_split(backbone.tokenizer, config, task, prefix, split)
-    return evaluate(backbone, [data], [METRICS[task]], config.predict_batch_size, config.max_output_length)[0]
+    return evaluate(backbone, delta, [data], [METRICS[task]], config.predict_batch_size, config.max_output_length)[0]
 
 
 def test_scores_are_those_of_the_best_checkpoint_on_dev_and_on_test(scored, real_data):

@@ -1,9 +1,9 @@
 """Adapters after attention and feed-forward sub-layers, before dropout and residual (Houlsby et al. 2019)."""
 
-import torch
 from torch import Tensor, nn
 
-from pewe.deltas.base import Delta, by_member, layer_name, normal
+from pewe.deltas.base import Delta, equal_counts, layer_name, normal
+from pewe.packing import Layout, by_member
 
 
 class AdapterSite(nn.Module):
@@ -13,17 +13,20 @@ class AdapterSite(nn.Module):
         super().__init__()
         self.adapter_A, self.adapter_B, self.activation = adapter_A, adapter_B, activation
 
-    def adapt(self, hidden: Tensor) -> Tensor:
-        """(K*B, S, d) -> (K*B, S, d)."""
-        x = by_member(hidden, self.adapter_A.shape[0])
-        down = self.activation(torch.bmm(x, self.adapter_A.to(x.dtype)))
-        return torch.baddbmm(x, down, self.adapter_B.to(x.dtype)).reshape(hidden.shape)
+    def down(self, x: Tensor, counts: list[int]) -> Tensor:
+        """f(x A) of a line whose members have `counts` tokens, (N, d) -> (N, r)."""
+        return self.activation(by_member(x, self.adapter_A, counts))
+
+    def adapt(self, x: Tensor, counts: list[int]) -> Tensor:
+        """x + f(x A) B, (N, d) -> (N, d)."""
+        return by_member(self.down(x, counts), self.adapter_B, counts, base=x)
 
     def post_forward(self, output):
-        """Called by opendelta on the output of the sub-layer; attention returns (hidden, position bias, ...)."""
-        if isinstance(output, tuple):
-            return (self.adapt(output[0]), *output[1:])
-        return self.adapt(output)
+        """Called by opendelta on the output of the stock sub-layer; attention returns (hidden, position bias, ...)."""
+        hidden, *rest = output if isinstance(output, tuple) else (output,)
+        counts = equal_counts(hidden, len(self.adapter_A))
+        adapted = self.adapt(hidden.reshape(-1, hidden.shape[-1]), counts).view(hidden.shape)
+        return (adapted, *rest) if isinstance(output, tuple) else adapted
 
 
 class HoulsbyAdapter(Delta):
@@ -46,7 +49,11 @@ class HoulsbyAdapter(Delta):
             self.activation,
         )
         self.delta_modules.append(site)
+        self.at[key] = site
         self.insert_sequential_module(sublayer, delta_module=site, delta_name="adapter")
+
+    def after(self, name: str, hidden: Tensor, layout: Layout) -> Tensor:
+        return self.at[name].adapt(hidden, layout.counts) if name in self.at else hidden
 
 
 class PfeifferAdapter(HoulsbyAdapter):

@@ -1,9 +1,13 @@
 """A delta is a stack: K delta modules of one kind over one frozen T5.
 
-Every tensor of a delta has a leading axis K. An input of K*B sequences is read as (K, B, ...): rows [k*B, (k+1)*B) go
-through member k. One forward of the shared backbone therefore serves K deltas, and K = 1 is the ordinary case.
+Every tensor of a delta has a leading axis K. One forward of the shared backbone (`pewe/forward.py`) serves all K: the tokens
+of all members stand in one line (N, d), and member k sees its own segment of it. K = 1 is the ordinary case.
 
-Symbols: K stacked deltas, B sequences per member, S tokens, d = d_model, r the bottleneck, h = num_heads * d_kv.
+opendelta attaches the sites to the stock model too: there an input of K*B sequences is read as (K, B, ...), rows
+[k*B, (k+1)*B) go through member k. A site's formula is written once, for lines.
+
+Symbols: K stacked deltas, N tokens, B sequences per member, S tokens of each, d = d_model, r the bottleneck,
+h = num_heads * d_kv.
 """
 
 import hashlib
@@ -17,6 +21,7 @@ from transformers import PreTrainedModel
 
 from pewe.cli import OriginalConfig, UserError, flag
 from pewe.deltas.compat import DeltaBase
+from pewe.packing import Layout
 
 DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
 WIDEST = 2**16  # of a bottleneck, rank or prefix: more than any T5's width
@@ -88,12 +93,39 @@ def zeros(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.zeros(shape)
 
 
-def by_member(hidden: Tensor, stack: int) -> Tensor:
-    """(K*B, S, d) -> (K, B*S, d)."""
-    return hidden.reshape(stack, -1, hidden.shape[-1])
+class NoDelta:
+    """What a forward asks of a delta; this one changes nothing. Names are those of the model's modules."""
+
+    stack = 1
+    counts_padding = False  # padding must stand in the line, because something counts it
+
+    def __init__(self, model: PreTrainedModel):
+        self.backbone_model = model
+
+    def project(self, name: str, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        """What becomes of y = x W^T of the linear layer `name`; lines (N, d_in), (N, d_out)."""
+        return y
+
+    def after(self, name: str, hidden: Tensor, layout: Layout) -> Tensor:
+        """What becomes of the output of the sub-layer `name` (an attention or a feed-forward), a line (N, d)."""
+        return hidden
+
+    def prefix(self, side: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values in front of those of a self-attention, (K, heads, P, d_kv) each."""
+        return None
+
+    def prompt(self) -> Tensor | None:
+        """Positions (P, d) in front of the encoder's input."""
+        return None
+
+    def start(self, layout: Layout, prompt: int) -> None:
+        """Is told of the layout that the encoder works on, `prompt` positions of each row being the prompt's."""
+
+    def encoded(self, hidden: Tensor) -> None:
+        """Is told of the encoder's output on that layout, (N, d)."""
 
 
-class Delta(DeltaBase):
+class Delta(DeltaBase, NoDelta):
     """Base of the paper-exact deltas. A subclass creates its sites in `update_module` and names their tensors.
 
     `named` maps each original parameter name to a parameter of shape (K, *original shape). Parameters are fp32 whatever
@@ -112,6 +144,7 @@ class Delta(DeltaBase):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))
         self.delta_config, self._stack = config, stack
         self.delta_modules = nn.ModuleList()
+        self.at: dict[str, nn.Module] = {}  # name of a module of the backbone -> its site
         self.named: dict[str, nn.Parameter] = {}
         self.initialisers: dict[str, Initialiser] = {}
         self.built_on: dict[str, str] = {}  # frozen deltas that this one needs, name -> fingerprint
@@ -189,6 +222,11 @@ class Delta(DeltaBase):
 
 def _number(seed: str) -> int:
     return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+
+
+def equal_counts(hidden: Tensor, stack: int) -> list[int]:
+    """The tokens of each member where all have as many, of (..., d)."""
+    return [hidden.shape[:-1].numel() // stack] * stack
 
 
 def layer_name(key: str) -> str:

@@ -7,17 +7,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pewe.cli import UserError
-from pewe.deltas.base import DeltaConfig, DeltaState
+from pewe.deltas.base import DeltaConfig, DeltaState, NoDelta
 
 
-class FullModel:
+class FullModel(NoDelta):
     """`--tune_method model`. Same methods as `Delta`; the tensors have no leading axis, so the stack is always 1."""
 
-    stack, stacked, flags, tensors_show, papers_trainer = 1, False, (), (), True
+    stacked, flags, tensors_show, papers_trainer = False, (), (), True
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         if stack != 1:
             raise UserError("--tune_method model tunes the backbone itself: --stack must be 1")
+        super().__init__(model)
         self.delta_config, self.built_on = config, {}
         model.requires_grad_(True)
         self.named = dict(model.named_parameters())

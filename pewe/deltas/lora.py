@@ -1,23 +1,26 @@
 """LoRA on the query and value projections of every attention (Hu et al. 2022), as in the original code."""
 
-import torch
 from torch import Tensor, nn
 
-from pewe.deltas.base import Delta, by_member, kaiming_uniform, zeros
+from pewe.deltas.base import Delta, equal_counts, kaiming_uniform, zeros
+from pewe.packing import Layout, by_member
 
 
 class LoraSite(nn.Module):
-    """(alpha / r) x A B, added to x W by opendelta; A (K, d, r), B (K, r, h)."""
+    """y + (alpha / r) x A B with y = x W; A (K, d, r), B (K, r, h)."""
 
     def __init__(self, lora_A: nn.Parameter, lora_B: nn.Parameter, scale: float):
         super().__init__()
         self.lora_A, self.lora_B, self.scale = lora_A, lora_B, scale
 
+    def project(self, x: Tensor, counts: list[int], y: Tensor | None = None) -> Tensor:
+        """Lines (N, d), (N, h) -> (N, h), the members having `counts` tokens; without y the second term alone."""
+        return by_member(by_member(x, self.lora_A, counts), self.lora_B, counts, base=y, scale=self.scale)
+
     def forward(self, hidden: Tensor) -> Tensor:
-        """(K*B, S, d) -> (K*B, S, h)."""
-        x = by_member(hidden, self.lora_A.shape[0])
-        up = torch.bmm(torch.bmm(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
-        return (self.scale * up).reshape(*hidden.shape[:-1], -1)
+        """Added by opendelta to the output of the stock projection, (K*B, S, d) -> (K*B, S, h)."""
+        counts = equal_counts(hidden, len(self.lora_A))
+        return self.project(hidden.reshape(-1, hidden.shape[-1]), counts).view(*hidden.shape[:-1], -1)
 
 
 class Lora(Delta):
@@ -38,4 +41,8 @@ class Lora(Delta):
             self.delta_config.lora_alpha / r,
         )
         self.delta_modules.append(site)
+        self.at[key] = site
         self.insert_parallel_module(linear, delta_module=site, delta_name="lora")
+
+    def project(self, name: str, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        return self.at[name].project(x, layout.counts, y) if name in self.at else y

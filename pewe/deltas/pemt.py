@@ -5,7 +5,7 @@ Stage 1 (`PemtSource`) tunes one expert per source task on every feed-forward ou
 each mixture, a prompt that attends to those of the sources, and the layer norms. The length of a prompt depends on its
 task, and the experts on the target, so that both hold one delta: K = 1.
 
-Symbols: B sequences, S tokens, L positions of the prompt, d = d_model, r the rank, E experts.
+Symbols: B sequences, S tokens, L positions of the prompt, N positions of all sequences, d = d_model, r the rank, E experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,25 +17,35 @@ from torch.nn import functional
 
 from pewe.cli import UserError
 from pewe.deltas.base import Delta, DeltaState, Initialiser, kaiming_uniform, layer_name, normal, zeros
+from pewe.packing import Layout
 
 PROMPT = "task_shared"  # the original's name of the prompt
 
 
 @dataclass
 class Pass:
-    """What the sites of one forward share. A gate reads the prompt's positions, without prompt those of the input."""
+    """What the sites of one forward share: where the tokens stand, and what a gate reads."""
 
+    encoder: Layout | None = None  # of L + S positions a row
+    decoder: Layout | None = None
     prompt: int = 0  # L
-    encoder_mask: Tensor | None = None  # (B, L + S), 1 on prompt and input
-    decoder_mask: Tensor | None = None  # (B, T), 1 on the labels
-    context: Tensor | None = None  # (B, d), what the gates of the decoder read
+    mean: Tensor | None = None  # (B, N): the mean of the prompt's positions, without prompt of those of the input
+    context: Tensor | None = None  # (B, d), what the gates of the decoder read: the same mean of the encoder's output
 
-    def mean(self, hidden: Tensor) -> Tensor:
-        """Mean over the positions that a gate reads, (B, L + S, width) -> (B, width)."""
-        if self.prompt:
-            return hidden[:, : self.prompt].mean(1)
-        mask = self.encoder_mask[..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)
+    def start(self, encoder: Layout, prompt: int) -> None:
+        """A new forward."""
+        self.encoder, self.prompt, self.mean = encoder, prompt, encoder.mean(prompt)
+
+    def read(self, line: Tensor) -> Tensor:
+        """(N, width) -> (B, width)."""
+        return self.mean.to(line.dtype) @ line
+
+
+def rectangle(attended: Tensor) -> Layout:
+    """The layout of the stock model, whose padding stands in the line: (B, S), False on padding."""
+    return Layout(
+        torch.full_like(attended[:, 0], attended.shape[1], dtype=torch.long), [len(attended)], attended.bool()
+    )
 
 
 class PromptSite(nn.Module):
@@ -50,8 +60,10 @@ class PromptSite(nn.Module):
         self.prompt, self.dropout = prompt, dropout
         self.sources: list[Tensor] = []
 
-    def value(self) -> Tensor:
+    def value(self) -> Tensor | None:
         """The prompt of this forward, (L, d)."""
+        if self.prompt is None:
+            return None
         own = value = self.prompt[0]
         for source in self.sources:
             attention = functional.dropout(torch.softmax(own @ source.mT, -1), self.dropout, self.training)
@@ -59,21 +71,21 @@ class PromptSite(nn.Module):
         return value
 
     def pre_forward(self, *args, **kwargs):
-        """Called by opendelta with the arguments of the encoder; input_ids (B, S) become embeddings (B, L + S, d)."""
+        """Called by opendelta with the arguments of the stock encoder; input_ids (B, S) become embeddings (B, L + S, d)."""
         embeddings = self.encoder[0].embed_tokens(kwargs.pop("input_ids"))
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(embeddings[..., 0], dtype=torch.long) if mask is None else mask
-        self.shared.prompt = 0
-        if self.prompt is not None:
-            prompt = self.value().to(embeddings.dtype).expand(len(embeddings), -1, -1)
-            self.shared.prompt = prompt.shape[1]
-            embeddings, mask = torch.cat([prompt, embeddings], 1), widened(mask, prompt.shape[1])
-        self.shared.encoder_mask = mask
+        length = 0
+        if (prompt := self.value()) is not None:
+            length = len(prompt)
+            prompt = prompt.to(embeddings.dtype).expand(len(embeddings), -1, -1)
+            embeddings, mask = torch.cat([prompt, embeddings], 1), widened(mask, length)
+        self.shared.start(rectangle(mask), length)
         return args, {**kwargs, "inputs_embeds": embeddings, "attention_mask": mask}
 
 
 class ContextSite(nn.Module):
-    """Tells the decoder of the prompt's positions, and its gates what they read: the mean of the final encoder output.
+    """Tells the stock decoder of the prompt's positions, and its gates what they read: the mean of the final encoder output.
 
     The original gives the decoder no mask of its own padding, which matters only where padding counts: `padding`.
     """
@@ -83,13 +95,15 @@ class ContextSite(nn.Module):
         self.shared, self.padding = shared, padding
 
     def pre_forward(self, *args, **kwargs):
-        """Called by opendelta with the arguments of the decoder; encoder_hidden_states (B, L + S, d)."""
+        """Called by opendelta with the arguments of the stock decoder; encoder_hidden_states (B, L + S, d)."""
         if kwargs.get("encoder_attention_mask") is not None:
             kwargs["encoder_attention_mask"] = widened(kwargs["encoder_attention_mask"], self.shared.prompt)
-        self.shared.context = self.shared.mean(kwargs["encoder_hidden_states"])
+        self.shared.context = self.shared.read(kwargs["encoder_hidden_states"].flatten(0, 1))
+        mask, ids = kwargs.get("attention_mask"), kwargs["input_ids"]
         if self.padding:
-            kwargs["attention_mask"] = None
-        self.shared.decoder_mask = kwargs.get("attention_mask")
+            mask = kwargs["attention_mask"] = None
+        known = mask is not None and mask.shape == ids.shape  # in generation with a cache it is of all tokens so far
+        self.shared.decoder = rectangle(mask if known else torch.ones_like(ids))
         return args, kwargs
 
 
@@ -99,16 +113,20 @@ def widened(mask: Tensor, prompt: int) -> Tensor:
 
 
 class ExpertSite(nn.Module):
-    """B A a, added to the output projection W a by opendelta; A (1, r, d_ff), B (1, d, r). The scale alpha / r is 1."""
+    """W a + B A a; A (1, r, d_ff), B (1, d, r). The scale alpha / r is 1."""
 
     def __init__(self, lora_A: nn.Parameter, lora_B: nn.Parameter):
         super().__init__()
         self.lora_A, self.lora_B = lora_A, lora_B
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, S, d_ff) -> (B, S, d)."""
+        """Added by opendelta to the output of the stock projection, (..., d_ff) -> (..., d)."""
         A, B = (parameter[0].to(hidden.dtype) for parameter in (self.lora_A, self.lora_B))
         return functional.linear(functional.linear(hidden, A), B)
+
+    def project(self, inputs: Tensor, output: Tensor, layout: Layout) -> Tensor:
+        """Lines a (N, d_ff) and W a (N, d) -> (N, d)."""
+        return output + self(inputs)
 
 
 class MixtureSite(nn.Module):
@@ -122,7 +140,7 @@ class MixtureSite(nn.Module):
         super().__init__()
         self.gate, self.adapter = gate, nn.ParameterList(adapter)
         self.shared, self.in_encoder = shared, in_encoder
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # g, A a (B, S, E, r), h' of the last forward
+        self.last: tuple[Tensor, Tensor, Tensor, Layout] | None = None  # g, A a (N, E, r), h' of the last forward
 
     def set_experts(self, A: Tensor, B: Tensor) -> None:
         """A (E, r, d_ff) and B (E, d, r) of the sources, frozen.
@@ -141,42 +159,44 @@ class MixtureSite(nn.Module):
         return (hidden,), {}
 
     def post_forward(self, output: Tensor) -> Tensor:
-        """Called by opendelta with W a (B, S, d); returns h'."""
+        """Called by opendelta with W a (B, S, d) of the stock projection; returns h'."""
         inputs, self.inputs = self.inputs, None
+        layout = self.shared.encoder if self.in_encoder else self.shared.decoder
+        return self.project(inputs.flatten(0, 1), output.flatten(0, 1), layout).view(output.shape)
+
+    def project(self, inputs: Tensor, output: Tensor, layout: Layout) -> Tensor:
+        """Lines a (N, d_ff) and W a (N, d) -> h' (N, d)."""
         codes = functional.linear(inputs, self.A).unflatten(-1, (self.experts, self.rank))
         gates = self._gates(inputs)
-        hidden = output + functional.linear((codes * gates[:, None, :, None].to(codes.dtype)).flatten(2), self.B)
+        mixed = codes * gates[layout.row, :, None].to(codes.dtype)
+        hidden = output + functional.linear(mixed.flatten(1), self.B)
         if len(self.adapter):
             down, down_bias, up, up_bias = (parameter[0].to(hidden.dtype) for parameter in self.adapter)
             inner = functional.gelu(functional.linear(hidden, down, down_bias), approximate="tanh")
             hidden = hidden + functional.linear(inner, up, up_bias)
-        self.last = gates, codes, hidden
+        self.last = gates, codes, hidden, layout
         return hidden
 
     def _gates(self, inputs: Tensor) -> Tensor:
+        """g, (B, E)."""
         if self.gate is None:
-            return inputs.new_full((len(inputs), self.experts), 1 / self.experts, dtype=torch.float32)
-        read = self.shared.mean(inputs) if self.in_encoder else self.shared.context
+            rows = len(self.shared.encoder.lengths)
+            return inputs.new_full((rows, self.experts), 1 / self.experts, dtype=torch.float32)
+        read = self.shared.read(inputs) if self.in_encoder else self.shared.context
         return torch.softmax(read.float() @ self.gate[0], -1)
 
     def imbalance(self, padding: bool) -> Tensor:
         """sum_i mean_b(g_i) (1 - mean_n cos(h'_n, e_in)) of the last forward, e_i = B_i A_i a; a scalar.
 
         n runs over all positions that are not padding, the prompt's among them; with `padding`, over all.
-        With orthonormal B_i, cos(h', e_i) = (A_i a)^T (B_i^T h') / |A_i a| / |h'|: no e_i (B, S, d) is ever made.
+        With orthonormal B_i, cos(h', e_i) = (A_i a)^T (B_i^T h') / |A_i a| / |h'|: no e_i (N, d) is ever made.
         """
-        gates, codes, hidden = self.last
+        gates, codes, hidden, layout = self.last
         codes, hidden = codes.float(), hidden.float()
         products = (functional.linear(hidden, self.B.mT.float()).view(codes.shape) * codes).sum(-1)
         norms = hidden.norm(dim=-1, keepdim=True).clamp_min(1e-8) * codes.norm(dim=-1).clamp_min(1e-8)
-        cosines = (products / norms).flatten(0, 1)  # (B S, E)
-        mask = self.shared.encoder_mask if self.in_encoder else self.shared.decoder_mask
-        if mask is not None and not padding:
-            weights = mask.flatten().to(cosines.dtype)
-            mean = weights @ cosines / weights.sum()
-        else:
-            mean = cosines.mean(0)
-        return (gates.mean(0) * (1 - mean)).sum()
+        weights = (layout.inside if padding else layout.attended)[layout.inside].to(codes.dtype)
+        return (gates.mean(0) * (1 - weights @ (products / norms) / weights.sum())).sum()
 
 
 class TunedNorm(nn.Module):
@@ -223,7 +243,7 @@ class PemtSource(Delta):
         if self.delta_config.pemt_prompt:
             prompt = self.new_parameter(PROMPT, (1, config.d_model), self._embedded_description)
         encoder = self.backbone_model.encoder
-        self.prompt = PromptSite(encoder, prompt, self.delta_config.prompt_dropout, self.shared)
+        self.prompt_site = PromptSite(encoder, prompt, self.delta_config.prompt_dropout, self.shared)
 
     def expected_tensors(self, config) -> int:
         return 2 * (config.num_layers + config.num_decoder_layers) + self.delta_config.pemt_prompt
@@ -231,7 +251,7 @@ class PemtSource(Delta):
     def update_module(self, module: nn.Module, key: str) -> None:
         _, _, site = self.find_module(module, key)
         if key == "encoder":
-            self.insert_sequential_module(site, delta_module=self.prompt, delta_name="prompt")
+            self.insert_sequential_module(site, delta_module=self.prompt_site, delta_name="prompt")
         elif key == "decoder":
             context = ContextSite(self.shared, self.delta_config.as_original)
             self.insert_sequential_module(site, delta_module=context, delta_name="context")
@@ -246,7 +266,20 @@ class PemtSource(Delta):
             self.new_parameter(f"{key}.lora_B", (linear.out_features, r), kaiming_uniform),
         )
         self.delta_modules.append(site)
+        self.at[key] = site
         self.insert_parallel_module(linear, delta_module=site, delta_name="expert")
+
+    def project(self, name: str, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        return self.at[name].project(x, y, layout) if name in self.at else y
+
+    def prompt(self) -> Tensor | None:
+        return self.prompt_site.value()
+
+    def start(self, layout: Layout, prompt: int) -> None:
+        self.shared.start(layout, prompt)
+
+    def encoded(self, hidden: Tensor) -> None:
+        self.shared.context = self.shared.read(hidden)
 
     def describe(self, ids: Sequence[int]) -> None:
         """The token ids of the task's description: the prompt gets their number and, in `initialise`, their embeddings."""
@@ -277,9 +310,10 @@ class Pemt(PemtSource):
     sites = (*PemtSource.sites, "layer_norm", "final_layer_norm")
     _PARTS = ("down_sampler.weight", "down_sampler.bias", "up_sampler.weight", "up_sampler.bias")
 
-    def prepare(self, config) -> None:
-        super().prepare(config)
-        self.mixtures: dict[str, MixtureSite] = {}
+    @property
+    def counts_padding(self) -> bool:
+        """The original's sparsity loss averages over padding."""
+        return self.delta_config.as_original
 
     def expected_tensors(self, config) -> int:
         flags, depth = self.delta_config, (config.num_layers, config.num_decoder_layers)
@@ -298,7 +332,7 @@ class Pemt(PemtSource):
     def add_to_projection(self, linear: nn.Linear, key: str) -> None:
         """The gate, the mixture and the target adapter of one feed-forward."""
         site = MixtureSite(self._new_gate(key), self._new_adapter(key), self.shared, key.startswith("encoder"))
-        self.mixtures[key] = site
+        self.at[key] = site
         self.delta_modules.append(site)
         self.insert_sequential_module(linear, delta_module=site, delta_name="mixture")
 
@@ -323,7 +357,7 @@ class Pemt(PemtSource):
 
         Raises UserError that names the source and the tensor where a state does not fit this backbone.
         """
-        for key, site in self.mixtures.items():
+        for key, site in self.at.items():
             linear = self.backbone_model.get_submodule(key)
             A, B = (torch.stack(_tensors(sources, f"{key}.{name}")).to(linear.weight) for name in ("lora_A", "lora_B"))
             if A.shape[2] != linear.in_features or B.shape[1:] != (linear.out_features, A.shape[1]):
@@ -337,20 +371,20 @@ class Pemt(PemtSource):
                 width = linear.in_features if site.in_encoder else linear.out_features
                 self.resize(f"{key}.w_gate", (width, len(sources)))
         if PROMPT in self.named:
-            self.prompt.sources = [prompt.to(self.named[PROMPT]) for prompt in _tensors(sources, PROMPT)]
+            self.prompt_site.sources = [prompt.to(self.named[PROMPT]) for prompt in _tensors(sources, PROMPT)]
 
     def gates(self) -> Tensor:
         """The gates of the last forward, (layers, B, E): encoder layers, then decoder layers."""
-        return torch.stack([site.last[0].detach() for site in self.mixtures.values()])
+        return torch.stack([site.last[0].detach() for site in self.at.values()])
 
     def imbalances(self) -> Tensor:
         """The sparsity term of every layer at the last forward, (layers,)."""
         padding = self.delta_config.as_original
-        return torch.stack([site.imbalance(padding) for site in self.mixtures.values()])
+        return torch.stack([site.imbalance(padding) for site in self.at.values()])
 
     def extra_loss(self) -> Tensor | float:
         """--sparsity times the mean of `imbalances`; none with a single expert, as in the original."""
-        several = next(iter(self.mixtures.values())).experts > 1
+        several = next(iter(self.at.values())).experts > 1
         return self.delta_config.sparsity * self.imbalances().mean() if self.delta_config.sparsity and several else 0.0
 
 

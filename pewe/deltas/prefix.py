@@ -1,7 +1,7 @@
 """Prefix tuning (Li and Liang 2021) on every self-attention of both stacks, as in the original code.
 
-One network per stack turns P prefix vectors into keys and values for all of its layers. T5's attention reads them
-through a view of the key/value cache that puts the prefix in front; mask and relative positions move by P.
+One network per stack turns P prefix vectors into keys and values for all of its layers, in front of the tokens' own. The
+stock model's attention reads them through a view of the key/value cache; mask and relative positions move by P.
 """
 
 import torch
@@ -103,3 +103,6 @@ class Prefix(Delta):
         site = PrefixSite(self.networks[stack], int(layer))
         self.delta_modules.append(site)
         self.insert_sequential_module(attention, delta_module=site, delta_name="prefix")
+
+    def prefix(self, side: str, layer: int) -> tuple[Tensor, Tensor]:
+        return self.networks[side](layer)

@@ -9,8 +9,9 @@ delta, these data and flags already are left as they are.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +21,15 @@ from transformers import PreTrainedModel
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import delta_identity, read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, main
-from pewe.data import DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.data import Batch, DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
-from pewe.deltas.prefix import Prefix
-from pewe.fusion.collect import Batch, Sums, add_gram, counted, gold_loss, watching
+from pewe.deltas.base import layer_name
+from pewe.forward import T5, pack
+from pewe.fusion.collect import Sums, add_gram
 from pewe.fusion.deltas import lora_names, prefix_name
 from pewe.fusion.store import FISHER, GRAM, Statistics, stale, write_tensors
 from pewe.identity import deciding, state_digest
+from pewe.packing import token_losses
 from pewe.results import hold
 
 DELTA, TASK, DATA = OF_ONE_DELTA = (
@@ -53,23 +56,40 @@ def collect_delta(
         raise UserError(f"statistics are taken of one adapter, lora or prefix at a time, not {delta.stack} of {kind!r}")
     model.eval()
     grams, squares, seen, used = Sums(), Sums(), 0, 0
-    for batch in batches:
-        if seen >= examples:
-            break
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with WATCHES[kind](model, delta, batch, grams, as_original) as leaves:
-            output = model(**batch, use_cache=False, output_attentions=kind == "prefix")
-            if kind == "prefix":
-                _attention_grams(output, delta, batch, grams, as_original)
-            loss = gold_loss(output.logits, batch["labels"])
+    with differentiable(model, delta, kind):
+        for batch in batches:
+            if seen >= examples:
+                break
+            loss, leaves = loss_and_leaves(delta, kind, batch, grams, as_original)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 _add_square(squares, kind, name, gradient)
-        used, seen = used + 1, seen + len(batch["input_ids"])
+            used, seen = used + 1, seen + len(batch.input_ids)
     if not used:
         raise UserError("there are no batches to collect statistics from")
     shapes = {stack: list(network.shape) for stack, network in delta.networks.items()} if kind == "prefix" else {}
     info = {"fisher": "empirical", "batches": used, "examples": seen, "padding": as_original, "shapes": shapes}
     return Statistics({**grams.means(GRAM), **squares.means(FISHER)}, info)
+
+
+def loss_and_leaves(delta: Delta, kind: str, batch: Batch, grams: Sums, padding: bool) -> tuple[Tensor, Leaves]:
+    """The mean loss of a batch, and what it is differentiated by; adds what the maps are applied to, to their Grams."""
+    model, leaves = delta.backbone_model, {}
+    packed = pack(model, batch, 1, padding)
+    states = T5(delta, watch=partial(WATCHES[kind], delta, grams, leaves)).states(packed)
+    return token_losses(states[packed.scored], model.lm_head.weight, packed.labels[packed.scored]).mean(), leaves
+
+
+@contextlib.contextmanager
+def differentiable(model: PreTrainedModel, delta: Delta, kind: str) -> Iterator[None]:
+    """The frozen weights of LoRA's projections have gradients: d loss / d (A B) is that by the weight, times the scale."""
+    weights = [model.get_submodule(name).weight for name in lora_names(delta.named)] if kind == "lora" else []
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
 
 
 def _add_square(squares: Sums, kind: str, name: str, gradient: Tensor) -> None:
@@ -85,86 +105,31 @@ def _add_square(squares: Sums, kind: str, name: str, gradient: Tensor) -> None:
             squares.add(prefix_name(stack, int(layer), head, what), own.square().contiguous(), 1)
 
 
-@contextlib.contextmanager
-def _watch_lora(model: PreTrainedModel, delta: Delta, batch: Batch, grams: Sums, as_original: bool) -> Iterator[Leaves]:
-    """Inputs of the projections, and their frozen weights: d loss / d (A B) is that by the weight, times the scale."""
-    layers = {name: model.get_submodule(name) for name in lora_names(delta.named)}
-    for layer in layers.values():
-        layer.weight.requires_grad_(True)
-    try:
-        with watching(model, layers, batch, grams, as_original):
-            yield {name: layer.weight for name, layer in layers.items()}
-    finally:
-        for layer in layers.values():
-            layer.weight.requires_grad_(False)
+def _watch_lora(delta: Delta, grams: Sums, leaves: Leaves, name: str, x: Tensor) -> None:
+    """Inputs of the projections, and their frozen weights."""
+    if name in delta.at:
+        add_gram(grams, name, x, None)
+        leaves[name] = delta.backbone_model.get_submodule(name).weight
 
 
-@contextlib.contextmanager
-def _watch_adapter(
-    model: PreTrainedModel, delta: Delta, batch: Batch, grams: Sums, as_original: bool
-) -> Iterator[Leaves]:
-    """h for A and z = f(h A) for B; the sites multiply in batches, which hooks on linear layers do not see."""
-    names = [name.removesuffix("_A") for name in delta.named if name.endswith("adapter_A")]
-    for name, site in zip(names, delta.delta_modules, strict=True):
-
-        def adapt(hidden, name=name, site=site):
-            mask = None if as_original else counted(name, hidden, batch, True)
-            add_gram(grams, f"{name}_A", hidden, mask)
-            add_gram(grams, f"{name}_B", site.activation(hidden @ site.adapter_A[0]), mask)
-            return type(site).adapt(site, hidden)
-
-        site.adapt = adapt
-    try:
-        yield dict(delta.named)
-    finally:
-        for site in delta.delta_modules:
-            del site.adapt
+def _watch_adapter(delta: Delta, grams: Sums, leaves: Leaves, name: str, x: Tensor) -> None:
+    """h for A and z = f(h A) for B."""
+    if name in delta.at:
+        site, own = delta.at[name], f"{layer_name(name)}.adapter"
+        add_gram(grams, f"{own}.adapter_A", x, None)
+        add_gram(grams, f"{own}.adapter_B", site.down(x, [len(x)]), None)
+        leaves.update({f"{own}.adapter_A": site.adapter_A, f"{own}.adapter_B": site.adapter_B})
 
 
-@contextlib.contextmanager
-def _watch_prefix(
-    model: PreTrainedModel, delta: Prefix, batch: Batch, grams: Sums, as_original: bool
-) -> Iterator[Leaves]:
-    """The queries of every head, and the keys and values that the networks make."""
-    leaves, handles = {}, []
-    for stack, network in delta.networks.items():
-        network.forward = _remembering(network, stack, leaves)
-        for layer in range(network.shape[0]):
-            name = f"{stack}.block.{layer}.layer.0.SelfAttention.q"
-
-            def hook(module, args, queries, name=name, stack=stack, layer=layer, heads=network.shape[2]):
-                mask = None if as_original else counted(name, args[0], batch, True)
-                for head, own in enumerate(queries.chunk(heads, dim=-1)):
-                    add_gram(grams, prefix_name(stack, layer, head, "keys"), own, mask)
-
-            handles.append(model.get_submodule(name).register_forward_hook(hook))
-    try:
-        yield leaves
-    finally:
-        for handle in handles:
-            handle.remove()
-        for network in delta.networks.values():
-            del network.forward
-
-
-def _remembering(network, stack: str, leaves: Leaves) -> Callable:
-    def forward(layer: int) -> tuple[Tensor, Tensor]:
-        made = type(network).forward(network, layer)
-        leaves.update(
-            {f"{stack}.{layer}.{what}": tensor for what, tensor in zip(("keys", "values"), made, strict=True)}
-        )
-        return made
-
-    return forward
-
-
-def _attention_grams(output, delta: Prefix, batch: Batch, grams: Sums, as_original: bool) -> None:
-    """The rows of attention over the prefix slots, (B, T, P) of every layer and head."""
-    for stack, network in delta.networks.items():
-        for layer, attention in enumerate(getattr(output, f"{stack}_attentions")):
-            for head, rows in enumerate(attention[..., : network.shape[3]].unbind(1)):
-                mask = None if as_original else counted(f"{stack}.", rows, batch, True)
-                add_gram(grams, prefix_name(stack, layer, head, "values"), rows, mask)
+def _watch_prefix(delta: Delta, grams: Sums, leaves: Leaves, name: str, x: Tensor) -> None:
+    """The queries of every head, the rows of attention over the prefix, and the keys and values that the networks make."""
+    stack, *parts = name.split(".")
+    if parts[-1] in ("keys", "values"):
+        leaves[name] = x
+    elif parts[-1] in ("queries", "prefix"):
+        what = "keys" if parts[-1] == "queries" else "values"
+        for head, own in enumerate(x.view(len(x), delta.networks[stack].shape[2], -1).unbind(1)):
+            add_gram(grams, prefix_name(stack, int(parts[1]), head, what), own, None)
 
 
 WATCHES = {"lora": _watch_lora, "adapter": _watch_adapter, "prefix": _watch_prefix}
@@ -223,7 +188,7 @@ def write_delta_statistics(
         return
     log.info("%s: statistics are collected, since %s", data.task, why)
     delta.load([state])
-    batches = (vars(batch) for batch in scoring_batches(data, config.batch_size, backbone.pad, config.as_original))
+    batches = scoring_batches(data, config.batch_size, backbone.pad, config.as_original)
     found = collect_delta(backbone.model, delta, config.tune_method, batches, config.examples, config.as_original)
     write_tensors(path, found.tensors, identity, found.info)
 

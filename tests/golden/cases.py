@@ -32,8 +32,10 @@ from pewe.backbone import BackboneConfig, load_backbone
 from pewe.checkpoint import ensemble_checkpoint, read_checkpoint, write_checkpoint
 from pewe.data import SPLITS, Batch, DataConfig, Encoded, Example, load_split, training_updates
 from pewe.deltas import DeltaConfig, attach_delta
+from pewe.deltas.base import NoDelta
+from pewe.forward import member_losses
 from pewe.results import read_json, read_table
-from pewe.train import clip_gradients, make_optimizer, member_losses
+from pewe.train import clip_gradients, make_optimizer
 from pewe.tune import TuneConfig, tune
 from task_list import METRICS
 from unit_model import (
@@ -68,7 +70,7 @@ def model(version: str, name: str, world) -> Numbers:
     backbone, batch = tiny_t5(**VERSIONS[version]), random_batch(3)
     delta = filled(backbone, name, 1)[0] if name in SMALL else None
     found = {"logits": summary(backbone(**batch).logits)}
-    loss = member_losses(backbone, Batch(**batch), 1)
+    loss = member_losses(delta or NoDelta(backbone), Batch(**batch))
     found["loss"] = summary(loss)
     if delta:
         loss.sum().backward()
@@ -113,7 +115,7 @@ def pemt(stage: int, version: str, flags: dict, world) -> Numbers:
     delta.load([random_state(delta, "target")])
     found, losses, optimizer = {}, [], make_optimizer(delta, [1e-2], "adamw")
     for step in range(4):
-        loss = member_losses(delta.backbone_model, Batch(**random_batch(3, seed=step)), 1) + delta.extra_loss()
+        loss = member_losses(delta, Batch(**random_batch(3, seed=step))) + delta.extra_loss()
         loss.sum().backward()
         if step == 0:
             found = summaries({name: parameter.grad for name, parameter in delta.named.items()}, "gradient of ")
@@ -135,7 +137,7 @@ def answers(method: str, world) -> Numbers:
         whole = load_split(backbone.tokenizer, DataConfig(task_dir=str(world.data), max_input_length=64, max_output_length=8),
                            task, f"{task}_64_42", "dev")  # fmt: skip
         with decided(backbone.model):
-            (texts,) = evaluate.generate(backbone, [whole], 5, 8)
+            (texts,) = evaluate.generate(backbone, delta, [whole], 5, 8)
         golds = [example.outputs for example in whole.examples]
         found |= {f"{task}: answers": texts, f"{task}: score": [metrics.evaluate(METRICS[task], texts, golds)]}
     return found
