@@ -112,7 +112,7 @@ def test_gradients_of_a_stack_are_those_of_its_members_one_by_one(name, version)
         one.load([state])
         alone(**{key: value[2 * member : 2 * member + 2] for key, value in batch.items()}).loss.backward()
         for key, parameter in one.named.items():
-            torch.testing.assert_close(delta.named[key].grad[member], parameter.grad[0], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(delta.named[key].grad[member], parameter.grad[0], rtol=1e-3, atol=1e-5)
 
 
 def test_a_delta_changes_the_output():

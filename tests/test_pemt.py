@@ -157,9 +157,9 @@ def test_dropout_of_the_prompt_by_its_formula(monkeypatch):
         assert (p, training) == (0.1, True)
         return x * masks.pop(0) / (1 - p)
 
-    delta.prompt.train()
+    delta.prompt_site.train()
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
-    torch.testing.assert_close(delta.prompt.value().detach(), expected)
+    torch.testing.assert_close(delta.prompt_site.value().detach(), expected)
     assert not masks
 
 
