@@ -1,7 +1,6 @@
 """Command lines from dataclasses: one field is one flag. Errors are one readable message and exit code 2."""
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -15,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from pewe.errors import UserError, one_line
+from pewe.errors import LogFile, Terminal, UserError, one_line, reason
 
 log = logging.getLogger("pewe")
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,34 +252,6 @@ def show(config) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields.items())
 
 
-class _Terminal(logging.StreamHandler):
-    """Log entries on what is stderr at that time. A closed pipe ends the command, as `one_line` says."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if isinstance(sys.exception(), BrokenPipeError):
-            raise
-        super().handleError(record)
-
-
-class _LogFile(logging.FileHandler):
-    """Log entries in a file. A file that cannot be written any more is given up with a warning; the command goes on."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exception(), OSError):
-            return super().handleError(record)
-        log.removeHandler(self)
-        log.warning("%s cannot be written and ends here: %s", self.baseFilename, sys.exception())
-        self.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
-            super().close()
-
-
 def log_to(path: Path | None, quiet: bool = False) -> None:
     """Log to the terminal (warnings only with `quiet`) and, where a path is given, append everything to that file."""
     log.setLevel(logging.INFO)
@@ -288,15 +259,22 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
     for handler in log.handlers[:]:
         handler.close()
         log.removeHandler(handler)
-    terminal = _Terminal()
+    terminal = Terminal()
     terminal.setLevel(logging.WARNING if quiet else logging.INFO)
     handlers: list[logging.Handler] = [terminal]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(path, encoding="utf-8"))
+        handlers.append(LogFile(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
+
+
+def cause_of(error: Exception) -> str:
+    """The line for an error after which the command goes on with something else; the traceback of a bug goes to the log."""
+    if not (line := reason(error)):
+        log.error("a bug:", exc_info=error)
+    return line or f"{type(error).__name__}: {error}"
 
 
 def main(

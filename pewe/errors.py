@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import threading
@@ -67,6 +68,35 @@ def one_line() -> Iterator[None]:
         if not (line := reason(error)):
             raise
         _end(f"error: {line}", 2)
+
+
+class Terminal(logging.StreamHandler):
+    """Log entries on what is stderr at that time. A closed pipe ends the command, as `one_line` says."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exception(), BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """Log entries in a file. A file that cannot be written any more is given up with a warning; the command goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            return super().handleError(record)
+        log = logging.getLogger(record.name)
+        log.removeHandler(self)
+        log.warning("%s cannot be written and ends here: %s", self.baseFilename, sys.exception())
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            super().close()
 
 
 def _of_a_thread(args) -> None:

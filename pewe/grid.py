@@ -13,6 +13,7 @@ import dev_all_ckpt
 import tune_all_ckpt
 from get_similarity import MEASURES
 from pewe.checkpoint import BEST
+from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.ensemble import RECORD
 from pewe.fusion import collect_deltas
@@ -226,7 +227,7 @@ def tune_tasks(config: TuneConfig, finished: Callable[[int], None]) -> Made:
         return tuned_by(tune)(config, finished)
     except Exception as error:
         if len(tasks) == 1:
-            return Made([], {tasks[0]: str(error) or type(error).__name__}, tasks)
+            return Made([], {tasks[0]: cause_of(error)}, tasks)
     return sum((tune_tasks(replace(config, tasks=[task]), finished) for task in tasks), Made([]))
 
 

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pewe import report
 from pewe.backbone import DEVICES
-from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, suggest
+from pewe.cli import UserError, cause_of, check, flag, log, log_to, main, seed_flag, suggest
 from pewe.data import task_names
 from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import WEIGHTS
@@ -103,7 +103,7 @@ class Progress:
             without = made.without
             self.failed |= {f"{name}/{cell}": cause for cell, cause in made.failed.items()}
         except Exception as error:
-            self.failed[name] = str(error) or type(error).__name__
+            self.failed[name] = cause_of(error)
         self.bar.update(step.cells - (self.bar.n - before))
         return without
 

@@ -74,6 +74,18 @@ def test_a_bug_keeps_its_traceback(bug):
         main(ends(bug), Config, args=[])
 
 
+def test_a_command_that_goes_on_tells_the_cause_and_shows_the_traceback_of_a_bug(capsys):
+    cli.log_to(None, quiet=True)
+    assert cli.cause_of(OSError(28, "No space left on device", "/x")) == "No space left on device: /x"
+    assert cli.cause_of(UserError("task 'a': no TAB")) == "task 'a': no TAB" and capsys.readouterr().err == ""
+    try:
+        len(None)
+    except TypeError as bug:
+        assert cli.cause_of(bug).startswith("TypeError: object of type")
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "len(None)" in shown
+
+
 def test_an_interrupt_says_that_the_command_goes_on(capsys):
     with pytest.raises(SystemExit) as stop:
         main(ends(KeyboardInterrupt()), Config, args=[])
@@ -156,7 +168,7 @@ def test_seeds_of_merged_models_and_of_dropout_stay_within_torch(monkeypatch):
     cell = Cell(("a", "b"), "different", SEED - 1, "simple")
     zoo = object.__new__(Zoo)
     zoo.config, zoo.labels, zoo.kind, zoo.device = ZooConfig(), ["x"], None, "cpu"
-    monkeypatch.setattr("pewe.fusion.zoo._load", lambda *_, **__: torch.nn.Linear(2, 2))
+    monkeypatch.setattr("pewe.fusion.zoo.load_model", lambda *_, **__: torch.nn.Linear(2, 2))
     weights = [zoo.new_model(head).weight for _, _, head in cell.members(["a", "b"])]
     assert not torch.equal(*weights)
     small = 2**31 - 1
