@@ -143,7 +143,8 @@ def tuning(config: Config) -> dict:
 
     def train(numbers: range, folder: str) -> None:
         members = [
-            Member(tasks[n].task, "ACC", tasks[n], tasks[n], 8, 5e-4, Path(folder) / str(n), inits[n], {}, {}) for n in numbers
+            Member(tasks[n].task, "ACC", tasks[n], tasks[n], 8, 5e-4, Path(folder) / str(n), inits[n], {}, {})
+            for n in numbers
         ]
         session = Session(base, delta, members, settings, 1, 8, 8, True)
         session.start()
