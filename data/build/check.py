@@ -10,7 +10,7 @@ code is 1 where there is one. Remarks (a repeated line, an uneven class) are onl
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def run(config: CheckConfig) -> None:
     if not config.folders:
         raise UserError("name a folder: python -m data.build.check FOLDER")
     faults = 0
-    for folder in _task_folders(config):
+    for folder in task_folders(config.folders, config.tasks):
         findings, files, lines = check_task(folder)
         _print(findings, config)
         found = sum(finding.fault for finding in findings)
@@ -68,9 +68,10 @@ def run(config: CheckConfig) -> None:
         sys.exit(1)
 
 
-def _task_folders(config: CheckConfig) -> list[Path]:
+def task_folders(folders: Sequence[str], tasks: Sequence[str]) -> list[Path]:
+    """The task folders that are named, or lie in the folders that are named; of the latter only `tasks`, if given."""
     found: list[Path] = []
-    for folder in map(Path, config.folders):
+    for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
         if has_tables(folder) and not (folder / "summary.tsv").is_file():
@@ -78,11 +79,11 @@ def _task_folders(config: CheckConfig) -> list[Path]:
             continue
         below = [child for child in visible(folder.iterdir()) if child.is_dir() and has_tables(child)]
         names = {child.name for child in below}
-        missing = [task for task in config.tasks if task not in names]
+        missing = [task for task in tasks if task not in names]
         if not below or missing:
             what = f"for task {missing[0]!r}" if missing else "with .tsv files"
             raise UserError(f"{folder} has no folder {what}; expected {folder}/TASK/TASK_64_42_train.tsv and so on")
-        found += [child for child in below if not config.tasks or child.name in config.tasks]
+        found += [child for child in below if not tasks or child.name in tasks]
     return list(dict.fromkeys(found))
 
 
@@ -173,10 +174,9 @@ def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Findi
         yield Finding(
             path, 0, f"{len(lines)} lines are fewer than a batch of {BATCH}; use --bsz_list {len(lines)}", fault=False
         )
-    counts = Counter(outputs[0] for _, _, outputs in lines)
-    entry = ALL.get(task)
-    few_labels = len(counts) <= 10 and sum(counts.values()) >= 4 * len(counts)  # a guess, for tasks without an entry
-    if not (entry.labels if entry else few_labels):
+    labels = [outputs[0] for _, _, outputs in lines]
+    counts, entry = Counter(labels), ALL.get(task)
+    if not (entry.labels if entry else few_labels(labels)):
         return
     if len(set(counts.values())) > 1:
         yield Finding(
@@ -187,6 +187,11 @@ def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Findi
         for number, _, outputs in found:
             if outputs[0] not in counts:
                 yield Finding(other, number, f"the label {outputs[0]!r} is not in {path.name}", fault=False)
+
+
+def few_labels(labels: Sequence[str]) -> bool:
+    """A guess, for tasks without an entry: whether outputs that are so few are classes."""
+    return len(set(labels)) <= 10 and len(labels) >= 4 * len(set(labels))
 
 
 def _overlaps(files: dict[str, tuple[Path, Lines]]) -> Iterator[Finding]:
