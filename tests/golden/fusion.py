@@ -9,6 +9,7 @@ from conftest import SMALL, VERSIONS, draws, fill, filled, random_batch, tiny_t5
 from golden.compare import Numbers, summaries, summary
 from transformers import AutoConfig, RobertaForSequenceClassification
 
+from pewe.data import Batch
 from pewe.fusion import ensembles
 from pewe.fusion.collect import collect
 from pewe.fusion.collect_deltas import collect_delta
@@ -24,7 +25,9 @@ def of_deltas(name: str, method: str, world) -> Numbers:
         backbone = tiny_t5()
         delta, (state,) = filled(backbone, name, 1, seed)
         states.append(state)
-        statistics.append(collect_delta(backbone, delta, kind, [random_batch(4, seed=10 * seed + n) for n in range(3)]))
+        statistics.append(
+            collect_delta(backbone, delta, kind, [Batch(**random_batch(4, seed=10 * seed + n)) for n in range(3)])
+        )
     W = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]])
     merged = merge_deltas(kind, method, states, statistics, W, DeltaMergeConfig())
     maps = source_maps(kind, merged, statistics[0].info["shapes"])
