@@ -19,6 +19,7 @@ from torch import Tensor
 
 LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
 SEAL = "sha256"  # entry of a sealed record
+PROVENANCE = "provenance"  # entry of what differs each time that equal content is made: times, machine
 FRESH = 10**8  # nanoseconds
 _OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".txt")
 _UNREAD = "generation_config.json"  # nothing of it is kept
@@ -160,13 +161,19 @@ def _short(value) -> str:
 
 
 def sealed(content: Mapping) -> dict:
-    """The content with a fingerprint of itself, by which a changed byte is noticed."""
-    return {**content, SEAL: digest(content)}
+    """The content with a fingerprint of itself, by which a changed byte is noticed.
+
+    Its provenance has one of its own, so that equal results have equal fingerprints.
+    """
+    inner = {name: value for name, value in content.items() if name != PROVENANCE}
+    about = {PROVENANCE: sealed(content[PROVENANCE])} if PROVENANCE in content else {}
+    return {**inner, **about, SEAL: digest(inner)}
 
 
 def unsealed(content: Mapping) -> dict | None:
     """The content without its fingerprint; None where that is missing or does not fit."""
     if not isinstance(content, Mapping):
         return None
-    inner = {name: value for name, value in content.items() if name != SEAL}
-    return inner if content.get(SEAL) == digest(inner) else None
+    inner = {name: value for name, value in content.items() if name not in (SEAL, PROVENANCE)}
+    about = {PROVENANCE: unsealed(content[PROVENANCE])} if PROVENANCE in content else {}
+    return {**inner, **about} if content.get(SEAL) == digest(inner) and None not in about.values() else None

@@ -29,6 +29,7 @@ from pewe.results import numeric, read_record, read_table, within, write_config,
 from pewe.texts import read_lines
 from task_list import METRICS, TASK_LISTS
 
+MEASURED = ("test_runtime", "test_samples_per_second")  # entries of a result block that differ each time
 GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from pewe import identity
-from pewe.checkpoint import BACKBONE, BEST, MODEL, checksum, delta_identity, experts_of
+from pewe.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, delta_identity, experts_of
 from pewe.cli import log
 from pewe.data import Encoded, split_digest
 from pewe.deltas import Delta, DeltaState, unread_flags
@@ -85,17 +85,13 @@ def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, 
     Flags that name several runs are narrowed to this one; a run that was not tested yet is the same run.
     """
     own = identity.deciding(
-        config,
-        tasks=[task],
-        learning_rate_list=[learning_rate],
-        bsz_list=[batch_size],
-        one_prefix=True,
-        do_predict=True,
-    )
+        config, tasks=[task], learning_rate_list=[learning_rate], bsz_list=[batch_size], one_prefix=True, do_predict=True
+    )  # fmt: skip
+    ignored = {"source_tasks", *unread_flags(delta)}  # the source is the init
     return {
         "task": task,
         "prefix": prefix,
-        **{name: value for name, value in own.items() if name not in unread_flags(delta)},
+        **{name: value for name, value in own.items() if name not in ignored},
         "metric": METRICS[task],
         "data": {split: split_digest(encoded) for split, encoded in splits.items()},
         "init": identity.state_digest(init),
@@ -104,9 +100,10 @@ def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, 
     }
 
 
-def write_run(run: Run, **ending) -> None:
-    """Write its `run.json`, with the result or the cause of its failure where it has ended."""
-    write_record(run.folder / RECORD, {"settings": run.settings, "provenance": provenance(), **ending})
+def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending) -> None:
+    """Write its `run.json`, with the result and the times measured, or the cause of its failure, where it has ended."""
+    about = {**provenance(), "measured": dict(measured)}
+    write_record(run.folder / RECORD, {"settings": run.settings, **ending, identity.PROVENANCE: about})
 
 
 def stored_result(run: Run, tested: bool) -> dict | None:
@@ -117,7 +114,7 @@ def stored_result(run: Run, tested: bool) -> dict | None:
     if not (run.folder / RECORD).is_file():
         return None
     record = read_record(run.folder / RECORD) or {}
-    reason, result = identity.difference(record.get("settings"), run.settings), record.get("result")
+    reason, result = identity.difference(record.get("settings"), run.settings), _result_in(record)
     if not reason and result is None:
         reason = f"it failed, {record['failed']}" if "failed" in record else "it was interrupted"
     if not reason and tested and result["test"] is None:
@@ -127,6 +124,11 @@ def stored_result(run: Run, tested: bool) -> dict | None:
     if reason:
         log.info("%s is made again or continued: %s", run.folder, reason)
     return None if reason else result
+
+
+def _result_in(record: Mapping) -> dict | None:
+    """The result in a sound record, with the times that were measured."""
+    return {**record["result"], **record[identity.PROVENANCE]} if "result" in record else None
 
 
 def _keep_best(run: Run, expected: str) -> bool:
@@ -177,20 +179,22 @@ def other_rows(out: Path, runs: Sequence[Run]) -> Iterator[dict]:
     for path in sorted(out.glob(f"{depth}/{RECORD}")):
         if path.parent in own:
             continue
-        result = (read_record(path) or {}).get("result")
+        result = _result_in(read_record(path) or {})
         if result and folder_of(out, result) == path.parent:
             yield row_of(result, path.parent, out)
 
 
 def row_of(result: Mapping, folder: Path, out: Path) -> dict:
     """A row of `result.tsv`."""
-    return {"target": result["task"], **result, **result["block"], "run": str(folder.relative_to(out))}
+    own = {**result, **result["block"], **result["measured"]}
+    return {"target": result["task"], **own, "run": str(folder.relative_to(out))}
 
 
 def write_results(out: Path, runs: Sequence[Run], results: Mapping[Path, dict], others: Sequence[dict]) -> pd.DataFrame:
     """Write `result.tsv`: the rows of others in the folder, then those of these runs; returns the table of these alone."""
     columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else list(COLUMNS)
     rows = [row_of(results[run.folder], run.folder, out) for run in runs if run.folder in results]
-    columns[-1:-1] = dict.fromkeys(name for row in (*others, *rows) for name in row["block"])
+    names = dict.fromkeys(name for row in (*others, *rows) for name in (*row["block"], *row["measured"]))
+    columns[-1:-1] = [name for name in names if name not in columns]
     write_table(out / "result.tsv", pd.DataFrame([*others, *rows], columns=columns))
     return pd.DataFrame(rows, columns=columns)

@@ -345,6 +345,7 @@ class Session:
                 "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
+            saved[identity.PROVENANCE] = {"seconds": saved["progress"].pop("seconds")}
             save_sealed(member.resume_file, saved)
 
     def retire(self) -> list[Member]:
@@ -418,7 +419,7 @@ def read_resume(path: Path, settings: dict) -> dict | None:
         if other := identity.difference(saved["settings"], settings):
             log.info("%s is not continued: %s", path, other)
             return None
-        return {**saved, "progress": Progress(**saved["progress"])}
+        return {**saved, "progress": Progress(**saved["progress"], **saved[identity.PROVENANCE])}
     except Exception as error:  # a damaged file raises many kinds of errors in torch
         log.warning("%s is damaged, or of an earlier version (%s); the run starts again", path, type(error).__name__)
         return None

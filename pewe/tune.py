@@ -30,7 +30,7 @@ from pewe.cli import check as check_flags
 from pewe.data import SPLITS, DataConfig, find_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
-from pewe.pemt import generation_length, prepare_delta, report
+from pewe.pemt import MEASURED, generation_length, prepare_delta, report
 from pewe.results import hold, write_config
 from pewe.runs import (
     COLUMNS,
@@ -279,9 +279,12 @@ def score_and_record(
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
             block = report(backbone, delta, run, score, epochs, end - tested, config)
-        result = _result(run, member, score, (end - start) / len(runs), block)
-        results[run.folder] = {**result, "checkpoint": checksum(run.folder / BEST) if config.do_train else ""}
-        write_run(run, result=results[run.folder])
+        measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
+        measured |= {name: block.pop(name) for name in MEASURED if name in block}
+        result = {**_result(run, member, score), "block": block}
+        result["checkpoint"] = checksum(run.folder / BEST) if config.do_train else ""
+        write_run(run, measured, result=result)
+        results[run.folder] = {**result, "measured": measured}
     return results
 
 
@@ -299,14 +302,13 @@ def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, co
     return evaluate(backbone, delta, splits, names, config.predict_batch_size, generation_length(config))
 
 
-def _result(run: Run, member: Member, test: float | None, seconds: float, block: dict) -> dict:
+def _result(run: Run, member: Member, test: float | None) -> dict:
     progress = member.progress
     result = {
         "task": run.task, **({"source": run.source} if run.source else {}), "prefix": run.prefix,
         "learning_rate": run.learning_rate, "batch_size": run.batch_size, "seed": run.settings["seed"],
         "metric": run.metric, "dev": progress.best, "test": test, "updates": progress.updates,
-        "seconds": round(progress.seconds + seconds, 2), "block": block, "best_updates": progress.best_updates,
-        "history": progress.history,
+        "best_updates": progress.best_updates, "history": progress.history,
     }  # fmt: skip
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
     for split, score in (("dev", progress.best), ("test", test)):

@@ -3,6 +3,7 @@
 What the numbers of tests/golden depend on is drawn by `draws`, the same with every version of torch and numpy.
 """
 
+import contextlib
 import itertools
 import json
 import random
@@ -267,11 +268,16 @@ def tiny_checkpoints(tmp_path_factory) -> Path:
     return write_tiny_checkpoints(tmp_path_factory.mktemp("tiny_checkpoints"))
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file of this process grows beyond 4 kB: as a full disk, but for the text of the error."""
+    """No file of this process grows beyond 4 kB: as a full disk, but for the text of the error.
+
+    No fixture: pytest writes its own report before it takes one down, to what may be a file.
+    """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

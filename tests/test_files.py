@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, small_files
 from safetensors import SafetensorError
 
 from pewe import results
@@ -220,7 +220,7 @@ def test_no_folder_and_a_folder_in_the_place_of_the_file(tmp_path):
             write_text(path, "x")
 
 
-def test_every_kind_of_file_is_named_where_the_disk_is_full(small_files, tmp_path):
+def test_every_kind_of_file_is_named_where_the_disk_is_full(tmp_path):
     """Text, table, JSON, picture, torch's and safetensors' files; those of before stay, and nothing temporary is left."""
     tensors = {"a": torch.zeros(100_000)}
     writers = {
@@ -234,7 +234,8 @@ def test_every_kind_of_file_is_named_where_the_disk_is_full(small_files, tmp_pat
     for name, write in writers.items():
         (tmp_path / name).write_text("before")
         with pytest.raises(UserError, match=rf"cannot write .*{name}: (File too large|No space left on device\?)$"):
-            write(tmp_path / name)
+            with small_files():
+                write(tmp_path / name)
         assert (tmp_path / name).read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(writers)
 

@@ -83,6 +83,16 @@ def test_every_changed_byte_of_a_record_is_seen(tmp_path):
     assert results.read_record(path) is None  # not sealed: an earlier version
 
 
+def test_equal_results_have_equal_seals_whatever_their_times():
+    first, second = ({"test": 0.5, "provenance": {"seconds": seconds}} for seconds in (1, 2))
+    sealed = [identity.sealed(content) for content in (first, second)]
+    assert sealed[0]["sha256"] == sealed[1]["sha256"] and [identity.unsealed(one) for one in sealed] == [first, second]
+    sealed[0]["provenance"]["seconds"] = 3
+    assert identity.unsealed(sealed[0]) is None
+    assert identity.unsealed({**sealed[1], "provenance": 5}) is None
+    assert identity.unsealed({"test": 0.5, "sha256": sealed[1]["sha256"]}) == {"test": 0.5}
+
+
 def _hold(folder: Path, held, release):
     with results.hold(folder):
         held.set()

@@ -1,5 +1,6 @@
 """What a command takes for granted of the machine around it: nothing that is not needed. A few real processes."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS, ROOT
+from conftest import MINI_TASKS, ROOT, small_files
 
 from pewe import cli
 from pewe.cli import SEED, UserError, flag, main
@@ -180,10 +181,11 @@ def test_seeds_of_merged_models_and_of_dropout_stay_within_torch(monkeypatch):
 # ---- by-products: log, TensorBoard, pictures
 
 
-def test_a_log_file_that_cannot_be_written_any_more_is_given_up(small_files, tmp_path, capsys):
+def test_a_log_file_that_cannot_be_written_any_more_is_given_up(tmp_path, capsys):
     cli.log_to(tmp_path / "log.txt")
-    for number in range(40):
-        cli.log.info("%d %s", number, "x" * 200)
+    with small_files():
+        for number in range(40):
+            cli.log.info("%d %s", number, "x" * 200)
     cli.log_to(None)
     shown = capsys.readouterr().err
     assert shown.count("cannot be written and ends here: [Errno 27] File too large") == 1 and " 39 x" in shown
@@ -198,13 +200,11 @@ def test_a_log_file_that_cannot_be_opened_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("what", ["in the way", "full"])
-def test_a_run_goes_on_without_tensorboard(what, request, tmp_path, capsys):
+def test_a_run_goes_on_without_tensorboard(what, tmp_path, capsys):
     cli.log_to(None)
     if what == "in the way":
         (tmp_path / "tensorboard").write_text("x")
-    else:
-        request.getfixturevalue("small_files")
-    with one_line():
+    with one_line(), contextlib.nullcontext() if what == "in the way" else small_files():
         scalars = Scalars(tmp_path / "tensorboard", purge_step=0)
         for step in range(2000):
             scalars.add_scalar("train/loss", 0.5, step)
