@@ -164,8 +164,8 @@ def test_gradient_norms_by_a_slow_loop(config_of, method, version):
 @pytest.mark.parametrize(("mode", "caps"), [("dev", (6, 10)), ("block", (3, 5)), ("layer", (3, 5))])
 def test_caps_on_the_batches_of_a_gradient_norm(config_of, mode, caps):
     """One line a batch, so that the original's caps on the number of batches act; it divides by the accumulation steps."""
-    config = config_of(as_original=True, predict_batch_size=1, bsz_list=[32], tasks=["boolq", "web_questions"])
-    table = compute(f"GraNd_{mode}", config).set_index(["target", "source", "scope"])["value"]
+    config = config_of(as_original=True, predict_batch_size=1, tasks=["boolq", "web_questions"])
+    table = compute(f"GraNd_{mode}", config, bsz_list=[32]).set_index(["target", "source", "scope"])["value"]
     for (target, source), cap in zip([config.tasks, config.tasks[::-1]], caps, strict=True):
         expected = Slow(config, "adapter", target, source).gradient_norms(1, batches=cap)
         ours = {(mode, scope): 2 * value for scope, value in table[target, source].items()}
