@@ -233,9 +233,9 @@ def test_every_kind_of_file_is_named_where_the_disk_is_full(tmp_path):
     }
     for name, write in writers.items():
         (tmp_path / name).write_text("before")
-        with pytest.raises(UserError, match=rf"cannot write .*{name}: (File too large|No space left on device\?)$"):
-            with small_files():
-                write(tmp_path / name)
+        message = rf"cannot write .*{name}: (File too large|No space left on device\?)$"
+        with pytest.raises(UserError, match=message), small_files():
+            write(tmp_path / name)
         assert (tmp_path / name).read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(writers)
 
