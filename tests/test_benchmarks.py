@@ -3,7 +3,7 @@
 import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
-from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, pemt, plain, scoring, table, tuning
+from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, packing, pemt, plain, scoring, table, tuning
 from pewe.cli import UserError
 from pewe.data import Encoded
 from pewe.fusion.store import read_tensors
@@ -37,6 +37,12 @@ def test_stacked_tuning_gives_the_scores_of_tuning_alone(small_config):
     tuning.bench(small_config(tuning.Config, methods=["lora"], lora_r=3, train_iters=4, valid_interval=2, bsz_list=[4]))
     (row,) = read_json(measure.RESULTS / "tuning.json")["rows"]
     assert row["largest_difference_of_a_score"] < 1e-6
+
+
+def test_packing_on_lines_of_tasks(small_config):
+    packing.bench(small_config(packing.Config, methods=["adapter"], stack=3, rows=2))
+    rows = read_json(measure.RESULTS / "packing.json")["rows"]
+    assert len(rows) == 3 and all(0 < row["real_tokens"] < 1 for row in rows)
 
 
 def test_kl_arithmetic_and_the_table(small_config):
