@@ -131,7 +131,7 @@ def judge(case: Case, box: Box, outcome: Outcome) -> tuple[str, str]:
         return "silent", f"it wrote or ran {box.elsewhere(case.writes)}"
     if left := leftovers(box.folder):
         return "unclear", f"temporary files are left: {left[:3]}"
-    if case.right == FOUND:
+    if case.command == "check" and (case.right == FOUND or outcome.code == 1):
         named = any(name in outcome.out for name in case.names)
         return ("clean", "") if outcome.code == 1 and named else ("silent", f"not found: exit code {outcome.code}")
     if outcome.code == 2:
@@ -148,7 +148,7 @@ def refusal(case: Case, box: Box, outcome: Outcome) -> tuple[str, str]:
     if len(outcome.errors) != 1:
         return "unclear", f"{len(outcome.errors)} lines of error: {outcome.err.strip()[-300:]}"
     causes = [line for line in outcome.out.splitlines() if line.startswith("failed:") and case.causes]
-    said = "\n".join([*outcome.errors, *causes])
+    said = "\n".join([outcome.err[outcome.err.index("error:") :], *causes])
     if not any(name and name in said for name in case.names):
         return "unclear", f"names none of {case.names}: {said[:300]}"
     if lost := box.lost():

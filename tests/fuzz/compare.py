@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 TIMES = frozenset({"seconds", "time", "provenance", "machine", "test_runtime", "test_samples_per_second", "sha256"})
-SETTINGS = TIMES | {"settings", "args", "learning_rate", "prefix", "run"}  # what another spelling of a flag may change
+# what another spelling of a flag, or a file more beside the inputs, may change
+SETTINGS = TIMES | {"settings", "args", "learning_rate", "prefix", "run", "checkpoint"}
 # logs, pictures, and what says where or of what a result was made rather than what it is
 SKIPPED_NAMES = (
     "log.txt",
@@ -18,6 +19,7 @@ SKIPPED_NAMES = (
     "provenance.json",
     "test_metrics.txt",
     "recipe.json",
+    "build.json",
     "resume.pt",
 )
 SKIPPED_KINDS = (".png", ".html", ".md", ".tex", ".txt", ".lock")

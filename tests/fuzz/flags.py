@@ -4,7 +4,7 @@ import importlib
 import re
 import typing
 
-from tests.fuzz.case import ANY, EITHER, REFUSE, SAME, Box, Case, Variant, different
+from tests.fuzz.case import ANY, EITHER, REFUSE, Box, Case, Variant, different
 from tests.fuzz.places import FIRST, TASKS
 from tests.fuzz.world import COMMANDS
 
@@ -52,7 +52,8 @@ def of_kind(wanted: type, values: tuple, right: str, without: set[str] = frozens
                 break
         flag, value = box.rng.choice(flags), box.rng.choice(values)
         value = value(box) if callable(value) else value
-        return Case(box.words(command, f"--{flag}", value), right, (flag, str(value) or flag), command)
+        names = (flag, str(value) or flag, *([f"{float(value):g}"] if right == ANY else []))
+        return Case(box.words(command, f"--{flag}", value), right, names, command)
 
     return make
 
@@ -107,11 +108,11 @@ def twice(box: Box) -> Case:
 
 
 def big_seed(box: Box) -> Case:
-    """A seed of nineteen digits, as a clock gives it, is a seed."""
+    """A seed of nineteen digits, as a clock gives it."""
     command = box.rng.choice(("tune", "suite", "GraNd", "fusion", "pemt"))
     seed = str(1764157000000000000 + box.rng.randrange(10**17))
     flag = "seeds" if command in ("suite", "fusion") else "seed"
-    return Case(box.words(command, f"--{flag}", seed), SAME, (), command, check=lambda box, command: "")
+    return Case(box.words(command, f"--{flag}", seed), ANY, (flag,), command)
 
 
 PLACES = {

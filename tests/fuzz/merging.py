@@ -96,7 +96,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "model: output is a model": merging("--output", "{local}/a", names=("--output", "/a")),
         "model: statistics are missing": merging("--stats", "{local}/a.safetensors", names=("statistics",)),
         "model: weights as statistics": merging(
-            "--stats", "{local}/a/model.safetensors", "{local}/b.safetensors", names=("statistics",)),
+            "--stats", "{local}/a/model.safetensors", "{local}/b.safetensors", names=("model.safetensors",)),
         "coefficients: too few": merging(*SIMPLE, "1", names=("--coefficients",)),
         "coefficients: NaN": merging(*SIMPLE, "nan", "0.5", names=("--coefficients",)),
         "coefficients: infinite": merging(*SIMPLE, "inf", "0.5", names=("--coefficients",)),

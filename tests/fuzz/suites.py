@@ -238,7 +238,10 @@ OUTSIDE = (["market", "../emotions/harbour"], ["market", "./harbour"])
 EXPERIMENTS: dict[str, Variant] = {
     **{f"{name}: another type": setting(name, values) for name, values in OTHER_TYPES_OF_FUSION.items()},
     **{f"{name}: out of its range": setting(name, values) for name, values in OUT_OF_RANGE_OF_FUSION.items()},
-    **{f"{name}: unknown": setting(name, values, REFUSE, ("nope",)) for name, values in UNKNOWN_TO_FUSION.items()},
+    **{
+        f"{name}: unknown": setting(name, values, REFUSE, ("nope", "nowhere", "#2"))
+        for name, values in UNKNOWN_TO_FUSION.items()
+    },
     **{f"{name}: twice": setting(name, values, EITHER) for name, values in TWICE.items()},
     **{f"{name}: odd": setting(name, values, ANY) for name, values in ODD_FOR_FUSION.items()},
     "domains: outside": setting("domains", OUTSIDE, REFUSE, ("harbour",)),
