@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pewe.cli import check, flag, main
+from pewe.cli import SEED, check, flag, main
 from pewe.data import Batch
 from pewe.dropout import OwnStreams
 from pewe.forward import member_losses
@@ -80,7 +80,7 @@ def seeded_dropout(sources: Sources, batch: Batch) -> OwnStreams | None:
     """The same dropout for every source, of the batch and the seed; `--as_original` torch's own."""
     number = zlib.crc32(batch.input_ids.numpy().tobytes())
     if sources.config.as_original:
-        torch.manual_seed(number + sources.config.seed)
+        torch.manual_seed((number + sources.config.seed) % SEED)
         return None
     seeds = [f"{sources.config.seed}/GraNd/{number}"] * sources.stack
     return OwnStreams(sources.model.config.dropout_rate, seeds, sources.backbone.device)

@@ -20,7 +20,7 @@ from transformers import Adafactor
 from pewe import identity
 from pewe.backbone import Backbone
 from pewe.checkpoint import BEST, save_sealed, write_checkpoint
-from pewe.cli import flag, log, seed_flag
+from pewe.cli import SEED, flag, log, seed_flag
 from pewe.data import Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.dropout import OwnStreams
@@ -272,7 +272,7 @@ class Session:
 
     def _dropout(self, number: int) -> OwnStreams | None:
         """The dropout of an update: of every member from its own stream; `as_original` torch's, of seed and update."""
-        torch.manual_seed(self.config.seed * 1_000_003 + number)  # of a prompt too
+        torch.manual_seed((self.config.seed * 1_000_003 + number) % SEED)  # of a prompt too
         if self.as_original:
             return None
         seeds = [f"{self.config.seed}/{member.task}/{number}" for member in self.members]
