@@ -1,0 +1,218 @@
+"""Every number of the report against the same by hand, in plain loops over few cells."""
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from pewe import ensemble, report, stats
+from pewe.grid import SOURCES
+from pewe.report import Stored
+from pewe.tables import best_by_dev
+
+A, B, C = "mini_read_towns", "mini_read_people", "mini_yesno_towns"  # two of one group, one of another
+SEEDS = (1, 2, 3)
+TEST = {  # init -> task -> test score of each seed
+    "Random": {A: (0.2, 0.4, 0.3), B: (0.5, 0.5, 0.2), C: (0.1, 0.9, 0.4)},
+    "Average": {A: (0.3, 0.3, 0.3), B: (0.6, 0.4, 0.2), C: (0.2, 0.8, 0.7)},
+    "Loss": {A: (0.4, 0.7, 0.6), B: (0.5, 0.6, 0.3), C: (0.3, 0.9, 0.5)},
+    SOURCES: {A: (0.9, 0.8, 0.9), B: (0.9, 0.9, 0.9), C: (0.7, 0.8, 1.0)},
+}
+
+
+def cells(scores=TEST, delta="adapter") -> pd.DataFrame:
+    """Two runs a cell: that of the better dev score has the test score, the other one a test score of 1."""
+    rows = []
+    for init, tasks in scores.items():
+        for task, values in tasks.items():
+            for seed, test in zip(SEEDS, values, strict=True):
+                for rate, dev, own in ((1e-3, 0.5, test), (1e-2, 0.4, 1.0)):
+                    rows.append((delta, init, seed, task, "p", rate, dev, own, 10.0))
+    columns = ["delta", "init", "seed", "task", "prefix", "learning_rate", "dev", "test", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def weights(delta="adapter", seeds=(1, 2), inits=("Loss", "EL2N")) -> pd.DataFrame:
+    """Weights of three tasks on each other that differ by init, seed, target and source."""
+    rows = []
+    for k, init in enumerate(inits):
+        for seed in seeds:
+            for i, target in enumerate((A, B, C)):
+                others = [source for source in (A, B, C) if source != target]
+                first = 0.9 - 0.1 * k - 0.05 * seed - 0.15 * i
+                for source, weight in zip((target, *others), (0.0, first, 1 - first), strict=True):
+                    rows.append((delta, init, seed, target, source, weight))
+    return pd.DataFrame(rows, columns=["delta", "init", "seed", "target", "source", "weight"])
+
+
+def stored(folder: Path, **tables) -> Stored:
+    empty = pd.DataFrame()
+    found = {"cells": cells(), "weights": weights(), "similarities": empty, "curves": empty, "about": {}}
+    return Stored(folder, **{**found, **tables})
+
+
+def by_seed(init: str) -> list[float]:
+    """The mean over tasks of each seed's test scores."""
+    return [statistics.fmean(TEST[init][task][k] for task in TEST[init]) for k in range(3)]
+
+
+def test_the_run_with_the_best_dev_score_counts():
+    scored = stats.scores(cells()).set_index(["init", "task", "seed"])["test"]
+    for init, tasks in TEST.items():
+        for task, values in tasks.items():
+            assert [scored[init, task, seed] for seed in SEEDS] == list(values)
+
+
+def test_prefixes_of_a_task_are_averaged():
+    both = pd.concat([cells(), cells().assign(prefix="q", test=lambda table: table["test"] + 0.2)])
+    scored = stats.scores(both).set_index(["init", "task", "seed"])["test"]
+    assert scored["Random", A, 2] == pytest.approx(0.4 + 0.1)
+
+
+def test_a_dev_score_that_is_not_defined_is_the_worst():
+    table = pd.DataFrame(
+        {"task": ["a", "a", "a", "b"], "dev": [0.1, float("nan"), -0.5, float("nan")], "test": range(4)}
+    )
+    assert best_by_dev(table, ["task"])["test"].tolist() == [0, 3]
+
+
+def test_of_equal_dev_scores_the_last_counts():
+    table = pd.DataFrame({"task": ["a", "a", "b"], "dev": [0.5, 0.5, 0.1], "test": [1, 2, 3]})
+    assert best_by_dev(table, ["task"])["test"].tolist() == [2, 3]
+
+
+def test_score_table():
+    mean, spread = report.score_table(cells(), "adapter")
+    assert list(mean.columns) == ["mean", A, B, C] and list(mean.index) == list(TEST)
+    for init, tasks in TEST.items():
+        assert mean.loc[init, "mean"] == pytest.approx(statistics.fmean(by_seed(init)))
+        assert spread[init] == f"{statistics.pstdev(by_seed(init)):.3f} (3)"  # of the seeds that there are
+        for task, values in tasks.items():
+            assert mean.loc[init, task] == pytest.approx(statistics.fmean(values))
+
+
+def test_a_task_missing_in_a_seed_makes_no_mean_of_the_others():
+    table = cells()
+    mean, _ = report.score_table(
+        table[~((table["task"] == C) & (table["init"] == "Loss") & (table["seed"] == 2))], "adapter"
+    )
+    expected = statistics.fmean([by_seed("Loss")[0], by_seed("Loss")[2]])
+    assert mean.loc["Loss", "mean"] == pytest.approx(expected)
+
+
+def test_comparisons_are_paired_over_tasks_and_seeds(tmp_path):
+    table = report.comparisons(stored(tmp_path)).set_index(["init", "baseline"])
+    assert set(table.index) == {("Average", "Random"), ("Loss", "Random"), ("Random", "Average"), ("Loss", "Average")}
+    for (init, baseline), row in table.iterrows():
+        pairs = [(TEST[init][task][k], TEST[baseline][task][k]) for task in (A, B, C) for k in range(3)]
+        differences = [own - other for own, other in pairs]
+        assert row["pairs"] == 9 and row["difference"] == pytest.approx(statistics.fmean(differences))
+        assert row["better"] == sum(d > 1e-12 for d in differences) and row["worse"] == sum(
+            d < -1e-12 for d in differences
+        )
+        base = statistics.fmean(other for _, other in pairs)
+        assert row["improvement_percent"] == pytest.approx(100 * statistics.fmean(differences) / base)
+        assert row["wilcoxon_p"] == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
+        assert row["low"] < row["difference"] < row["high"]
+        plain = scipy.stats.bootstrap((np.array(differences),), np.mean, method="BCa", confidence_level=0.95, rng=0)
+        assert (row["low"], row["high"]) == pytest.approx(plain.confidence_interval, abs=0.01)
+
+
+def test_pemt_is_compared_with_the_baselines_of_the_adapter(tmp_path):
+    both = pd.concat([cells(), cells({"PEMT": TEST["Loss"]}, "pemt")], ignore_index=True)
+    table = report.comparisons(stored(tmp_path, cells=both)).set_index(["delta", "init", "baseline"])
+    assert table.loc[("pemt", "PEMT", "Random"), "difference"] == table.loc[("adapter", "Loss", "Random"), "difference"]
+
+
+def test_the_headline_names_the_best_and_counts_those_above(tmp_path):
+    low = {"EL2N": {task: tuple(value / 2 for value in values) for task, values in TEST["Loss"].items()}}
+    first, second = report.headline(report.comparisons(stored(tmp_path, cells=cells(TEST | low))))
+    loss, random = (statistics.fmean(by_seed(init)) for init in ("Loss", "Random"))
+    assert first.startswith("adapter: 1 of 2 ensembles end above Random on average; the best, Loss, by ")
+    assert (
+        f"{100 * (loss - random) / random:+.1f} % ({loss - random:+.3f} points" in first
+        and "9 task-seed pairs" in first
+    )
+    assert "above Average" in second
+
+
+def test_nothing_is_tested_where_nothing_differs():
+    same = cells({"Random": TEST["Random"], "Loss": TEST["Random"]})
+    (row,) = stats.paired(stats.scores(same), "Random").to_dict("records")
+    assert math.isnan(row["wilcoxon_p"]) and math.isnan(row["low"]) and row["better"] == row["worse"] == 0
+
+
+def spread_of(rows: pd.DataFrame) -> float:
+    """The population deviation of the weights of the other tasks, averaged over targets and seeds."""
+    groups = rows[rows["target"] != rows["source"]].groupby(["seed", "target"])["weight"]
+    return statistics.fmean(statistics.pstdev(group) for _, group in groups)
+
+
+def test_importance_of_modules(tmp_path):
+    table = weights(inits=("GraNd_block/encoder.block.0", "GraNd_block/encoder.block.1", "Loss"))
+    found = stats.importance(table).set_index("init")["spread"]
+    assert list(found.index) == ["GraNd_block/encoder.block.0", "GraNd_block/encoder.block.1"]
+    for init, spread in found.items():
+        assert spread == pytest.approx(spread_of(table[table["init"] == init]))
+    scoped = cells(dict.fromkeys(found.index, TEST["Loss"]))
+    modules = report.module_table(stored(tmp_path, cells=pd.concat([cells(), scoped]), weights=table)).set_index("init")
+    assert modules["spread"].tolist() == pytest.approx(found.tolist())
+    assert modules["test"].tolist() == pytest.approx([statistics.fmean(by_seed("Loss"))] * 2)
+
+
+def test_importance_of_the_scopes_of_an_ensemble(tmp_path):
+    frames = {}
+    for init in ("Loss", "EL2N"):
+        own = weights(seeds=(1,))
+        frames[init] = own[own["init"] == init].pivot(index="target", columns="source", values="weight")
+    ensemble.save_overview(ensemble.EnsembleConfig(save_ckpt_path=str(tmp_path)), frames, [A])
+    found = pd.read_csv(tmp_path / "importance.tsv", sep="\t").set_index("scope")["spread"]
+    own = weights(seeds=(1,))
+    for init in frames:
+        assert found[init] == pytest.approx(spread_of(own[own["init"] == init]))
+
+
+def test_own_group(tmp_path):
+    """Of A and B half of the others are of their group; C is alone in its own and left out."""
+    text = report.own_group_table(stored(tmp_path), tmp_path)
+    for init in ("Loss", "EL2N"):
+        table = weights()
+        own = table[(table["init"] == init) & table["target"].isin([A, B]) & table["source"].isin([A, B])]
+        seeds = [statistics.fmean(own[(own["seed"] == seed) & (own["weight"] > 0)]["weight"]) for seed in (1, 2)]
+        assert text.loc[init, "adapter"] == f"{statistics.fmean(seeds):.3f} ± {statistics.pstdev(seeds):.3f}"
+        assert (statistics.fmean(seeds) > 0.5) is True
+    assert text.loc["above chance", "adapter"] == "2 of 2"
+    assert "at most 2 seeds; chance is 0.500" in (tmp_path / "own_group.md").read_text()
+
+
+def test_effective_numbers_and_correlations():
+    table = weights()
+    found = stats.effective(table)["adapter"]
+    for init in ("Loss", "EL2N"):
+        numbers = [math.exp(-sum(w * math.log(w) for w in group if w > 0))
+                   for _, group in table[table["init"] == init].groupby(["seed", "target"])["weight"]]  # fmt: skip
+        assert found[init] == pytest.approx(statistics.median(numbers))
+    reversed_ = weights(inits=("Loss",)).assign(init="Reversed", weight=lambda rows: 1 - rows["weight"])
+    correlations = stats.rank_correlations(pd.concat([table, reversed_]))
+    assert correlations.loc["Loss", "Reversed"] == pytest.approx(-1) and correlations.loc["Loss", "Loss"] == 1
+
+
+def test_tables_of_a_folder(tmp_path):
+    """Bold is the best of our rows, not the sources; the deviation is of the seeds."""
+    report.tables(stored(tmp_path))
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    (loss,) = [line for line in lines if line.startswith("| Loss")]
+    mean, deviation = statistics.fmean(by_seed("Loss")), statistics.pstdev(by_seed("Loss"))
+    cells_of = [cell.strip() for cell in loss.strip("|").split("|")]
+    assert cells_of[1:3] == [f"**{mean:.3f}**", f"{deviation:.3f} (3)"]
+    (sources,) = [line for line in lines if line.startswith(f"| {SOURCES}")]
+    assert "**" not in sources
+    assert f"**{mean:.3f}** ± {deviation:.3f} (3)" in (tmp_path / "summary.md").read_text()
+    csv = pd.read_csv(tmp_path / "table.csv").set_index("init")
+    assert (
+        csv.loc["Loss", A] == pytest.approx(statistics.fmean(TEST["Loss"][A])) and csv.loc["Loss", "delta"] == "adapter"
+    )
