@@ -96,6 +96,9 @@ def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, 
         texts = [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in read_tags(path)]
     else:
         texts = [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
+    for number, (_, found) in enumerate(texts, start=1):
+        if kind == "single" and len(found) > 1:
+            raise UserError(f"{path}, line {number}: {len(found)} labels; --kind single has one per text, multi several")
     return unlike_part(texts, name, part) if part and split == "train" else texts
 
 
@@ -189,13 +192,16 @@ def score(
 ) -> float:
     """Percent: macro F1 of the known labels over sentences, or micro F1 of entities of known types; answers of `decide`.
 
-    Where the answer is one label per sentence, sentences without a known label are left out, and `accuracy` is an alternative.
+    Where the answer is one label per sentence, sentences without a known label are left out, and `accuracy` is an alternative;
+    nan where no sentence is left.
     """
     if kind == "tokens":
         return _entity_score(answers, rows, known, labels)
     predicted, gold = answers.numpy().astype(int), np.array([own for _, own in rows])
     if kind == "single":
         kept, one_hot = np.isin(gold[:, 0], list(known)), np.eye(len(labels), dtype=int)
+        if not kept.any():
+            return float("nan")
         if accuracy:
             return 100 * float(np.mean(predicted[kept] == gold[kept, 0]))
         predicted, gold = one_hot[predicted[kept]], one_hot[gold[kept, 0]]
