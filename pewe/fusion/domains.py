@@ -98,7 +98,9 @@ def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, 
         texts = [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
     for number, (_, found) in enumerate(texts, start=1):
         if kind == "single" and len(found) > 1:
-            raise UserError(f"{path}, line {number}: {len(found)} labels; --kind single has one per text, multi several")
+            raise UserError(
+                f"{path}, line {number}: {len(found)} labels; --kind single has one per text, multi several"
+            )
     return unlike_part(texts, name, part) if part and split == "train" else texts
 
 
