@@ -44,8 +44,12 @@ class Layout:
 
     @cached_property
     def place(self) -> Tensor:
-        """The token at each place of the flat rectangle, (R * L,); 0 on padding."""
-        place = torch.zeros(self.inside.numel(), dtype=torch.long, device=self.lengths.device)
+        """The token at each place of the flat rectangle, (R * L,); on padding the row's first one.
+
+        So that what is not finite in one member, times a weight of 0, does not reach another one's rows.
+        """
+        first = (self.lengths.cumsum(0) - self.lengths).clamp(max=len(self.corner) - 1)  # a row may have no token
+        place = first.repeat_interleave(self.width)
         place[self.corner] = torch.arange(len(self.corner), device=place.device)
         return place
 
