@@ -134,7 +134,7 @@ def mac(tiny_data, tmp_path):
 def test_hidden_files_are_not_data(mac, tiny_data):
     assert find_prefixes(mac, TASK) == find_prefixes(tiny_data, TASK)
     assert check.check_task(mac / TASK)[1:] == check.check_task(tiny_data / TASK)[1:]
-    assert [path.name for path in check._task_folders(check.CheckConfig(folders=[str(mac)]))] == sorted(MINI_TASKS)
+    assert [path.name for path in check.task_folders([str(mac)], [])] == sorted(MINI_TASKS)
     configs = [TuneConfig(tasks=[TASK], task_dir=str(folder), model="none") for folder in (mac, tiny_data)]
     assert material(configs[0]) == material(configs[1])
 
@@ -146,7 +146,7 @@ def test_hidden_files_alone_are_no_data(tmp_path):
     with pytest.raises(UserError, match=r"has no <prefix>_train\.tsv"):
         find_prefixes(tmp_path, TASK)
     with pytest.raises(UserError, match=r"has no folder with \.tsv files"):
-        check._task_folders(check.CheckConfig(folders=[str(tmp_path)]))
+        check.task_folders([str(tmp_path)], [])
     assert visible([folder / ".a", folder / "a"]) == [folder / "a"]
 
 
