@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pandas as pd
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_a_command_that_draws_and_writes_without_git_home_or_backend(tmp_path):
     for name in ("cells.tsv", "curves.tsv"):
         shutil.copy(ROOT / "results" / "reference" / "flan_t5_small" / name, folder)
     poor = {"PATH": str(tmp_path), "HOME": "/proc/nothing", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}  # fmt: skip
+            "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": matplotlib.get_cachedir()}  # fmt: skip
     command = [sys.executable, "-m", "pewe.report", "--folder", folder]
     done = subprocess.run(command, cwd="/", env=poor, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
