@@ -12,6 +12,7 @@ from benchmarks.measure import RESULTS
 from pewe.cli import UserError, flag, main
 from pewe.results import read_json, write_text
 from pewe.tables import markdown
+from pewe.texts import visible
 
 START, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of table -->"
 SHOWN = ("case", "plain_s", "ours_s", "ratio", "turns")
@@ -27,7 +28,7 @@ class Config:
 def lines() -> pd.DataFrame:
     """One line per case of every result; what only some cases have comes last."""
     rows = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in visible(RESULTS.glob("*.json")):
         for row in read_json(path)["rows"]:
             more = ", ".join(
                 f"{key.removesuffix('_s').replace('_', ' ')} {value}" for key, value in row.items() if key not in SHOWN

@@ -19,6 +19,7 @@ from pewe.cli import ROOT, UserError, check_file, checked_name, read_toml, sugge
 from pewe.data import task_names
 from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import EnsembleConfig
+from pewe.texts import visible
 from pewe.tune import TuneConfig
 
 FOLDER = ROOT / "scripts" / "suites"
@@ -63,7 +64,7 @@ def read_suite(name: str) -> Suite:
     """The suite of this name, or in this file. Raises UserError that names the file and the key."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        known = [found.stem for found in sorted(FOLDER.glob("*.toml"))]
+        known = [found.stem for found in visible(FOLDER.glob("*.toml"))]
         raise UserError(f"there is no suite {suggest(name, known)} (or a file that ends in .toml)")
     content = _read(path, ())
     if not content.get("delta"):
