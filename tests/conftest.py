@@ -105,6 +105,12 @@ def random_batch(rows: int, seed: int = 1, vocab: int = 96) -> dict[str, torch.T
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws from torch's own generator does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference numbers made by the original code; tests that need it are skipped where it is absent."""
