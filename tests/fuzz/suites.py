@@ -239,7 +239,7 @@ EXPERIMENTS: dict[str, Variant] = {
     **{f"{name}: another type": setting(name, values) for name, values in OTHER_TYPES_OF_FUSION.items()},
     **{f"{name}: out of its range": setting(name, values) for name, values in OUT_OF_RANGE_OF_FUSION.items()},
     **{
-        f"{name}: unknown": setting(name, values, REFUSE, ("nope", "nowhere", "#2"))
+        f"{name}: unknown": setting(name, values, REFUSE, ("nope", "nowhere", "#2", ".txt"))
         for name, values in UNKNOWN_TO_FUSION.items()
     },
     **{f"{name}: twice": setting(name, values, EITHER) for name, values in TWICE.items()},
