@@ -147,13 +147,18 @@ def _load(path: Path, mapped: bool):
         raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
 
 
-def checksum(path: Path) -> str:
-    """The checksum in a checkpoint, whose content fits it; empty where there is no such file."""
+def sound_content(path: Path) -> dict:
+    """The content of a checkpoint that fits its checksum; empty where there is no such file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return content[identity.SEAL] if identity.unsealed(content) is not None else ""
+        return content if identity.unsealed(content) is not None else {}
     except Exception:  # as in `_load`
-        return ""
+        return {}
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a sound checkpoint; empty where there is no such file."""
+    return sound_content(path).get(identity.SEAL, "")
 
 
 def float_state(state: Mapping, path: Path) -> DeltaState:
@@ -306,18 +311,24 @@ def convert(original: Path, out: Path) -> str:
     check_state(found, None, original)
     args = {
         key: value
-        for key, value in _entries(content.get("args")).items()
+        for key, value in _entries(content, "args", original).items()
         if isinstance(key, str) and isinstance(value, str | int | float | bool)
     }
-    progress = _entries(content.get("current_state"))
-    counts = (progress.get(name, 0) for name in ("num_updates", "epoch"))
-    write_checkpoint(out, method, found, args, *(count if isinstance(count, int) else 0 for count in counts))
+    progress = _entries(content, "current_state", original)
+    counts = {name: progress.get(name, 0) for name in ("num_updates", "epoch")}
+    for name, count in counts.items():
+        if not isinstance(count, int):
+            raise UserError(f"{original}: {name} of its entry current_state is {str(count)[:40]!r}, not a whole number")
+    write_checkpoint(out, method, found, args, *counts.values())
     return method
 
 
-def _entries(content) -> dict:
-    """The entries of a dict or of a pickled object."""
-    return content if isinstance(content, dict) else vars(content) if isinstance(content, _Opaque) else {}
+def _entries(content: dict, name: str, path: Path) -> dict:
+    """What stands in an entry, a dict or a pickled object; nothing where there is none. Raises UserError for another kind."""
+    entry = content.get(name, {})
+    if not isinstance(entry, dict | _Opaque):
+        raise UserError(f"{path}: its entry {name} is a {type(entry).__name__}, not names with values")
+    return entry if isinstance(entry, dict) else vars(entry)
 
 
 @dataclass

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pewe import stats
 from pewe.backbone import Backbone
-from pewe.checkpoint import delta_identity, read_checkpoint, task_checkpoint
+from pewe.checkpoint import check_state, delta_identity, read_checkpoint, task_checkpoint
 from pewe.cli import UserError, flag, main, suggest
 from pewe.data import Encoded, distinct, scoring_batches, task_names
-from pewe.deltas import Delta, Pemt, PemtSource
+from pewe.deltas import Delta, DeltaState, Pemt, PemtSource
 from pewe.forward import member_losses
 from pewe.identity import state_digest
 from pewe.plots import heat_map
@@ -64,16 +64,17 @@ def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenize
         names = [name for name in (distinct(given, "--experts") if given else task_names(config)) if name != task]
         if not names:
             raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
-        hint = "tune the sources first: bash scripts/pemt_stage1.sh"
-        folder = Path(config.expert_path)
-        states = {
-            name: read_checkpoint(
-                task_checkpoint(folder, name), "pemt_source", None, hint, mapped=True, made_for=delta_identity(config)
-            )
-            for name in names
-        }
+        states = {name: read_expert(delta, config, name) for name in names}
         delta.set_experts(states)
         delta.built_on = {name: state_digest(state) for name, state in states.items()}
+
+
+def read_expert(delta: Pemt, config, name: str) -> DeltaState:
+    """The delta of stage 1 of a source, checked against the backbone."""
+    path, hint = task_checkpoint(Path(config.expert_path), name), "tune the sources first: bash scripts/pemt_stage1.sh"
+    state = read_checkpoint(path, "pemt_source", None, hint, mapped=True, made_for=delta_identity(config))
+    check_state(state, delta.source_shapes(state), path)
+    return state
 
 
 def generation_length(config) -> int:

@@ -10,7 +10,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from pewe import identity
-from pewe.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, delta_identity, experts_of
+from pewe.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, delta_identity, experts_of, sound_content
 from pewe.cli import log
 from pewe.data import Encoded, split_digest
 from pewe.deltas import Delta, DeltaState, unread_flags
@@ -143,22 +143,25 @@ def _keep_best(run: Run, expected: str) -> bool:
 
 
 def clear(run: Run) -> None:
-    """Remove what a run of other settings left, also its checkpoint as the best of its task."""
-    stale = checksum(run.folder / BEST)
-    if stale and checksum(run.of_task) == stale:
+    """Remove what a run left; if its settings were others, its checkpoint as the best of its task, too."""
+    best = sound_content(run.of_task)
+    if best and best[identity.SEAL] == checksum(run.folder / BEST) and identity.difference(best["args"], run.settings):
         run.of_task.unlink()
     if run.folder.exists():
         shutil.rmtree(run.folder)
 
 
-def place_best(runs: Sequence[Run], results: Mapping[Path, dict]) -> None:
+def place_best(runs: Sequence[Run], results: Mapping[Path, dict], failed: Container[Path]) -> None:
     """Copy the best checkpoint by dev score of each task (and source) to where the ensembles look for it.
 
-    `results` are those of the finished runs by their folder; a score that is not defined is the worst.
+    `results` are those of the finished runs by their folder, `failed` the folders of those that failed; while others of
+    its runs wait, a task keeps the checkpoint that it has. A score that is not defined is the worst.
     """
-    finished = sorted((run for run in runs if run.folder in results), key=lambda run: run.of_task)
-    for of_task, group in groupby(finished, key=lambda run: run.of_task):
-        best = max(group, key=lambda run: _ranked(results[run.folder]["dev"]))
+    for of_task, group in groupby(sorted(runs, key=lambda run: run.of_task), key=lambda run: run.of_task):
+        ended = [run for run in group if run.folder not in failed]
+        if not ended or any(run.folder not in results for run in ended):
+            continue
+        best = max(ended, key=lambda run: _ranked(results[run.folder]["dev"]))
         wanted = results[best.folder]["checkpoint"]
         if wanted and checksum(of_task) != wanted:
             _copy(best.folder / BEST, of_task)

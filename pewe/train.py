@@ -380,11 +380,19 @@ _STATISTICS = ("exp_avg", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
 
 def _optimizer_slice(optimizer: torch.optim.Optimizer, k: int, stacked: bool) -> list[dict[str, Tensor]]:
     """Member k's statistics, one dict per parameter; empty before the first update."""
-    parameters = optimizer.param_groups[0]["params"]
     return [
-        {name: (state[name][k] if stacked else state[name]).cpu().clone() for name in _STATISTICS if name in state}
-        for state in (optimizer.state.get(parameter, {}) for parameter in parameters)
+        {
+            name: (state[name][k] if stacked and not _shared(parameter, name) else state[name]).cpu().clone()
+            for name in _STATISTICS
+            if name in (state := optimizer.state.get(parameter, {}))
+        }
+        for parameter in optimizer.param_groups[0]["params"]
     ]
+
+
+def _shared(parameter: nn.Parameter, name: str) -> bool:
+    """Whether Adafactor's statistic has no leading axis: of vectors (K, d), whose columns it takes over K; there K = 1."""
+    return name == "exp_avg_sq_col" and parameter.dim() == 2
 
 
 def _load_optimizer(
@@ -393,11 +401,12 @@ def _load_optimizer(
     for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
         names = slices[0][number]
         state = {
-            name: (torch.stack([s[number][name] for s in slices]) if stacked else names[name]).to(parameter.device)
-            for name in names
+            name: one if not stacked or _shared(parameter, name) else torch.stack([s[number][name] for s in slices])
+            for name, one in names.items()
         }
         if state:
-            optimizer.state[parameter] = {"step": updates, "RMS": 0, **state}
+            moved = {name: value.to(parameter.device) for name, value in state.items()}
+            optimizer.state[parameter] = {"step": updates, "RMS": 0, **moved}
 
 
 def _keep(optimizer: torch.optim.Optimizer, members: Tensor) -> None:

@@ -122,13 +122,13 @@ def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequen
     if results:
         log.info("%d of %d runs are finished already", len(results), len(runs))
     finished(len(results))
-    place_best(runs, results)
+    place_best(runs, results, causes)
     for stack in stacks(pending, config):
         ended, failed = tune_stack(backbone, delta, stack, config)
         results |= ended
         causes |= failed
         touched = {run.of_task for run, _ in stack}
-        place_best([run for run in runs if run.of_task in touched], results)
+        place_best([run for run in runs if run.of_task in touched], results, causes)
         write_results(out, runs, results, others)
         finished(len(ended))
     table = write_results(out, runs, results, others)

@@ -218,3 +218,22 @@ def test_an_original_checkpoint_is_converted(tmp_path, monkeypatch):
     assert new["args"] == {"seed": 42, "model": "t5", "learning_rate": 5e-4}
     assert new["current_state"] == {"epoch": 3, "num_updates": 70}
     assert all(torch.equal(new["adapter"][name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"args": [1]}, "its entry args is a list, not names with values"),
+        ({"current_state": 5}, "its entry current_state is a int, not names with values"),
+        (
+            {"current_state": {"num_updates": "many"}},
+            "num_updates of its entry current_state is 'many', not a whole number",
+        ),
+        ({"adapter": {}}, "holds no tensors"),
+    ],
+)
+def test_an_original_of_another_shape_is_refused(tmp_path, changes, message):
+    torch.save({"adapter": STATE, "args": {"seed": 1}, **changes}, tmp_path / "original.pt")
+    with pytest.raises(UserError, match=rf"original\.pt.*{message}"):
+        convert(tmp_path / "original.pt", tmp_path / "new.pt")
+    assert not (tmp_path / "new.pt").exists()

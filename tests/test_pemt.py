@@ -19,7 +19,7 @@ from pewe.deltas import DeltaConfig, attach_delta
 from pewe.forward import member_losses
 from pewe.pemt import GATES, GatesConfig, block_text, descriptions
 from pewe.results import read_table
-from pewe.train import Session, TrainConfig, make_optimizer, rate_factor
+from pewe.train import OPTIMIZERS, Session, TrainConfig, make_optimizer, rate_factor
 from pewe.tune import TuneConfig, tune
 from task_list import METRICS, mini_task_list, pemt_task_list, quan_task
 
@@ -347,9 +347,12 @@ def test_a_run_is_of_its_experts(runs, tmp_path, change):
     assert before["test_loss"].tolist() != after["test_loss"].tolist()
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch):
-    out, config = runs
-    config = replace(config, tasks=[MINI_TASKS[0]], output_dir=str(tmp_path))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch, optimizer):
+    _, config = runs
+    config = replace(config, tasks=[MINI_TASKS[0]], output_dir=str(tmp_path / "clean"), optimizer=optimizer)
+    tune(config)
+    config = replace(config, output_dir=str(tmp_path / "killed"))
 
     def dying(session, losses, validate=Session.validate):
         validate(session, losses)
@@ -362,7 +365,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not(runs, tmp_path, monkeypatch):
             tune(config)
     tune(config)
     name = f"{MINI_TASKS[0]}/checkpoint-best.pt"
-    one, other = (torch.load(folder / name, weights_only=True)["pemt"] for folder in (out / "targets", tmp_path))
+    one, other = (torch.load(tmp_path / place / name, weights_only=True)["pemt"] for place in ("clean", "killed"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -485,3 +488,26 @@ def test_shapes_follow_description_and_experts():
     assert shapes["task_shared"] == (4, 24)
     assert shapes["encoder.block.0.layer.1.DenseReluDense.wo.w_gate"] == (40, 2)
     assert shapes["decoder.block.0.layer.2.DenseReluDense.wo.w_gate"] == (24, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("task_shared", torch.ones(3, 3), "tensor task_shared has shape (3, 3), expected (3, 24)"),
+        ("lora_A", torch.ones(3, 3), "lora_A has shape (3, 3), expected"),
+        ("lora_B", torch.tensor(1.0), "lora_B has shape (), expected"),
+        ("lora_A", torch.tensor(1.0), "lora_A has shape (), expected"),
+        ("lora_B", None, "1 tensors are missing, e.g."),
+    ],
+)
+def test_a_spoiled_expert_is_named_by_its_file(runs, tmp_path, name, value, message):
+    out, config = runs
+    shutil.copytree(out / "sources", tmp_path / "sources")
+    path = task_checkpoint(tmp_path / "sources", MINI_TASKS[2])
+    state = read_checkpoint(path, "pemt_source")
+    spoiled = [key for key in state if key.endswith(name)][-1]
+    state = {key: tensor for key, tensor in {**state, spoiled: value}.items() if tensor is not None}
+    write_checkpoint(path, "pemt_source", state, {})
+    with pytest.raises(UserError) as error:
+        tune(replace(config, expert_path=str(tmp_path / "sources"), output_dir=str(tmp_path / "out")))
+    assert message in str(error.value) and str(path) in str(error.value)

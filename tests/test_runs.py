@@ -636,3 +636,19 @@ def test_a_pair_is_not_made_again_for_another_list_of_sources(world, updates):
     assert list(tune_all(replace(config, source_tasks=both[:1]))["source"]) == both[:1] and not updates
     stored = read_table(world.out / "result.tsv", ["target", "source"])
     assert sorted(stored["source"]) == sorted(both) and len(before) == 2
+
+
+def test_the_task_keeps_its_checkpoint_while_one_of_its_runs_is_made_again(world):
+    rates = {"learning_rate_list": [1e-2, 3e-3]}
+    for module in (pewe.tune, pewe.train):
+        world.patch.setattr(module, "evaluate", lambda *_: [0.5])
+    world.tune(**rates)
+    best = task_checkpoint(world.out, TASK).read_bytes()
+    (run,) = world.out.glob("*/*/lr_0.01_*")
+    assert (run / BEST).read_bytes() == best  # of equals the first
+    (run / "run.json").unlink()
+    (run / "resume.pt").unlink()
+    world.patch.setattr(Session, "train", None)
+    with pytest.raises(TypeError):
+        world.tune(**rates)
+    assert task_checkpoint(world.out, TASK).read_bytes() == best

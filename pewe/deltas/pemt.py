@@ -8,6 +8,7 @@ task, and the experts on the target, so that both hold one delta: K = 1.
 Symbols: B sequences, S tokens, L positions of the prompt, N positions of all sequences, d = d_model, r the rank, E experts.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -351,6 +352,18 @@ class Pemt(PemtSource):
             self.new_parameter(f"{layer_name(layer_name(key))}.adapter.{part}", *shape)
             for part, shape in zip(self._PARTS, shapes, strict=True)
         ]
+
+    def source_shapes(self, source: DeltaState) -> dict[str, torch.Size]:
+        """Names and shapes that this state of stage 1 must have on this backbone, by its rank and the length of its prompt."""
+        lengths = {name: len(tensor) if tensor.dim() else 0 for name, tensor in source.items()}
+        rank = statistics.mode([length for name, length in lengths.items() if name.endswith("lora_A")] or [0])
+        shapes = {}
+        for key in self.at:
+            linear = self.backbone_model.get_submodule(key)
+            shapes |= {f"{key}.lora_A": (rank, linear.in_features), f"{key}.lora_B": (linear.out_features, rank)}
+        if PROMPT in source or PROMPT in self.named:
+            shapes[PROMPT] = (lengths.get(PROMPT, 0), self.backbone_model.config.d_model)
+        return {name: torch.Size(shape) for name, shape in shapes.items()}
 
     def set_experts(self, sources: Mapping[str, DeltaState]) -> None:
         """Freeze these states of stage 1, name -> state, in this order; the gates get a column for each.
