@@ -203,6 +203,39 @@ def test_scopes_may_list_the_sources_in_another_order(world):
         world.run("others")
 
 
+def scored_pairs(world: World, folder: str, scores: list[tuple]) -> None:
+    """A table of runs of the pairs and their records; a score is (run, number of the init, dev, number of the delta)."""
+    rows = []
+    for i, j in permutations(range(3), 2):
+        pair = world.folder / folder / TASKS[i] / TASKS[j]
+        for run, init, dev, delta in scores:
+            write_record(pair / "p" / run / "run.json", {"settings": {"init": state_digest(state_of(init))}})
+            if delta is not None:
+                write_checkpoint(pair / "p" / run / "checkpoint-best.pt", "lora", state_of(delta), MADE_FOR)
+            rows.append((TASKS[i], TASKS[j], dev + (0.1 if j > i else 0.0), f"{TASKS[i]}/{TASKS[j]}/p/{run}"))
+        if delta is not None:  # that of the last command is the best of the pair
+            write_checkpoint(pair / "checkpoint-best.pt", "lora", state_of(delta), MADE_FOR)
+    table = pd.DataFrame(rows, columns=["target", "source", "dev", "run"])
+    write_table(world.folder / folder / "result.tsv", table)
+
+
+def test_performance_takes_the_score_of_the_delta_that_it_merges(world):
+    """Rows of earlier commands, of other deltas or of other starts, stay in the tables."""
+    zero = f"{world.folder}/zero/result.tsv"
+    scored_pairs(world, "pairs", [("new", 1, 0.5, 7)])
+    scored_pairs(world, "zero", [("new", 1, 0.0, None)])
+    expected = world.run("Performance", zero_result_path=zero)
+    scored_pairs(world, "pairs", [("old", 2, 0.9, 3), ("new", 1, 0.5, 7)])
+    scored_pairs(world, "zero", [("old", 2, 0.8, None), ("new", 1, 0.0, None)])
+    assert world.run("Performance", zero_result_path=zero).equals(expected)
+    table = pd.read_csv(zero, sep="\t")
+    write_table(Path(zero), table[table["run"].str.contains("old")])
+    with pytest.raises(
+        UserError, match=f"zero/result.tsv has no dev score of target '{TASKS[0]}', source '{TASKS[1]}'"
+    ):
+        world.run("Performance", zero_result_path=zero)
+
+
 def flip(path: Path) -> None:
     content = path.read_bytes()
     place = content.rindex(b"0")

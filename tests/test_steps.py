@@ -337,7 +337,7 @@ def test_a_task_whose_source_diverges_is_left_out_and_the_others_go_on(world, ca
     assert "failed: steps/adapter/seed_1/sources/mini_yesno_towns/" in capsys.readouterr().out
     cells = pd.read_csv(world.results / "cells.tsv", sep="\t")
     tasks = cells[cells["seed"] == 1].groupby("init")["task"].agg(set).to_dict()
-    assert all(tasks[init] == set(MINI_TASKS[:2]) for init in ("Average", SOURCES))
+    assert tasks == {init: set(MINI_TASKS[:2]) for init in ("Average", SOURCES)}
     monkeypatch.undo()
     monkeypatch.chdir(world.folder)
     without_pictures(monkeypatch)

@@ -14,12 +14,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from pewe.checkpoint import BEST, task_checkpoint
 from pewe.cli import UserError, flag, log_to, main
 from pewe.deltas import DeltaState
 from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.identity import file_digest
 from pewe.merge import merge
-from pewe.results import numeric, read_table
+from pewe.results import numeric, read_record, read_table, within
 from pewe.weights import allowed_sources
 from task_list import QA_task_list as TASK_LIST
 
@@ -44,12 +45,37 @@ class Config(EnsembleConfig):
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
-def dev_scores(path: Path, tasks: list[str]) -> pd.DataFrame:
-    """Dev scores by name, targets down and sources across; the best where a pair has several runs."""
+def read_scores(path: Path) -> pd.DataFrame:
+    """Rows (target, source, dev, ..., init): `init` is the fingerprint of the delta that the run began with, if it is known."""
     table = read_table(path, ["target", "source", "dev"])
-    frame = table.assign(dev=numeric(table, "dev", path)).pivot_table(
-        index="target", columns="source", values="dev", aggfunc="max"
-    )
+    runs = table["run"].fillna("") if "run" in table else [""] * len(table)
+    records = [read_record(path.parent / run / "run.json") if run else None for run in runs]
+    inits = [within(record, "settings", "init", kind=str) for record in records]
+    return table.assign(dev=numeric(table, "dev", path), run=list(runs), init=inits)
+
+
+def of_the_merged(tuned: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Of pairs with several runs, the rows without those whose delta is not the one that lies where the pair's is read."""
+
+    def differs(row) -> bool:
+        own, used = folder / row.run / BEST, task_checkpoint(folder / row.target, row.source)
+        return bool(row.run) and own.is_file() and used.is_file() and file_digest(own) != file_digest(used)
+
+    several = tuned.duplicated(["target", "source"], keep=False)
+    other = [more and differs(row) for more, row in zip(several, tuned.itertuples(), strict=True)]
+    return tuned[[not out for out in other]]
+
+
+def of_the_start(zero: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """The zero-shot scores without those of other deltas than the tuned ones began with."""
+    starts = tuned.dropna(subset="init").groupby(["target", "source"])["init"].agg(set)
+    known = (starts.get((row.target, row.source)) for row in zero.itertuples())
+    return zero[[not start or init is None or init in start for start, init in zip(known, zero["init"], strict=True)]]
+
+
+def dev_scores(table: pd.DataFrame, tasks: list[str], path: Path) -> pd.DataFrame:
+    """Dev scores by name, targets down and sources across; the best where a pair has several runs."""
+    frame = table.pivot_table(index="target", columns="source", values="dev", aggfunc="max")
     frame = frame.reindex(index=tasks, columns=tasks)
     for target in tasks:
         for source in tasks:
@@ -63,8 +89,10 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     tables = [Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path)]
-    tuned, zero = (dev_scores(path, tasks) for path in tables)
-    gains = torch.tensor((tuned - zero).fillna(0.0).to_numpy())
+    tuned = of_the_merged(read_scores(tables[0]), tables[0].parent)
+    zero = of_the_start(read_scores(tables[1]), tuned)
+    gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1])
+    gains = torch.tensor(gains.fillna(0.0).to_numpy())
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
     pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
     states = read_states(config.tuned_ckpt_path, config.delta, pairs)

@@ -1,0 +1,119 @@
+"""Random small changes of the code behind the headline table, and whether its tests notice them (docs/mutation.md).
+
+    python tests/mutate.py --count 5 --seed 1 pewe/stats.py pewe/merge.py
+
+makes `count` changes in each file, at most one a line, in a copy of the repository, and prints those that no test notices.
+"""
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, ENSEMBLES = ("test_steps", "test_reproduce"), ("test_ensemble_record", "test_weights", "test_unit_model")
+TESTS = {  # file -> the tests that should notice
+    "pewe/tune.py": ("test_runs", "test_train", "test_steps"),
+    "pewe/runs.py": ("test_runs", "test_steps"),
+    "pewe/checkpoint.py": ("test_checkpoint", "test_weights", "test_runs"),
+    "pewe/grid.py": STEPS,
+    "pewe/step.py": STEPS,
+    "pewe/reproduce.py": STEPS,
+    "pewe/report.py": ("test_stats", "test_report", "test_reproduce"),
+    "pewe/stats.py": ("test_stats",),
+    "pewe/tables.py": ("test_stats", "test_report", "test_errors"),
+    "pewe/weights.py": ("test_weights", "test_temperature", "test_ensemble_record"),
+    "pewe/merge.py": ENSEMBLES,
+    "pewe/ensemble.py": (*ENSEMBLES, "test_stats"),
+}
+
+
+# operators that do more than raise an error wherever they are applied
+TELLING = re.compile(
+    r"/(Number|ReplaceTrue|ReplaceFalse|ReplaceAnd|ReplaceOr|AddNot|ReplaceBreak|ReplaceContinue|ZeroIteration|"
+    r"ReplaceUnaryOperator_(USub|Delete_Not)|ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Add|FloorDiv_Mul)|"
+    r"ReplaceComparisonOperator_(Eq_NotEq|NotEq_Eq|Lt_|LtE_|Gt_|GtE_|Is_IsNot|IsNot_Is$)(Lt|LtE|Gt|GtE)?$)"
+)
+
+
+def changed_lines(code: str, other: str) -> list[tuple[int, str]]:
+    """Number and new text of the lines that differ."""
+    pairs = zip(code.splitlines(), other.splitlines(), strict=False)
+    return [(number, new) for number, (old, new) in enumerate(pairs, start=1) if old != new]
+
+
+def changes(code: str, generator: random.Random) -> Iterator[tuple[str, int, str, str]]:
+    """(operator, line, its new text, new code) in random order, one a line."""
+    tree, found, seen = get_ast(code), [], set()
+    for name in filter(TELLING.search, operator_names()):
+        kind = get_operator(name)
+        places = [place for node in ast_nodes(tree) for place in kind().mutation_positions(node)]
+        found += [(place[0][0], name, occurrence) for occurrence, place in enumerate(places)]
+    generator.shuffle(found)
+    for line, name, occurrence in found:
+        if line in seen:
+            continue
+        seen.add(line)
+        new = mutate_code(code, get_operator(name)(), occurrence)
+        if new and (lines := changed_lines(code, new)):
+            yield name.split("/")[1], *lines[0], new
+
+
+def noticed(copy: Path, tests: tuple[str, ...], seconds: int) -> bool:
+    """Whether any of these tests fails, or does not end."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/{name}.py" for name in tests),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode != 0
+
+
+def main() -> None:
+    """Make the changes one after the other, and count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", default=list(TESTS))
+    parser.add_argument("--count", type=int, default=3, help="changes in each file")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=900, help="at most for the tests of one change")
+    given = parser.parse_args()
+    total = survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "benchmarks"))
+        for name in given.files:
+            code = (copy / name).read_text(encoding="utf-8")
+            if noticed(copy, TESTS[name], given.seconds):
+                sys.exit(f"the tests of {name} fail without a change")
+            made = changes(code, random.Random(f"{given.seed}/{name}"))
+            for operator, line, text, new in (next(made) for _ in range(given.count)):
+                (copy / name).write_text(new, encoding="utf-8")
+                found = noticed(copy, TESTS[name], given.seconds)
+                total, survived = total + 1, survived + (not found)
+                print(f"{'noticed ' if found else 'SURVIVED'} {name}:{line} {operator}: {text.strip()}", flush=True)
+            (copy / name).write_text(code, encoding="utf-8")
+    print(f"{survived} of {total} changes survived")
+
+
+if __name__ == "__main__":
+    main()
