@@ -270,7 +270,7 @@ LARGE = (
     "examples",
 )
 NO_CHOICE = ("adaptor", "", "ADAPTER", "adapter ", "аdapter", "None", "0", "lora,adapter")
-NO_PATH = ("no/such/place", "/nowhere", "", "out\x07", "a" * 5000, "http://x/y")
+NO_PATH = ("no/such/place", "/nowhere", "", "out\x07", "a" * 5000, "x:/y")
 NO_TASK = ("mini_read_town", "x", "", " ", "mini_read_towns ", "MINI_READ_TOWNS", "mini_reading", "空", "nan", "null")
 FLAGS: dict[str, Variant] = {  # of any command
     "int is no number": of_kind(int, NO_INTEGER, REFUSE),

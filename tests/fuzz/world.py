@@ -63,7 +63,7 @@ PEMT = f"--experts {TASKS[1]} {TASKS[2]} --expert_path {{experts}} --tune_method
 COMMANDS = {
     "tune": tuning(f"{BOTH} --tasks {FIRST}"),
     "tune_two": tuning(f"{BOTH} --tasks {TASKS[0]} {TASKS[1]} --stack 2 --learning_rate_list 1e-2 3e-2"),
-    "long": tuning(f"{BOTH} --tasks {FIRST} --train_iters 10 --valid_interval 2"),
+    "long": tuning(f"{BOTH} --tasks {FIRST} --train_iters 24 --valid_interval 2 --early_stop 99"),
     "lora": tuning(f"{BOTH} --tasks {FIRST} --tune_method lora"),
     "prefix": tuning(f"{BOTH} --tasks {FIRST} --tune_method prefix"),
     "sources": tuning(f"{BOTH} {ALL} --full_train --stack 3 --seed 1"),
