@@ -6,7 +6,8 @@ Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N
 from dataclasses import dataclass
 
 from pewe.cli import flag, main
-from pewe.tune import TuneAllConfig, tune_all
+from pewe.tuning.config import TuneAllConfig
+from pewe.tuning.tune import tune_all
 
 
 @dataclass

@@ -7,7 +7,8 @@ checkpoint is that of a tuned step, never the source itself. Resumes; `--stack N
 from dataclasses import dataclass
 
 from pewe.cli import flag, main
-from pewe.tune import TuneAllConfig, tune_all
+from pewe.tuning.config import TuneAllConfig
+from pewe.tuning.tune import tune_all
 
 
 @dataclass

@@ -7,7 +7,8 @@ Step "downstream performance" of the paper. The shell scripts in scripts/ call i
 """
 
 from pewe.cli import main
-from pewe.tune import TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 
 if __name__ == "__main__":
     main(tune, TuneConfig, __doc__)

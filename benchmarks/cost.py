@@ -13,12 +13,12 @@ from pathlib import Path
 from benchmarks import measure, scoring
 from get_similarity import get_Loss
 from pewe.backbone import load_backbone
-from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.cli import flag, main
 from pewe.data import find_prefixes, load_split, scoring_batches, task_names
-from pewe.deltas import attach_delta
-from pewe.plots import plt, save
-from pewe.scoring import Sources
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.reporting.plots import plt, save
+from pewe.similarity.scoring import Sources
 
 
 @dataclass

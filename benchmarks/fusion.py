@@ -20,9 +20,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import measure
 from pewe.cli import UserError, flag, main
-from pewe.fusion.collect import collect
-from pewe.fusion.merging import MergeConfig, merge_models
-from pewe.fusion.store import model_tensors, read_tensors, write_tensors
+from pewe.merging.collect import collect
+from pewe.merging.models import MergeConfig, merge_models
+from pewe.merging.store import model_tensors, read_tensors, write_tensors
 
 STATISTICS, MERGED = "statistics.safetensors", "merged/model.safetensors"
 

@@ -20,10 +20,13 @@ from get_similarity import get_Loss
 from pewe.backbone import DTYPES, Backbone
 from pewe.cli import flag, main
 from pewe.data import Encoded, Example, scoring_batches
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.scoring import Sources
-from pewe.similarity import SimilarityConfig, load_stack, score_target
-from pewe.train import Member, Session, TrainConfig
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import load_stack, score_target
+from pewe.similarity.scoring import Sources
+from pewe.tuning.config import TrainConfig
+from pewe.tuning.session import Member, Session
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from benchmarks import measure, plain
 from get_similarity.get_KL_divergence import divergence
 from pewe.cli import flag, main
-from pewe.scoring import sum_over_tokens
+from pewe.similarity.scoring import sum_over_tokens
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pewe.cli import flag
-from pewe.results import provenance, write_json
+from pewe.files import provenance, write_json
 
 RESULTS = Path("benchmarks/results")
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from pewe.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import flag, main
-from pewe.deltas import DeltaState
-from pewe.ensemble import read_states
-from pewe.merge import merge
-from pewe.weights import uniform_weights
+from pewe.deltas.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
+from pewe.merging.average import merge
+from pewe.merging.save import read_states
+from pewe.merging.weights import uniform_weights
+from pewe.state import DeltaState
 
 
 @dataclass

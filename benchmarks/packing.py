@@ -21,11 +21,13 @@ from benchmarks.plain import greedy_settings
 from pewe.backbone import BackboneConfig, load_backbone
 from pewe.cli import flag, main
 from pewe.data import IGNORED, Batch, DataConfig, Row, collate_stack, find_prefixes, load_split
-from pewe.deltas import Delta, DeltaConfig, attach_delta
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.base import Delta
+from pewe.deltas.config import DeltaConfig
 from pewe.dropout import OwnStreams
-from pewe.evaluate import greedy
 from pewe.forward import member_losses
-from pewe.train import clip_gradients, make_optimizer
+from pewe.tuning.evaluate import greedy
+from pewe.tuning.optimizers import clip_gradients, make_optimizer
 
 
 @dataclass

@@ -13,9 +13,10 @@ from benchmarks.gpu import Config as Sizes
 from benchmarks.gpu import backbone, random_task
 from pewe.cli import flag, main
 from pewe.data import Batch, scoring_batches
-from pewe.deltas import DeltaConfig, attach_delta
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
 from pewe.forward import member_losses
-from pewe.train import clip_gradients, make_optimizer
+from pewe.tuning.optimizers import clip_gradients, make_optimizer
 
 
 @dataclass

@@ -16,7 +16,6 @@ from transformers.optimization import Adafactor
 from get_similarity.get_GraNd import original_budget
 from pewe import metrics
 from pewe.backbone import Backbone, load_backbone
-from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.data import (
     IGNORED,
     SPLITS,
@@ -29,9 +28,10 @@ from pewe.data import (
     scoring_batches,
     training_updates,
 )
-from pewe.deltas import attach_delta
-from pewe.similarity import SimilarityConfig
-from pewe.tune import TuneConfig
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.similarity.config import SimilarityConfig
+from pewe.tuning.config import TuneConfig
 from task_list import METRICS
 
 

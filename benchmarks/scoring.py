@@ -19,12 +19,12 @@ import torch
 from benchmarks import measure, plain
 from get_similarity import MEASURES
 from pewe.backbone import load_backbone
-from pewe.checkpoint import task_checkpoint, write_checkpoint
 from pewe.cli import flag, main
 from pewe.data import task_names
-from pewe.deltas import attach_delta
-from pewe.similarity import SimilarityConfig
-from pewe.weights import similarity_frame
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.table import similarity_frame
 
 
 @dataclass

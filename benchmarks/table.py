@@ -10,8 +10,8 @@ import pandas as pd
 
 from benchmarks.measure import RESULTS
 from pewe.cli import UserError, flag, main
-from pewe.results import read_json, write_text
-from pewe.tables import markdown
+from pewe.files import read_json, write_text
+from pewe.reporting.tables import markdown
 from pewe.texts import visible
 
 START, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of table -->"

@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks import measure, plain
 from pewe.cli import flag, main
 from pewe.data import task_names
-from pewe.tune import TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from functools import partial
 
 from get_similarity import get_block, get_Cosine_of_Logits_and_Labels, get_EL2N, get_GraNd, get_KL_divergence, get_Loss
-from pewe.similarity import SimilarityConfig, run
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
 
 MEASURES = {
     "Loss": (partial(run, get_Loss.MEASURE), SimilarityConfig),

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.scoring import Sources, at_labels
-from pewe.similarity import Measure, SimilarityConfig, run
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.similarity.measure import Measure
+from pewe.similarity.scoring import Sources, at_labels
 
 
 def error_norm(log_p: Tensor, labels: Tensor) -> Tensor:

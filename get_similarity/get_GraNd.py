@@ -18,8 +18,10 @@ from pewe.cli import SEED, check, flag, main
 from pewe.data import Batch
 from pewe.dropout import OwnStreams
 from pewe.forward import member_losses
-from pewe.scoring import Sources
-from pewe.similarity import Measure, SimilarityConfig, run, set_mode
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run, set_mode
+from pewe.similarity.measure import Measure
+from pewe.similarity.scoring import Sources
 
 mode = "dev"
 MODES = {"dev": 0, "block": 3, "layer": 5}  # leading parts of a parameter's name that make its scope

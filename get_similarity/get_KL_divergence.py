@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.scoring import Sources
-from pewe.similarity import Measure, SimilarityConfig, run
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.similarity.measure import Measure
+from pewe.similarity.scoring import Sources
 
 
 def divergence(log_p: Tensor, labels: Tensor) -> Tensor:

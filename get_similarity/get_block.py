@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pewe.cli import flag, main
 from pewe.data import Batch
-from pewe.scoring import Sources
-from pewe.similarity import Measure, SimilarityConfig, run
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.similarity.measure import Measure
+from pewe.similarity.scoring import Sources
 
 mode = "cos_withoutpad"
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
 from pewe.data import IGNORED, Batch
-from pewe.deltas.base import NoDelta
 from pewe.dropout import NoDropout, OneStream
+from pewe.no_delta import NoDelta
 from pewe.packing import Layout, linears, norm, to_line, to_rectangle, token_losses
 
 ACTIVATIONS = {"gelu_new": partial(functional.gelu, approximate="tanh"), "relu": functional.relu}

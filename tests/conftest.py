@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.similarity import SimilarityConfig
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.deltas.config import DeltaConfig
+from pewe.similarity.config import SimilarityConfig
 from task_list import QA_task_list
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
 """Random small changes of the code behind the headline table, and whether its tests notice them (docs/mutation.md).
 
-    python tests/mutate.py --count 5 --seed 1 pewe/stats.py pewe/merge.py
+    python tests/mutate.py --count 5 --seed 1 pewe/reporting/stats.py pewe/merging/average.py
 
 makes `count` changes in each file, at most one a line, in a copy of the repository, and prints those that no test notices.
 """
@@ -23,18 +23,18 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, ENSEMBLES = ("test_steps", "test_reproduce"), ("test_ensemble_record", "test_weights", "test_unit_model")
 TESTS = {  # file -> the tests that should notice
-    "pewe/tune.py": ("test_runs", "test_train", "test_steps"),
-    "pewe/runs.py": ("test_runs", "test_steps"),
-    "pewe/checkpoint.py": ("test_checkpoint", "test_weights", "test_runs"),
-    "pewe/grid.py": STEPS,
-    "pewe/step.py": STEPS,
-    "pewe/reproduce.py": STEPS,
-    "pewe/report.py": ("test_stats", "test_report", "test_reproduce"),
-    "pewe/stats.py": ("test_stats",),
-    "pewe/tables.py": ("test_stats", "test_report", "test_errors"),
-    "pewe/weights.py": ("test_weights", "test_temperature", "test_ensemble_record"),
-    "pewe/merge.py": ENSEMBLES,
-    "pewe/ensemble.py": (*ENSEMBLES, "test_stats"),
+    "pewe/tuning/tune.py": ("test_runs", "test_train", "test_steps"),
+    "pewe/tuning/runs.py": ("test_runs", "test_steps"),
+    "pewe/deltas/checkpoint.py": ("test_checkpoint", "test_weights", "test_runs"),
+    "pewe/grid/steps.py": STEPS,
+    "pewe/grid/step.py": STEPS,
+    "pewe/grid/run.py": STEPS,
+    "pewe/reporting/page.py": ("test_stats", "test_report", "test_reproduce"),
+    "pewe/reporting/stats.py": ("test_stats",),
+    "pewe/reporting/tables.py": ("test_stats", "test_report", "test_errors"),
+    "pewe/merging/weights.py": ("test_weights", "test_temperature", "test_ensemble_record"),
+    "pewe/merging/average.py": ENSEMBLES,
+    "pewe/merging/save.py": (*ENSEMBLES, "test_stats"),
 }
 
 

@@ -6,8 +6,8 @@ from conftest import METHODS, MINI_TASKS, SMALL
 from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, packing, pemt, plain, scoring, table, tuning
 from pewe.cli import UserError
 from pewe.data import Encoded
-from pewe.fusion.store import read_tensors
-from pewe.results import read_json
+from pewe.files import read_json
+from pewe.merging.store import read_tensors
 
 
 @pytest.fixture

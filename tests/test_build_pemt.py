@@ -16,7 +16,8 @@ from data.build.run import BuildConfig, run
 from pewe import metrics
 from pewe.cli import ROOT, UserError
 from pewe.data import Example, read_examples
-from pewe.tune import TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 from task_list import METRICS, TASK_LISTS, pemt_task_list
 
 PAIR = {"sentence1": "Ana has a #th hen .", "sentence2": "She keeps animals."}

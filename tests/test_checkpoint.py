@@ -7,10 +7,12 @@ import os
 import pytest
 import torch
 
-from pewe import checkpoint
-from pewe.checkpoint import Checkpoints, convert, delta_identity, read_checkpoint, shapes_of_state, write_checkpoint
 from pewe.cli import UserError
-from pewe.tune import TuneConfig
+from pewe.deltas import checkpoint
+from pewe.deltas.checkpoint import Checkpoints, delta_identity, read_checkpoint, write_checkpoint
+from pewe.deltas.convert import convert
+from pewe.state import shapes_of_state
+from pewe.tuning.config import TuneConfig
 
 STATE = {"encoder.a": torch.ones(2, 3), "decoder.b": torch.zeros(4)}
 

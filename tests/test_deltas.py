@@ -20,7 +20,8 @@ from conftest import (
 
 from pewe.cli import UserError
 from pewe.data import Batch
-from pewe.deltas import DeltaConfig, attach_delta
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
 from pewe.forward import member_losses
 
 

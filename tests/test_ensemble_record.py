@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pewe import ensemble
-from pewe.checkpoint import ensemble_checkpoint, open_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
+from pewe.deltas.checkpoint import ensemble_checkpoint, open_checkpoint, task_checkpoint, write_checkpoint
+from pewe.files import hold, read_json, read_record, write_json, write_record, write_table
 from pewe.identity import state_digest
-from pewe.merge import merge
-from pewe.results import hold, read_json, read_record, write_json, write_record, write_table
-from pewe.weights import COLUMNS
+from pewe.merging import save as ensemble
+from pewe.merging.average import merge
+from pewe.similarity.table import COLUMNS
 from unit_model import (
     unit_model_average,
     unit_model_cos,

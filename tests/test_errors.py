@@ -12,12 +12,15 @@ import torch
 from conftest import MINI_TASKS, ROOT, small, tiny_t5
 
 from get_similarity import get_Loss
-from pewe import checkpoint, tables
-from pewe.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import main
-from pewe.deltas import attach_delta
-from pewe.similarity import SimilarityConfig, run
-from pewe.tune import TuneConfig, tune
+from pewe.deltas import checkpoint
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
+from pewe.reporting import tables
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 from unit_model import unit_model_average, unit_model_others
 
 TASK = MINI_TASKS[0]

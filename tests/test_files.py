@@ -14,12 +14,12 @@ import torch
 from conftest import ROOT, small_files
 from safetensors import SafetensorError
 
-from pewe import results
-from pewe.checkpoint import write_checkpoint
+from pewe import files as results
 from pewe.cli import UserError
-from pewe.fusion.store import write_tensors
-from pewe.plots import heat_map
-from pewe.results import numeric, provenance, read_json, read_table, replacing, write_table, write_text
+from pewe.deltas.checkpoint import write_checkpoint
+from pewe.files import numeric, provenance, read_json, read_table, replacing, write_table, write_text
+from pewe.merging.store import write_tensors
+from pewe.reporting.plots import heat_map
 
 # ---- tables
 
@@ -167,7 +167,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
 
 def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path):
     write_text(tmp_path / "t.txt", "old")
-    code = "import os, sys, pathlib; from pewe.results import replacing\n" \
+    code = "import os, sys, pathlib; from pewe.files import replacing\n" \
            "with replacing(pathlib.Path(sys.argv[1])) as t: t.write_text('new'); os.kill(os.getpid(), 9)"  # fmt: skip
     subprocess.run([sys.executable, "-c", code, tmp_path / "t.txt"], check=False)
     assert (tmp_path / "t.txt").read_text() == "old" and len(left(tmp_path)) == 1

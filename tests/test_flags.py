@@ -10,11 +10,11 @@ import pytest
 from conftest import ROOT
 
 from pewe.cli import LARGEST, SEED, UserError, check, check_file, checked_name, complaint, parse
-from pewe.ensemble import EnsembleConfig
 from pewe.fusion.experiment import Config as FusionConfig
-from pewe.reproduce import Config as GridConfig
-from pewe.similarity import SimilarityConfig
-from pewe.tune import TuneConfig
+from pewe.grid.run import Config as GridConfig
+from pewe.merging.save import EnsembleConfig
+from pewe.similarity.config import SimilarityConfig
+from pewe.tuning.config import TuneConfig
 
 COMMANDS = sorted(
     path for pattern in ("*.py", "*/*.py", "*/*/*.py") for path in ROOT.glob(pattern)

@@ -12,15 +12,16 @@ from test_train import assert_same, outcome, settings
 from torch.nn.functional import cross_entropy
 
 import pewe.dropout
-import pewe.evaluate
+import pewe.tuning.evaluate
 from pewe.data import IGNORED, Batch
-from pewe.deltas import DeltaConfig, attach_delta
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
 from pewe.dropout import NoDropout, OwnStreams, _draw, _draw_on_device
-from pewe.evaluate import greedy
 from pewe.forward import T5, member_losses, pack, relative_bias
 from pewe.packing import Layout, by_member, to_line, to_rectangle
-from pewe.train import Session
-from pewe.tune import tune
+from pewe.tuning.evaluate import greedy
+from pewe.tuning.session import Session
+from pewe.tuning.tune import tune
 
 VERSIONS = {"v1.1": {}, "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True}}
 
@@ -141,7 +142,7 @@ def test_a_line_goes_to_the_rectangle_and_back():
 @pytest.mark.parametrize("name", SMALL)
 def test_greedy_ids_of_transformers(name, version, alive, monkeypatch):
     """Members with unequally many rows, one with none; finished rows are dropped late or at once."""
-    monkeypatch.setattr(pewe.evaluate, "ALIVE", alive)
+    monkeypatch.setattr(pewe.tuning.evaluate, "ALIVE", alive)
     model = tiny_t5(**VERSIONS[version])
     delta, states = filled(model, name, 3)
     batch = random_batch(7)

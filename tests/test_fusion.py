@@ -20,11 +20,11 @@ from transformers import (
 
 from pewe.cli import UserError
 from pewe.fusion import __main__ as fusion_main
-from pewe.fusion import collect as fusion_collect
-from pewe.fusion.collect import collect
-from pewe.fusion.ensembles import entity_f1, hard_ensemble, known_ensemble, label_f1, soft_ensemble
-from pewe.fusion.merging import MergeConfig, merge_models, regmean, shrunk
-from pewe.fusion.store import FISHER, GRAM, Statistics, model_tensors, read_tensors
+from pewe.fusion.voting import entity_f1, hard_ensemble, known_ensemble, label_f1, soft_ensemble
+from pewe.merging import collect as fusion_collect
+from pewe.merging.collect import collect
+from pewe.merging.models import MergeConfig, merge_models, regmean, shrunk
+from pewe.merging.store import FISHER, GRAM, Statistics, model_tensors, read_tensors
 
 WORLDS = {"roberta_emotion": RobertaForSequenceClassification, "t5_emotion": T5ForConditionalGeneration}
 LABELLED = ("roberta_emotion",)  # worlds whose head has a row per label

@@ -9,18 +9,25 @@ import torch
 from conftest import METHODS, MINI_TASKS, SMALL, filled, fusion_npz, random_batch, small, tiny_t5
 from safetensors.torch import load_file, save_file
 
-from pewe.checkpoint import delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.data import Batch
-from pewe.deltas import attach_delta
-from pewe.fusion import collect_deltas
-from pewe.fusion.collect import Sums
-from pewe.fusion.collect_deltas import collect_delta, differentiable, loss_and_leaves, statistics_file
-from pewe.fusion.deltas import DeltaMergeConfig, fisher_maps, merge_deltas, regmean_maps, source_maps, truncated
-from pewe.fusion.merging import fisher, regmean, shrunk
-from pewe.fusion.store import FISHER, GRAM, Statistics
-from pewe.results import read_table
-from pewe.tune import TuneConfig, tune
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import (
+    delta_identity,
+    ensemble_checkpoint,
+    read_checkpoint,
+    task_checkpoint,
+    write_checkpoint,
+)
+from pewe.files import read_table
+from pewe.merging import collect_deltas
+from pewe.merging.collect import Sums
+from pewe.merging.collect_deltas import collect_delta, differentiable, loss_and_leaves, statistics_file
+from pewe.merging.deltas import DeltaMergeConfig, fisher_maps, merge_deltas, regmean_maps, source_maps, truncated
+from pewe.merging.models import fisher, regmean, shrunk
+from pewe.merging.store import FISHER, GRAM, Statistics
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 from unit_model import unit_model_Fisher, unit_model_RegMean
 
 d, r, h, SCALE = 12, 3, 10, 1.7
@@ -333,7 +340,7 @@ def test_statistics_of_a_replaced_delta_are_refused_and_made_again(sources, caps
         for word in (
             f"{second}/statistics.safetensors",
             "'delta' was",
-            "python -m pewe.fusion.collect_deltas --tune_method",
+            "python -m pewe.merging.collect_deltas --tune_method",
         ):
             assert word in str(caught.value)
     capsys.readouterr()

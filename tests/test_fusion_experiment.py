@@ -23,8 +23,8 @@ from transformers import AutoTokenizer
 from pewe.cli import UserError, parse
 from pewe.fusion import experiment, tables, zoo
 from pewe.fusion.domains import Domain, collate, decide, read_domains, score
-from pewe.fusion.ensembles import label_f1
 from pewe.fusion.experiment import Cell, Config
+from pewe.fusion.voting import label_f1
 from pewe.fusion.zoo import Zoo
 
 EMOTIONS = ROOT / "data" / "mini_emotions"

@@ -16,14 +16,15 @@ from small_fusion import small_domains, small_encoder, small_experiment
 from transformers import BertForSequenceClassification
 
 from pewe.cli import UserError, log_to
-from pewe.fusion import collect, experiment, zoo
-from pewe.fusion.collect import StatisticsConfig
+from pewe.files import hold, read_record, write_record
+from pewe.fusion import experiment, zoo
 from pewe.fusion.experiment import Cell, Config, ScoringConfig
-from pewe.fusion.merging import MergeRules
-from pewe.fusion.store import Statistics, made, read_tensors, stale, write_tensors
 from pewe.fusion.zoo import TrainingConfig, Zoo
 from pewe.identity import deciding, files_digests, part
-from pewe.results import hold, read_record, write_record
+from pewe.merging import collect
+from pewe.merging.collect import StatisticsConfig
+from pewe.merging.models import MergeRules
+from pewe.merging.store import Statistics, made, read_tensors, stale, write_tensors
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pewe.cli import UserError
+from pewe.files import read_record
 from pewe.fusion import __main__ as fusion_main
-from pewe.fusion.merging import MergeConfig, merge_models
-from pewe.fusion.store import FISHER, GRAM, Statistics, model_tensors, write_tensors
 from pewe.identity import file_digest, model_digest
-from pewe.results import read_record
+from pewe.merging.models import MergeConfig, merge_models
+from pewe.merging.store import FISHER, GRAM, Statistics, model_tensors, write_tensors
 
 half, brain, single, double = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -193,7 +193,7 @@ def test_statistics_of_a_replaced_model_are_refused(config):
     save_file(of(7.0), Path(config.models[1]) / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError) as caught:
         fusion_main.run(config)
-    for word in (config.stats[1], "'model' was", f"python -m pewe.fusion.collect --model {config.models[1]}"):
+    for word in (config.stats[1], "'model' was", f"python -m pewe.merging.collect --model {config.models[1]}"):
         assert word in str(caught.value)
     assert not Path(config.output).exists()
     with pytest.raises(UserError, match=r"A\.safetensors was made from something else"):

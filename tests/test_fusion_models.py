@@ -20,11 +20,12 @@ from transformers import (
 )
 
 from pewe.cli import UserError
-from pewe.fusion import collect, experiment
+from pewe.fusion import experiment
 from pewe.fusion.experiment import Cell
-from pewe.fusion.models import positions
-from pewe.fusion.store import read_tensors
 from pewe.fusion.zoo import Zoo
+from pewe.merging import collect
+from pewe.merging.store import read_tensors
+from pewe.whole_model import positions
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from conftest import draws, random_batch, tiny_t5
 from test_fusion import encoder_batches, merged, random_encoder, state_of
 
-from pewe.fusion.collect import collect
-from pewe.fusion.ensembles import hard_ensemble, known_ensemble, label_f1, soft_ensemble
-from pewe.fusion.store import FISHER, GRAM
+from pewe.fusion.voting import hard_ensemble, known_ensemble, label_f1, soft_ensemble
+from pewe.merging.collect import collect
+from pewe.merging.store import FISHER, GRAM
 
 ENCODER, T5 = random_encoder, lambda seed: tiny_t5()
 LAYERS = {  # linear layer -> the field whose padding its inputs have

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pewe import identity, results
+from pewe import files as results
+from pewe import identity
 from pewe.cli import UserError, flag
 
 

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from pewe.backbone import BackboneConfig, load_backbone
 from pewe.cli import UserError, main
-from pewe.fusion import collect
 from pewe.fusion.zoo import Zoo, ZooConfig
-from pewe.tune import TuneConfig, tune
+from pewe.merging import collect
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 
 EMBEDDED = ROOT / "checkpoints" / "mini_t5"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

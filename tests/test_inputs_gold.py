@@ -11,11 +11,13 @@ from data.build.check import check_task
 from pewe.backbone import BackboneConfig, load_backbone
 from pewe.cli import UserError
 from pewe.data import DataConfig, load_split
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.evaluate import evaluate
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
 from pewe.metrics import METRICS, MetricError, check_gold, rouge_l, score
 from pewe.metrics import evaluate as original
-from pewe.tune import TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.evaluate import evaluate
+from pewe.tuning.tune import tune
 from task_list import METRICS as METRIC_OF_TASK
 
 GOOD = {"Pearson-Correlation": "1.5", "Pearson-Spearman": "-2", "Matthew-Correlation": "acceptable", "MultiRC": "True"}

@@ -13,12 +13,12 @@ from pewe.backbone import load_tokenizer
 from pewe.cli import UserError
 from pewe.cli import check as check_flags
 from pewe.data import DataConfig, find_prefixes, load_split, read_examples, split_path, task_names, tokenise
+from pewe.deltas.pemt_task import descriptions
 from pewe.fusion.domains import read_domains, read_tags
-from pewe.pemt import descriptions
-from pewe.reproduce import material
-from pewe.similarity import SimilarityConfig
+from pewe.grid.run import material
+from pewe.similarity.config import SimilarityConfig
 from pewe.texts import read_lines, visible
-from pewe.tune import TuneConfig
+from pewe.tuning.config import TuneConfig
 from task_list import METRICS, TASK_LISTS
 
 TASK = MINI_TASKS[0]

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from conftest import METHODS, MINI_TASKS, ROOT
 
-from pewe.tune import TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +135,7 @@ adapter_size = 4
 
 def reproduce(suite) -> subprocess.Popen:
     inits = ["Random", "Average", "Loss", "KL", "Performance"]
-    words = ["-m", "pewe.reproduce", "--suite", suite, "--seeds", "1", "2", "--init", *inits]
+    words = ["-m", "pewe.grid.run", "--suite", suite, "--seeds", "1", "2", "--init", *inits]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -19,12 +19,14 @@ from get_similarity import (
     get_Loss,
 )
 from pewe.backbone import load_backbone
-from pewe.checkpoint import read_checkpoint, task_checkpoint
 from pewe.cli import UserError
 from pewe.data import load_split
-from pewe.deltas import attach_delta
-from pewe.similarity import SimilarityConfig, run
-from pewe.tune import TuneConfig, tune
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 from task_list import QA_task_list
 
 PLAIN = {

@@ -10,17 +10,22 @@ import torch
 from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5
 from transformers import T5ForConditionalGeneration
 
-from pewe import pemt
 from pewe.backbone import Backbone
-from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
 from pewe.data import Batch, Encoded, Example, collate
-from pewe.deltas import DeltaConfig, attach_delta
+from pewe.deltas import pemt_task as pemt
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.deltas.config import DeltaConfig
+from pewe.deltas.pemt_task import block_text, descriptions
+from pewe.files import read_table
 from pewe.forward import member_losses
-from pewe.pemt import GATES, GatesConfig, block_text, descriptions
-from pewe.results import read_table
-from pewe.train import OPTIMIZERS, Session, TrainConfig, make_optimizer, rate_factor
-from pewe.tune import TuneConfig, tune
+from pewe.reporting.gates import GATES, GatesConfig
+from pewe.state import shapes_of
+from pewe.tuning.config import OPTIMIZERS, TrainConfig, TuneConfig
+from pewe.tuning.optimizers import make_optimizer, rate_factor
+from pewe.tuning.session import Session
+from pewe.tuning.tune import tune
 from task_list import METRICS, mini_task_list, pemt_task_list, quan_task
 
 SIZES = {"expert_rank": 5, "target_adapter_size": 3}

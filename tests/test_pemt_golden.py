@@ -11,11 +11,13 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
 from pewe.data import Batch, Encoded, Example
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.evaluate import greedy
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
+from pewe.deltas.pemt_task import AS_ORIGINAL_LENGTH, measure
 from pewe.forward import member_losses
-from pewe.pemt import AS_ORIGINAL_LENGTH, measure
-from pewe.train import TrainConfig, clip_gradients, make_optimizer, rate_factor
+from pewe.tuning.config import TrainConfig
+from pewe.tuning.evaluate import greedy
+from pewe.tuning.optimizers import clip_gradients, make_optimizer, rate_factor
 
 TOLERANCE = 1e-4
 BATCH = ("input_ids", "attention_mask", "labels")

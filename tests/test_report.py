@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from pewe import report, tables
 from pewe.cli import UserError, main
-from pewe.tables import best_by_dev, escaped, markdown
+from pewe.reporting import page as report
+from pewe.reporting import tables
+from pewe.reporting.tables import best_by_dev, escaped, markdown
 
 STORED = ROOT / "results" / "reference" / "flan_t5_small"
 

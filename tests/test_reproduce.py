@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import MINI_TASKS
 
-from pewe import report, reproduce, stats
 from pewe.cli import UserError
-from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, plan
-from pewe.reproduce import Config
-from pewe.results import read_json
-from pewe.suite import read_suite
+from pewe.files import read_json
+from pewe.grid import run as reproduce
+from pewe.grid.run import Config
+from pewe.grid.steps import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, plan
+from pewe.grid.suite import read_suite
+from pewe.reporting import page as report
+from pewe.reporting import stats
 
 SUITE = """
 title = "Tiny"
@@ -131,7 +133,7 @@ def _the_page_is_well_formed(path):
 def test_a_second_call_does_nothing_and_a_removed_result_is_redone_alone(here, monkeypatch, capsys):
     here()
     table = (here.folder / "results/tiny/table.txt").read_text()
-    monkeypatch.setattr("pewe.grid.tune", None)
+    monkeypatch.setattr("pewe.grid.steps.tune", None)
     here()
     assert (here.folder / "results/tiny/table.txt").read_text() == table
     monkeypatch.undo()

@@ -13,18 +13,19 @@ import torch
 from conftest import MINI_TASKS, ROOT, SMALL
 from safetensors.torch import load_file, save_file
 
-import pewe.runs
-import pewe.tune
+import pewe.tuning.runs
+import pewe.tuning.tune
 from pewe import identity
 from pewe.backbone import load_backbone
-from pewe.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError, main
 from pewe.data import load_split, split_digest
-from pewe.deltas import attach_delta
-from pewe.evaluate import evaluate
-from pewe.results import hold, read_record, read_table, write_record
-from pewe.train import Session
-from pewe.tune import COLUMNS, FailedRuns, TuneAllConfig, TuneConfig, tune, tune_all
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.files import hold, read_record, read_table, write_record
+from pewe.tuning.config import TuneAllConfig, TuneConfig
+from pewe.tuning.evaluate import evaluate
+from pewe.tuning.session import Session
+from pewe.tuning.tune import COLUMNS, FailedRuns, tune, tune_all
 from task_list import METRICS
 
 TASK = MINI_TASKS[0]
@@ -268,7 +269,7 @@ def test_interrupted_under_other_settings_in_between(tiny_backbone, tiny_data, t
     a = settings(tiny_backbone, tiny_data, tmp_path / "a", tasks=both, stack=2)
     tune(a)
     clean = stored(tmp_path / "a")
-    original = pewe.runs.replacing
+    original = pewe.tuning.runs.replacing
 
     class Killed(BaseException):
         pass
@@ -284,7 +285,7 @@ def test_interrupted_under_other_settings_in_between(tiny_backbone, tiny_data, t
             return original(path)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            for module in (pewe.results, pewe.checkpoint, pewe.runs):
+            for module in (pewe.files, pewe.deltas.checkpoint, pewe.tuning.runs):
                 patch.setattr(module, "replacing", dying)
             tune(replace(a, max_grad_norm=0.01))
         tune(a)
@@ -295,7 +296,7 @@ def test_what_killed_writers_left_is_removed(clean, tiny_backbone, tiny_data, tm
     shutil.copytree(clean, tmp_path / "out")
     (run,) = (path.parent for path in (tmp_path / "out").rglob("run.json"))
     for folder, name in ((run, "resume.pt"), (run.parents[1], BEST), (tmp_path / "out", "result.tsv")):
-        left = folder / f".{name}.{pewe.results._HOST}.{2**22 + 1}.tmp"  # no process has a number beyond 2^22
+        left = folder / f".{name}.{pewe.files._HOST}.{2**22 + 1}.tmp"  # no process has a number beyond 2^22
         left.mkdir()
         (left / name).write_bytes(b"x")
     tune(settings(tiny_backbone, tiny_data, tmp_path / "out"))
@@ -368,7 +369,7 @@ def test_the_task_of_which_every_run_failed_is_told(tiny_backbone, tiny_data, tm
 @pytest.mark.parametrize("score", [math.nan, -1.0])
 @pytest.mark.parametrize("as_original", [False, True])
 def test_scores_that_are_undefined_or_lowest_end_with_a_result(world, score, as_original):
-    for module in (pewe.tune, pewe.train):
+    for module in (pewe.tuning.tune, pewe.tuning.session):
         world.patch.setattr(module, "evaluate", lambda backbone, delta, splits, *_: [score] * len(splits))
     table = world.tune(as_original=as_original, stack=2, tasks=list(MINI_TASKS[:2]))
     assert len(table) == 2 and table[["dev", "test"]].map(lambda x: x == score or (x != x and score != score)).all(
@@ -640,7 +641,7 @@ def test_a_pair_is_not_made_again_for_another_list_of_sources(world, updates):
 
 def test_the_task_keeps_its_checkpoint_while_one_of_its_runs_is_made_again(world):
     rates = {"learning_rate_list": [1e-2, 3e-3]}
-    for module in (pewe.tune, pewe.train):
+    for module in (pewe.tuning.tune, pewe.tuning.session):
         world.patch.setattr(module, "evaluate", lambda *_: [0.5])
     world.tune(**rates)
     best = task_checkpoint(world.out, TASK).read_bytes()

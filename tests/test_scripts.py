@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import METHODS, MINI_TASKS, ROOT
 
-from pewe.results import read_table
+from pewe.files import read_table
 
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.sh"))
 MEASURES = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd", "block")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import LINES_OF, similarity_config
 
-import pewe.similarity
+import pewe.similarity.loop
 from get_similarity import get_Loss
 from pewe.data import read_examples
-from pewe.results import read_json, read_table
-from pewe.similarity import run
-from pewe.weights import COLUMNS
+from pewe.files import read_json, read_table
+from pewe.similarity.loop import run
+from pewe.similarity.table import COLUMNS
 from task_list import QA_task_list
 
 
@@ -46,8 +46,8 @@ def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path,
     some = replace(config, tasks=["boolq", "codah", "ai2_arc"], stack=2)
     clean = run(get_Loss.MEASURE, replace(some, output_dir=str(tmp_path / "clean")))
     broken = replace(some, output_dir=str(tmp_path / "broken"))
-    monkeypatch.setattr(pewe.similarity.time, "monotonic", iter(range(0, 10_000, 10)).__next__)  # write every time
-    score, deaths = pewe.similarity.score_target, 0
+    monkeypatch.setattr(pewe.similarity.loop.time, "monotonic", iter(range(0, 10_000, 10)).__next__)  # write every time
+    score, deaths = pewe.similarity.loop.score_target, 0
     for _ in range(10):
         calls = 0
 
@@ -58,7 +58,7 @@ def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path,
                 raise KeyboardInterrupt
             return score(*args)
 
-        monkeypatch.setattr(pewe.similarity, "score_target", dying)
+        monkeypatch.setattr(pewe.similarity.loop, "score_target", dying)
         try:
             table = run(get_Loss.MEASURE, broken)
         except KeyboardInterrupt:

@@ -9,16 +9,18 @@ import pytest
 import torch
 from conftest import MINI_TASKS, small, tiny_t5
 
-import pewe.similarity
+import pewe.similarity.loop
 from get_similarity import get_GraNd, get_Loss
 from pewe.backbone import BackboneConfig
-from pewe.checkpoint import task_checkpoint, write_checkpoint
 from pewe.cli import UserError, parse
 from pewe.data import DataConfig
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.results import hold, read_record
-from pewe.similarity import SimilarityConfig, run
-from pewe.train import TrainConfig
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
+from pewe.deltas.config import DeltaConfig
+from pewe.files import hold, read_record
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
+from pewe.tuning.config import TrainConfig
 
 RESULT = "result.tsv"
 
@@ -50,7 +52,7 @@ def loss(config, **changes):
 
 def interrupted(config, monkeypatch, after: int, **changes) -> None:
     """The loss, killed after so many of its forwards; every row is written at once."""
-    score, calls = pewe.similarity.score_target, []
+    score, calls = pewe.similarity.loop.score_target, []
 
     def dying(*args):
         calls.append(1)
@@ -59,17 +61,17 @@ def interrupted(config, monkeypatch, after: int, **changes) -> None:
         return score(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pewe.similarity.time, "monotonic", iter(range(0, 10_000, 10)).__next__)
-        patch.setattr(pewe.similarity, "score_target", dying)
+        patch.setattr(pewe.similarity.loop.time, "monotonic", iter(range(0, 10_000, 10)).__next__)
+        patch.setattr(pewe.similarity.loop, "score_target", dying)
         with pytest.raises(KeyboardInterrupt):
             loss(config, **changes)
 
 
 def scored(config, monkeypatch, **changes) -> tuple[int, object]:
     """How many forwards it takes to complete the loss, and the table."""
-    score, calls = pewe.similarity.score_target, []
+    score, calls = pewe.similarity.loop.score_target, []
     with monkeypatch.context() as patch:
-        patch.setattr(pewe.similarity, "score_target", lambda *args: (calls.append(1), score(*args))[1])
+        patch.setattr(pewe.similarity.loop, "score_target", lambda *args: (calls.append(1), score(*args))[1])
         table = loss(config, **changes)
     return len(calls), table
 
@@ -143,14 +145,14 @@ def test_killed_between_record_and_table(config, monkeypatch):
     """The record names the table that it is about to replace, too."""
     out = Path(config.output_dir)
     interrupted(config, monkeypatch, 4, stack=1)
-    write = pewe.similarity.write_record
+    write = pewe.similarity.loop.write_record
 
     def dying(*args):
         write(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pewe.similarity, "write_record", dying)
+        patch.setattr(pewe.similarity.loop, "write_record", dying)
         with pytest.raises(KeyboardInterrupt):
             loss(config, stack=1)
     assert len(read_record(out / "config.json")["tables"][RESULT]) == 2

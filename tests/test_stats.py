@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from pewe import ensemble, report, stats
-from pewe.grid import SOURCES
-from pewe.report import Stored
-from pewe.tables import best_by_dev
+from pewe.grid.steps import SOURCES
+from pewe.merging import save as ensemble
+from pewe.reporting import page as report
+from pewe.reporting import stats
+from pewe.reporting.page import Stored
+from pewe.reporting.tables import best_by_dev
 
 A, B, C = "mini_read_towns", "mini_read_people", "mini_yesno_towns"  # two of one group, one of another
 SEEDS = (1, 2, 3)

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 from conftest import MINI_TASKS, ROOT, tiny_t5
 
-import pewe.ensemble
-import pewe.train
-import pewe.tune
-from pewe import reproduce
-from pewe.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint
+import pewe.merging.save
+import pewe.tuning.session
+import pewe.tuning.tune
 from pewe.cli import UserError
 from pewe.data import read_examples
-from pewe.grid import SOURCES
+from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint
+from pewe.files import hold, read_json, read_record, write_json, write_record
+from pewe.grid import run as reproduce
+from pewe.grid.run import Config
+from pewe.grid.steps import SOURCES
 from pewe.identity import digest, state_digest
-from pewe.reproduce import Config
-from pewe.results import hold, read_json, read_record, write_json, write_record
 
 SUITE = """
 title = "Steps"
@@ -87,8 +87,8 @@ class World:
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reproduce.report, "write", lambda out: (out / "table.txt").write_text(""))
-    patch.setattr(pewe.ensemble, "heat_map", lambda frame, path, *args, **flags: path.write_text(""))
-    patch.setattr("pewe.similarity.heat_map", lambda frame, path, *args, **flags: None)
+    patch.setattr(pewe.merging.save, "heat_map", lambda frame, path, *args, **flags: path.write_text(""))
+    patch.setattr("pewe.similarity.loop.heat_map", lambda frame, path, *args, **flags: None)
     patch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
 
 
@@ -184,8 +184,8 @@ def test_a_finished_experiment_is_left_alone(world, calls):
 
 
 INTERRUPTED = {
-    "tuning": ("train_iters = 6", "train_iters = 9", "tune_stack", pewe.tune, "sources"),
-    "weights": ("effective = 1.5", "effective = 1.3", "write_checkpoint", pewe.ensemble, "weights/Loss"),
+    "tuning": ("train_iters = 6", "train_iters = 9", "tune_stack", pewe.tuning.tune, "sources"),
+    "weights": ("effective = 1.5", "effective = 1.3", "write_checkpoint", pewe.merging.save, "weights/Loss"),
 }
 
 
@@ -323,7 +323,7 @@ def test_a_run_that_diverges_is_a_failed_cell_and_the_others_go_on(world, capsys
 def test_a_task_whose_source_diverges_is_left_out_and_the_others_go_on(world, capsys, monkeypatch):
     """The failure is of one task, so that its neighbours keep theirs, also in a later call for another delta."""
     world.change("[weights]", "[sources]\nlearning_rate_list = [5e-3]\n[weights]")
-    drop = pewe.train.Session.drop_diverged
+    drop = pewe.tuning.session.Session.drop_diverged
 
     def dropping(session, losses):
         for member in session.members:
@@ -331,7 +331,7 @@ def test_a_task_whose_source_diverges_is_left_out_and_the_others_go_on(world, ca
                 member.failed = "diverged: on purpose"
         return drop(session, losses)
 
-    monkeypatch.setattr(pewe.train.Session, "drop_diverged", dropping)
+    monkeypatch.setattr(pewe.tuning.session.Session, "drop_diverged", dropping)
     with pytest.raises(UserError, match="1 cells or steps failed"):
         world.run(init=["Average"])
     assert "failed: steps/adapter/seed_1/sources/mini_yesno_towns/" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import pytest
 
 from pewe.cli import UserError, read_toml
-from pewe.suite import FOLDER, read_suite
+from pewe.grid.suite import FOLDER, read_suite
 
 SOUND = {
     "all": 'model = "checkpoints/mini_t5"\ntask_dir = "data/mini_gym"\ntask_list = "mini_task_list"',

@@ -22,9 +22,10 @@ from pewe.data import Batch
 from pewe.errors import CLOSED_PIPE, one_line, reason
 from pewe.fusion.experiment import Cell
 from pewe.fusion.zoo import Zoo, ZooConfig
-from pewe.plots import heat_map
-from pewe.scalars import Scalars
-from pewe.tune import TuneConfig, tune
+from pewe.reporting.plots import heat_map
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.scalars import Scalars
+from pewe.tuning.tune import tune
 
 
 @dataclass
@@ -151,7 +152,7 @@ def test_a_command_that_draws_and_writes_without_git_home_or_backend(tmp_path):
         shutil.copy(ROOT / "results" / "reference" / "flan_t5_small" / name, folder)
     poor = {"PATH": str(tmp_path), "HOME": "/proc/nothing", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": matplotlib.get_cachedir()}  # fmt: skip
-    command = [sys.executable, "-m", "pewe.report", "--folder", folder]
+    command = [sys.executable, "-m", "pewe.reporting.page", "--folder", folder]
     done = subprocess.run(command, cwd="/", env=poor, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in (folder / "pictures").glob("*.png")] == ["curves_adapter.png"]

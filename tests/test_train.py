@@ -11,17 +11,20 @@ from conftest import METHODS, MINI_TASKS, SMALL, golden_backbone, golden_npz, go
 from safetensors.torch import load_file
 from transformers import Adafactor
 
-import pewe.runs
-import pewe.train
+import pewe.tuning.runs
+import pewe.tuning.session
 from pewe.backbone import load_backbone
 from pewe.cli import UserError
 from pewe.data import Batch, load_split, training_updates
-from pewe.deltas import TUNE_METHODS, DeltaConfig, attach_delta
-from pewe.deltas.adapter import HoulsbyAdapter
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.config import DeltaConfig
+from pewe.deltas.kinds import KINDS
+from pewe.files import read_record, read_table, write_record
 from pewe.forward import member_losses
-from pewe.results import read_record, read_table, write_record
-from pewe.train import Member, Session, StackedAdafactor, clip_gradients, make_optimizer
-from pewe.tune import COLUMNS, TuneConfig, tune
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.optimizers import StackedAdafactor, clip_gradients, make_optimizer
+from pewe.tuning.session import Member, Session
+from pewe.tuning.tune import COLUMNS, tune
 
 TRACES = [
     (method, trace, 1)
@@ -249,7 +252,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
     config = settings(tiny_backbone, tiny_data, tmp_path / "clean", stack=stack, tasks=list(MINI_TASKS[:2]))
     tune(config)
     config = replace(config, output_dir=str(tmp_path / "killed"))
-    original, deaths, calls, limit = pewe.results.replacing, 0, 0, 0
+    original, deaths, calls, limit = pewe.files.replacing, 0, 0, 0
 
     class Killed(BaseException):
         pass
@@ -261,7 +264,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
             raise Killed
         return original(path)
 
-    for module in (pewe.results, pewe.checkpoint, pewe.runs):
+    for module in (pewe.files, pewe.deltas.checkpoint, pewe.tuning.runs):
         monkeypatch.setattr(module, "replacing", dying)
     for next_limit in (2, 4, 3, 5, 2, 4, 6, 3, 5, 4, 6, 7):
         calls, limit = 0, next_limit
@@ -279,7 +282,7 @@ def test_killed_at_any_write_and_started_again_equals_uninterrupted(
 def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_backbone, tiny_data, monkeypatch):
     before = (clean / "result.tsv").read_text()
     config = settings(tiny_backbone, tiny_data, clean, learning_rate_list=[1e-2, 3e-3])
-    monkeypatch.setattr(pewe.train.Session, "train", None)
+    monkeypatch.setattr(pewe.tuning.session.Session, "train", None)
     tune(config)
     assert (clean / "result.tsv").read_text() == before
     tune(replace(config, lora_r=3, expert_rank=7, sparsity=0.0))  # flags of other kinds of delta
@@ -294,9 +297,10 @@ def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_bac
 
 
 def test_every_flag_of_a_delta_decides_the_runs_of_its_kind():
-    kinds = {kind or HoulsbyAdapter for kind in TUNE_METHODS.values()}
     no_result = {"tune_method", "as_original", "apply_adapter", "apply_lora", "apply_prefix", "experts", "expert_path"}
-    assert {flag for kind in kinds for flag in kind.flags} == {field.name for field in fields(DeltaConfig)} - no_result
+    assert {flag for kind in KINDS.values() for flag in kind.flags} == {
+        field.name for field in fields(DeltaConfig)
+    } - no_result
 
 
 def test_best_checkpoint_of_a_task_is_its_best_run_by_dev(clean):

@@ -11,10 +11,11 @@ from test_weights import check_ensemble, compare_checkpoints, compare_weights, s
 
 import dev_all_ckpt
 import tune_all_ckpt
-from pewe.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.cli import UserError
-from pewe.results import read_table
-from pewe.tune import TuneConfig, tune
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.files import read_table
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.tune import tune
 from unit_model import unit_model_cos, unit_model_Euclidean, unit_model_Performance
 
 

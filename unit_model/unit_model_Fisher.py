@@ -3,15 +3,15 @@
     M_i = sum over sources j != i of (F_j + eps) M_j / sum over j of (F_j + eps)    elementwise
 
 M is the product A B of a LoRA, each matrix of an adapter, the keys and values of a prefix; F_j is the empirical Fisher
-information of its entries on task j, which `python -m pewe.fusion.collect_deltas` collects; eps is relative to the mean F.
+information of its entries on task j, which `python -m pewe.merging.collect_deltas` collects; eps is relative to the mean F.
 """
 
 from dataclasses import dataclass
 
 from pewe.cli import flag, main
-from pewe.ensemble import EnsembleConfig
-from pewe.fusion.deltas import DeltaMergeConfig
-from pewe.fusion.leave_one_out import leave_one_out
+from pewe.merging.deltas import DeltaMergeConfig
+from pewe.merging.leave_one_out import leave_one_out
+from pewe.merging.save import EnsembleConfig
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"

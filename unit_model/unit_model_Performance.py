@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pewe.checkpoint import BEST, task_checkpoint
 from pewe.cli import UserError, flag, log_to, main
-from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.deltas.checkpoint import BEST, task_checkpoint
+from pewe.files import numeric, read_record, read_table, within
 from pewe.identity import file_digest
-from pewe.merge import merge
-from pewe.results import numeric, read_record, read_table, within
-from pewe.weights import allowed_sources
+from pewe.merging.average import merge
+from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merging.weights import allowed_sources
+from pewe.state import DeltaState
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"

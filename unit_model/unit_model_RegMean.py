@@ -3,15 +3,15 @@
     M_i = (sum over sources j != i of G_j)^-1 * sum over j of G_j M_j,    G_j = alpha G + (1 - alpha) diag G
 
 M is the product A B of a LoRA, each matrix of an adapter, the keys and values of a prefix; G_j = E[x^T x] over the inputs
-of the map on task j, which `python -m pewe.fusion.collect_deltas` collects.
+of the map on task j, which `python -m pewe.merging.collect_deltas` collects.
 """
 
 from dataclasses import dataclass
 
 from pewe.cli import flag, main
-from pewe.ensemble import EnsembleConfig
-from pewe.fusion.deltas import DeltaMergeConfig
-from pewe.fusion.leave_one_out import leave_one_out
+from pewe.merging.deltas import DeltaMergeConfig
+from pewe.merging.leave_one_out import leave_one_out
+from pewe.merging.save import EnsembleConfig
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"

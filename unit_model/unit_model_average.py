@@ -9,9 +9,9 @@ own group of every target of the list.
 from dataclasses import dataclass
 
 from pewe.cli import UserError, flag, log_to, main
-from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
-from pewe.merge import merge
-from pewe.weights import allowed_sources, uniform_weights
+from pewe.merging.average import merge
+from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
+from pewe.merging.weights import allowed_sources, uniform_weights
 from task_list import GROUP_OF
 from task_list import QA_task_list as TASK_LIST
 

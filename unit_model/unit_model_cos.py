@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pewe.cli import flag, log_to, main
-from pewe.deltas import DeltaState
-from pewe.ensemble import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
-from pewe.merge import merge
-from pewe.weights import allowed_sources
+from pewe.merging.average import merge
+from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merging.weights import allowed_sources
+from pewe.state import DeltaState
 from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"

@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.ensemble import (
+from pewe.identity import file_digest
+from pewe.merging.average import merge
+from pewe.merging.save import (
     EnsembleConfig,
     Part,
     as_tensor,
@@ -23,9 +25,8 @@ from pewe.ensemble import (
     read_states,
     save,
 )
-from pewe.identity import file_digest
-from pewe.merge import merge
-from pewe.weights import RESULT, allowed_sources, similarity_frame
+from pewe.merging.weights import allowed_sources
+from pewe.similarity.table import RESULT, similarity_frame
 
 delta = "adapter"
 tem = 0.1

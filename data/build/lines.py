@@ -9,7 +9,7 @@ from pathlib import Path
 from data.build.entry import Entry, Row, digest
 from pewe.cli import UserError
 from pewe.data import Example
-from pewe.results import replacing
+from pewe.files import replacing
 
 Rows = Callable[[str], Iterable[Row]]  # the rows of a split
 SeenRows = Callable[[int], None]  # hears how many more rows were read

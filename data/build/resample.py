@@ -25,7 +25,7 @@ from data.build.registry import ALL
 from data.build.sample import rank
 from pewe.cli import UserError, flag, log, log_to, main, seed_flag
 from pewe.data import SPLITS, Example, read_examples
-from pewe.results import provenance, write_json
+from pewe.files import provenance, write_json
 from pewe.texts import visible
 
 RECORD = "resample.json"

@@ -19,7 +19,7 @@ from data.build.registry import selected
 from data.build.rows import task_folder
 from data.build.task import RECORD, Source, build_task
 from pewe.cli import UserError, check, flag, log_to, seed_flag, show
-from pewe.results import read_json, write_json
+from pewe.files import read_json, write_json
 
 log = logging.getLogger("pewe")
 OUT, CHECKSUMS = "data/crossfit", "data/checksums.json"

@@ -6,9 +6,9 @@ import pandas as pd
 
 from data.build.entry import Entry
 from data.build.task import RECORD
-from pewe.plots import plt
-from pewe.results import read_json, replacing, write_table
-from pewe.tables import escaped
+from pewe.files import read_json, replacing, write_table
+from pewe.reporting.plots import plt
+from pewe.reporting.tables import escaped
 from task_list import GROUP_OF, pemt_task_list, quan_task
 
 

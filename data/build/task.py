@@ -14,7 +14,7 @@ from data.build.lines import Counts, Rows, SeenRows, Settings, Splits, as_text, 
 from data.build.rows import from_files, from_hub, split_files, task_folder
 from data.build.sample import FewShot, Smallest, in_share, rank
 from pewe.cli import UserError
-from pewe.results import read_json, write_json
+from pewe.files import read_json, write_json
 
 VERSION = 1  # of the text format and the draws: a folder of another version is built again
 RECORD = "build.json"

@@ -1,8 +1,10 @@
 """Adapters after attention and feed-forward sub-layers, before dropout and residual (Houlsby et al. 2019)."""
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pewe.deltas.base import Delta, equal_counts, layer_name, normal
+from pewe.deltas.config import DeltaConfig
 from pewe.packing import Layout, by_member
 
 
@@ -33,7 +35,6 @@ class HoulsbyAdapter(Delta):
     """After every self-attention, cross-attention and feed-forward: 2 per encoder block, 3 per decoder block; swish."""
 
     sites = ("SelfAttention", "EncDecAttention", "DenseReluDense")
-    flags = ("adapter_type", "adapter_size")
     activation = staticmethod(nn.functional.silu)
 
     def expected_tensors(self, config) -> int:
@@ -64,3 +65,11 @@ class PfeifferAdapter(HoulsbyAdapter):
 
     def expected_tensors(self, config) -> int:
         return 2 * (config.num_layers + config.num_decoder_layers)
+
+
+TYPES = {"houlsby": HoulsbyAdapter, "pfeiffer": PfeifferAdapter}
+
+
+def adapter(model: PreTrainedModel, config: DeltaConfig, stack: int) -> Delta:
+    """A stack of adapters of the configuration's type."""
+    return TYPES[config.adapter_type](model, config, stack)

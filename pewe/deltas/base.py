@@ -13,69 +13,18 @@ h = num_heads * d_kv.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pewe.cli import OriginalConfig, UserError, flag
+from pewe.cli import UserError
 from pewe.deltas.compat import DeltaBase
-from pewe.packing import Layout
+from pewe.deltas.config import DeltaConfig
+from pewe.no_delta import NoDelta
+from pewe.state import DeltaState
 
-DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
-WIDEST = 2**16  # of a bottleneck, rank or prefix: more than any T5's width
-TUNE_METHODS: dict[str, type | None] = {}  # both are filled where the kinds are known, in pewe/deltas/__init__.py
-ADAPTER_TYPES: dict[str, type] = {}
 Initialiser = Callable[[torch.Size, torch.Generator], Tensor]
-
-
-@dataclass
-class DeltaConfig(OriginalConfig):
-    """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
-
-    tune_method: str = flag(
-        "adapter",
-        "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)",
-        choices=TUNE_METHODS,
-    )
-    adapter_type: str = flag(
-        "houlsby", "houlsby (after every sub-layer) or pfeiffer (after the feed-forward only)", choices=ADAPTER_TYPES
-    )
-    adapter_size: int = flag(12, "bottleneck r of an adapter", low=1, high=WIDEST)
-    lora_r: int = flag(10, "rank of LoRA", low=1, high=WIDEST)
-    lora_alpha: float = flag(16.0, "LoRA's scale is alpha / r", above=0)
-    prefix_num: int = flag(120, "number of prefix vectors P", low=1, high=WIDEST)
-    prefix_r: int = flag(24, "bottleneck of the prefix network", low=1, high=WIDEST)
-    apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)")
-    apply_lora: bool = flag(False, "same as --tune_method lora")
-    apply_prefix: bool = flag(False, "same as --tune_method prefix")
-    expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert", low=1, high=WIDEST)
-    expert_path: str = flag(
-        "checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt", decides=False
-    )
-    experts: list[str] = flag(
-        [],
-        "PEMT, stage 2: names or lists of the sources, in order (default: all tasks but the target)",
-        unique=True,
-        name=True,
-    )
-    target_adapter_size: int = flag(
-        0, "PEMT: bottleneck of the target adapter (0: d_model / 16, as the original)", low=0, high=WIDEST
-    )
-    sparsity: float = flag(0.1, "PEMT: coefficient of the sparsity loss; 0: without", low=0)
-    prompt_dropout: float = flag(
-        0.1, "PEMT: dropout of the target prompt's attention to the sources' prompts", low=0, high=1
-    )
-    pemt_gate: bool = flag(True, "PEMT: gates; without, every expert has the same weight")
-    pemt_prompt: bool = flag(True, "PEMT: prompts; without, a gate reads the mean of the input's positions")
-    pemt_adapter: bool = flag(True, "PEMT: target adapters")
-    task_descriptions: str = flag("data/task_descriptions.tsv", "PEMT: file with task TAB sentence: the prompts' text")
-
-
-def unread_flags(delta) -> set[str]:
-    """The flags of DeltaConfig that this kind of delta does not read: no result depends on them."""
-    return {field.name for field in fields(DeltaConfig)} - {"tune_method", "as_original", *delta.flags}
 
 
 def normal(std: float) -> Initialiser:
@@ -93,38 +42,6 @@ def zeros(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.zeros(shape)
 
 
-class NoDelta:
-    """What a forward asks of a delta; this one changes nothing. Names are those of the model's modules."""
-
-    stack = 1
-    counts_padding = False  # padding must stand in the line, because something counts it
-
-    def __init__(self, model: PreTrainedModel):
-        self.backbone_model = model
-
-    def project(self, name: str, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """What becomes of y = x W^T of the linear layer `name`; lines (N, d_in), (N, d_out)."""
-        return y
-
-    def after(self, name: str, hidden: Tensor, layout: Layout) -> Tensor:
-        """What becomes of the output of the sub-layer `name` (an attention or a feed-forward), a line (N, d)."""
-        return hidden
-
-    def prefix(self, side: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values in front of those of a self-attention, (K, heads, P, d_kv) each."""
-        return None
-
-    def prompt(self) -> Tensor | None:
-        """Positions (P, d) in front of the encoder's input."""
-        return None
-
-    def start(self, layout: Layout, prompt: int) -> None:
-        """Is told of the layout that the encoder works on, `prompt` positions of each row being the prompt's."""
-
-    def encoded(self, hidden: Tensor) -> None:
-        """Is told of the encoder's output on that layout, (N, d)."""
-
-
 class Delta(DeltaBase, NoDelta):
     """Base of the paper-exact deltas. A subclass creates its sites in `update_module` and names their tensors.
 
@@ -134,11 +51,6 @@ class Delta(DeltaBase, NoDelta):
 
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
     stacked = True  # tensors have the leading axis K
-    flags: tuple[str, ...] = ()  # of DeltaConfig, those that this kind reads: a run does not depend on the others
-    tensors_show: tuple[
-        str, ...
-    ] = ()  # of `flags`, those that do not change what given tensors compute, or that these show
-    papers_trainer = True  # the paper tuned this kind, so that --as_original restores the quirks of its trainer
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))

@@ -7,13 +7,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pewe.cli import UserError
-from pewe.deltas.base import DeltaConfig, DeltaState, NoDelta
+from pewe.deltas.config import DeltaConfig
+from pewe.no_delta import NoDelta
+from pewe.state import DeltaState
 
 
 class FullModel(NoDelta):
     """`--tune_method model`. Same methods as `Delta`; the tensors have no leading axis, so the stack is always 1."""
 
-    stacked, flags, tensors_show, papers_trainer = False, (), (), True
+    stacked = False
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         if stack != 1:

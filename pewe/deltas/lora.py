@@ -27,7 +27,6 @@ class Lora(Delta):
     """A is kaiming uniform on the (d, r) tensor, that is U(+-1/sqrt(r)); B starts at zero."""
 
     sites = ("SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v")
-    flags = ("lora_r", "lora_alpha")
 
     def expected_tensors(self, config) -> int:
         return 2 * 2 * (config.num_layers + 2 * config.num_decoder_layers)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pewe.cli import UserError
-from pewe.deltas.base import Delta, DeltaState, Initialiser, kaiming_uniform, layer_name, normal, zeros
+from pewe.deltas.base import Delta, Initialiser, kaiming_uniform, layer_name, normal, zeros
 from pewe.packing import Layout
+from pewe.state import DeltaState
 
 PROMPT = "task_shared"  # the original's name of the prompt
 
@@ -221,10 +222,6 @@ class PemtSource(Delta):
     """
 
     sites = ("encoder", "decoder", "DenseReluDense.wo")
-    flags = ("expert_rank", "target_adapter_size", "sparsity", "prompt_dropout", "pemt_gate", "pemt_prompt", "pemt_adapter",
-             "task_descriptions")  # fmt: skip
-    tensors_show = flags
-    papers_trainer = False
 
     def __init__(self, model, config, stack: int):
         if stack != 1:

@@ -80,7 +80,6 @@ class Prefix(Delta):
     """One network for the encoder, one for the decoder; none on cross-attention."""
 
     sites = ("SelfAttention",)
-    flags = ("prefix_num", "prefix_r")
 
     def expected_tensors(self, config) -> int:
         return 2 * 3

@@ -1,6 +1,6 @@
 """Merge local model folders by the statistics of each, without their data (Jin et al. 2023).
 
-    python -m pewe.fusion.collect --model A --data a.tsv --output a.safetensors     (once per model)
+    python -m pewe.merging.collect --model A --data a.tsv --output a.safetensors     (once per model)
     python -m pewe.fusion --models A B --stats a.safetensors b.safetensors --method regmean --output M
 
 M is a folder like A: configuration, tokenizer and excluded parameters are A's. fusion.json in it, written last, says what it
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pewe.cli import UserError, flag, log, log_to, main
-from pewe.fusion.merging import MergeConfig, check_config, merge_models
-from pewe.fusion.store import WEIGHTS, Statistics, check_alike, check_finite, model_tensors, read_statistics
+from pewe.files import hold, read_json, replacing, write_json, write_record
 from pewe.identity import deciding, file_digest, model_digest
-from pewe.results import hold, read_json, replacing, write_json, write_record
+from pewe.merging.models import MergeConfig, check_config, merge_models
+from pewe.merging.store import WEIGHTS, Statistics, check_alike, check_finite, model_tensors, read_statistics
 
 RECORD = "fusion.json"
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".index.json", RECORD, "recipe.json")
@@ -84,7 +84,7 @@ def matching_statistics(config: Config) -> Sequence[Statistics]:
     """The statistics of the models. Raises UserError where they are of another model, or were not collected alike."""
     found: list[Statistics] = []
     for folder, path in zip(config.models, config.stats, strict=bool(config.stats)):
-        command = f"python -m pewe.fusion.collect --model {folder} --data TRAINING.tsv --output {path}"
+        command = f"python -m pewe.merging.collect --model {folder} --data TRAINING.tsv --output {path}"
         found.append(read_statistics(Path(path), {"model": model_digest(folder)}, command))
     check_alike(found, config.stats, OF_ONE_MODEL)
     return found

@@ -29,9 +29,9 @@ from transformers import PreTrainedTokenizerBase
 from pewe.cli import UserError, suggest
 from pewe.data import IGNORED, find_prefixes, read_examples, split_path, tokenise
 from pewe.fusion import yesno
-from pewe.fusion.collect import Batch
-from pewe.fusion.ensembles import entity_f1, label_f1
+from pewe.fusion.voting import entity_f1, label_f1
 from pewe.identity import digest
+from pewe.merging.collect import Batch
 from pewe.texts import read_lines, visible
 
 SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}

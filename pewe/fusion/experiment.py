@@ -24,16 +24,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, show, suggest
+from pewe.files import hold, read_record, write_config, write_record
 from pewe.fusion import tables
-from pewe.fusion.collect import StatisticsConfig
 from pewe.fusion.domains import Domain, decide, score
-from pewe.fusion.ensembles import hard_ensemble, known_ensemble, soft_ensemble
-from pewe.fusion.merging import METHODS as MERGES
-from pewe.fusion.merging import MergeConfig, MergeRules, check_patterns, merge_models
-from pewe.fusion.store import model_tensors
+from pewe.fusion.voting import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.zoo import Zoo, ZooConfig
 from pewe.identity import deciding, difference, digest, part
-from pewe.results import hold, read_record, write_config, write_record
+from pewe.merging.collect import StatisticsConfig
+from pewe.merging.models import METHODS as MERGES
+from pewe.merging.models import MergeConfig, MergeRules, check_patterns, merge_models
+from pewe.merging.store import model_tensors
 
 MULTITASK = "multitask"
 HEAD = re.compile(r"(classifier|score)\.")

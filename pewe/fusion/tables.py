@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe import plots
-from pewe.results import write_table, write_text
-from pewe.stats import paired
-from pewe.tables import markdown
+from pewe.files import write_table, write_text
+from pewe.reporting import plots
+from pewe.reporting.stats import paired
+from pewe.reporting.tables import markdown
 
 KEYS = ["models", "group", "heads", "seed", "method"]
 SCOPES = {"in_domain": "in domain", "out_of_domain": "out of domain"}

@@ -24,13 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from pewe.cli import SEED, UserError, flag, log
 from pewe.data import IGNORED, LONGEST
-from pewe.fusion.collect import Batch, BatchConfig, StatisticsConfig, collect, gold_loss
+from pewe.files import hold, read_record, replacing, write_record
 from pewe.fusion.domains import SUFFIX, Domain, Row, collate, read_domains
-from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
-from pewe.fusion.store import WEIGHTS, Statistics, check_finite, made, read_tensors, stale
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import deciding, difference, digest, files_digests, model_digest, part
-from pewe.results import hold, read_record, replacing, write_record
+from pewe.merging.collect import Batch, BatchConfig, StatisticsConfig, collect, gold_loss
+from pewe.merging.store import WEIGHTS, Statistics, check_finite, made, read_tensors, stale
+from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
 
 WARMUP = 0.06  # share of the updates
 SCORED = 64  # sentences per forward without gradients

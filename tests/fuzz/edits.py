@@ -241,7 +241,7 @@ def checkpoint(change: Callable[[State, Random], State | None]) -> Edit:
     """The state in a checkpoint changed, and the file written as the suite does where it would write such a state."""
 
     def edit(path: Path, rng: Random) -> None:
-        from pewe.checkpoint import write_checkpoint
+        from pewe.deltas.checkpoint import write_checkpoint
 
         content = torch.load(path, weights_only=True)
         kind, progress = kind_of(content), content.get("current_state", {})

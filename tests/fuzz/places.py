@@ -165,7 +165,7 @@ def _local(world, path: Path) -> None:
         shutil.copy(world.place("emotions") / domain / f"{domain}_train.tsv", path / f"{name}.tsv")
     for name in "ab":
         words = (
-            f"-m pewe.fusion.collect --model {path}/{name} --data {path}/{name}.tsv --output {path}/{name}.safetensors"
+            f"-m pewe.merging.collect --model {path}/{name} --data {path}/{name}.tsv --output {path}/{name}.safetensors"
         )
         outcome = run([*words.split(), "--batch_size", "4"], path)
         if outcome.code != 0:

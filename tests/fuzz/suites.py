@@ -38,7 +38,7 @@ def flag(section: str, name: str, values: tuple, right: str = REFUSE) -> Variant
 
 
 def of_suite(*words: str, names: tuple[str, ...], right: str = REFUSE) -> Variant:
-    """Flags of pewe.reproduce."""
+    """Flags of pewe.grid.run."""
     return lambda box: Case(box.words("suite", *words), right, names, "suite", causes=right != REFUSE)
 
 

@@ -104,7 +104,7 @@ def provenance(content: str) -> Variant:
 
 
 def rows_flag(rows: Callable[[Box], list[str]], names: tuple[str, ...], right: str = REFUSE, check=None) -> Variant:
-    """The flag --rows of pewe.tables."""
+    """The flag --rows of pewe.reporting.tables."""
     return lambda box: Case(box.words("tables", "--rows", *rows(box)), right, names, "tables", check=check)
 
 

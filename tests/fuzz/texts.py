@@ -212,7 +212,7 @@ def tags(edit: Edit, right: str = REFUSE) -> Variant:
 
 
 def zoo_data_error(content: bytes) -> Variant:
-    """Training data of `pewe.fusion.collect`."""
+    """Training data of `pewe.merging.collect`."""
     return spoiled("collect", "local", lambda local, rng: ((local / "a.tsv").write_bytes(content), "a.tsv")[1:])
 
 

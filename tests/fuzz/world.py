@@ -44,14 +44,14 @@ def _filled(word: str, places: Callable[[str], Path]) -> str:
     return f"{before}{places(name)}{after}"
 
 
-def tuning(flags: str, script: str = "tune_hps_singletask", kind: str = "pewe.tune:TuneConfig") -> Command:
+def tuning(flags: str, script: str = "tune_hps_singletask", kind: str = "pewe.tuning.tune:TuneConfig") -> Command:
     """A command of tuning."""
     return Command(f"{script}.py {TUNE} --output_dir out {flags}", kind)
 
 
 def measure(name: str, flags: str = "", kind: str = "SimilarityConfig") -> Command:
     """A command that scores sources on targets."""
-    return Command(f"get_similarity/get_{name}.py {SCORE} {flags}", f"pewe.similarity:{kind}")
+    return Command(f"get_similarity/get_{name}.py {SCORE} {flags}", f"pewe.similarity.loop:{kind}")
 
 
 def ensemble(name: str, flags: str = "") -> Command:
@@ -85,24 +85,24 @@ COMMANDS = {
     "Euclidean": ensemble("Euclidean", "--tuned_ckpt_path {pairs}"),
     "Performance": ensemble("Performance", "--tuned_ckpt_path {pairs} --zero_result_path {zero_shot}/result.tsv"),
     "statistics": Command(
-        f"-m pewe.fusion.collect_deltas {DATA} {SIZES} {ALL} --full_train --batch_size 4 --source_ckpt_path out",
-        "pewe.fusion.collect_deltas:Config", "sources"),
+        f"-m pewe.merging.collect_deltas {DATA} {SIZES} {ALL} --full_train --batch_size 4 --source_ckpt_path out",
+        "pewe.merging.collect_deltas:Config", "sources"),
     "Fisher": Command(f"unit_model/unit_model_Fisher.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
                       "unit_model.unit_model_Fisher:Config"),
     "RegMean": Command(f"unit_model/unit_model_RegMean.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
                        "unit_model.unit_model_RegMean:Config"),
-    "convert": Command("-m pewe.checkpoint --original {original} --out out/new.pt", "pewe.checkpoint:ConvertConfig"),
+    "convert": Command("-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
-    "gates": Command("-m pewe.pemt --runs {pemt} --out out", "pewe.pemt:GatesConfig"),
-    "suite": Command("-m pewe.reproduce --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz",
-                     "pewe.reproduce:Config"),
-    "report": Command("-m pewe.report --folder out", "pewe.report:Config", "suite:results/fuzz"),
-    "tables": Command("-m pewe.tables --rows A={tune} B={from_ensemble} --out out", "pewe.tables:TableConfig"),
+    "gates": Command("-m pewe.reporting.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
+    "suite": Command("-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz",
+                     "pewe.grid.run:Config"),
+    "report": Command("-m pewe.reporting.page --folder out", "pewe.reporting.page:Config", "suite:results/fuzz"),
+    "tables": Command("-m pewe.reporting.tables --rows A={tune} B={from_ensemble} --out out", "pewe.reporting.tables:TableConfig"),
     "fusion": Command("-m pewe.fusion.experiment --experiment {fusion.toml} --name fuzz --zoo out/zoo --quiet",
                       "pewe.fusion.experiment:Config"),
-    "collect": Command("-m pewe.fusion.collect --model {local}/a --data {local}/a.tsv --output out/a.safetensors "
-                       "--batch_size 4", "pewe.fusion.collect:Config"),
+    "collect": Command("-m pewe.merging.collect --model {local}/a --data {local}/a.tsv --output out/a.safetensors "
+                       "--batch_size 4", "pewe.merging.collect:Config"),
     "merge": Command("-m pewe.fusion --models {local}/a {local}/b --stats {local}/a.safetensors {local}/b.safetensors "
                      "--output out/merged", "pewe.fusion.__main__:Config"),
     "check": Command("-m data.build.check --folders {data}", "data.build.check:CheckConfig"),

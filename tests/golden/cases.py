@@ -27,16 +27,20 @@ from golden.compare import Numbers, summaries, summary
 
 from data.build.pemt import few_shot, permutation
 from get_similarity import MEASURES
-from pewe import evaluate, metrics, weights
+from pewe import metrics
 from pewe.backbone import BackboneConfig, load_backbone
-from pewe.checkpoint import ensemble_checkpoint, read_checkpoint, write_checkpoint
 from pewe.data import SPLITS, Batch, DataConfig, Encoded, Example, load_split, training_updates
-from pewe.deltas import DeltaConfig, attach_delta
-from pewe.deltas.base import NoDelta
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, write_checkpoint
+from pewe.deltas.config import DeltaConfig
+from pewe.files import read_json, read_table
 from pewe.forward import member_losses
-from pewe.results import read_json, read_table
-from pewe.train import clip_gradients, make_optimizer
-from pewe.tune import TuneConfig, tune
+from pewe.merging import weights
+from pewe.no_delta import NoDelta
+from pewe.tuning import evaluate
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.optimizers import clip_gradients, make_optimizer
+from pewe.tuning.tune import tune
 from task_list import METRICS
 from unit_model import (
     unit_model_average,

@@ -10,12 +10,12 @@ from golden.compare import Numbers, summaries, summary
 from transformers import AutoConfig, RobertaForSequenceClassification
 
 from pewe.data import Batch
-from pewe.fusion import ensembles
-from pewe.fusion.collect import collect
-from pewe.fusion.collect_deltas import collect_delta
-from pewe.fusion.deltas import DeltaMergeConfig, merge_deltas, source_maps
-from pewe.fusion.merging import MergeConfig, merge_models
-from pewe.fusion.store import GRAM
+from pewe.fusion import voting as ensembles
+from pewe.merging.collect import collect
+from pewe.merging.collect_deltas import collect_delta
+from pewe.merging.deltas import DeltaMergeConfig, merge_deltas, source_maps
+from pewe.merging.models import MergeConfig, merge_models
+from pewe.merging.store import GRAM
 
 
 def of_deltas(name: str, method: str, world) -> Numbers:

@@ -1,0 +1,22 @@
+"""From a model and flags to a stack of deltas."""
+
+from transformers import PreTrainedModel
+
+from pewe.cli import UserError, check
+from pewe.deltas.base import Delta
+from pewe.deltas.config import DeltaConfig
+from pewe.deltas.kinds import KINDS
+
+
+def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:
+    """Freeze `model` and insert `stack` deltas of this kind (all zero until `initialise` or `load`).
+
+    Raises UserError for flags that are not allowed or contradict each other, or a model that is not a T5.
+    """
+    check(config)
+    for method in ("adapter", "lora", "prefix"):
+        if getattr(config, f"apply_{method}") and config.tune_method != method:
+            raise UserError(f"--apply_{method} contradicts --tune_method {config.tune_method}")
+    if getattr(model.config, "model_type", "") != "t5":
+        raise UserError(f"the backbone must be a T5, not {getattr(model.config, 'model_type', type(model).__name__)!r}")
+    return KINDS[config.tune_method].load()(model, config, stack)

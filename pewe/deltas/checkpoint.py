@@ -1,0 +1,221 @@
+"""Delta checkpoints: `checkpoint-best.pt`, always loadable with `torch.load(weights_only=True)`.
+
+    {tune_method: {original parameter name: tensor}, "args": {plain values}, "current_state": {"epoch", "num_updates"},
+     "sha256": fingerprint of all that}
+
+`args` say, among others, what the delta was made for (`delta_identity`). `pewe/deltas/convert.py` makes one of a checkpoint
+of the original code.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import safetensors.torch
+import torch
+
+from pewe import identity
+from pewe.cli import UserError, log
+from pewe.deltas.kinds import KINDS
+from pewe.files import replacing
+from pewe.state import DeltaState, Shapes, check_state, float_state, shapes_of_state
+
+BEST = "checkpoint-best.pt"
+BACKBONE, MODEL = "backbone", "model"  # entries of `args`: fingerprint of the backbone's content, and its name
+NOTHING: Mapping = MappingProxyType({})
+
+
+def task_checkpoint(folder: Path, task: str) -> Path:
+    """Where the delta tuned on a task lies: `<folder>/<task>/checkpoint-best.pt`."""
+    return folder / task / BEST
+
+
+def ensemble_checkpoint(folder: Path, task: str) -> Path:
+    """Where the ensemble for a target lies: `<folder>/without_<task>_checkpoint.pt`."""
+    return folder / f"without_{task}_checkpoint.pt"
+
+
+def delta_identity(config) -> dict:
+    """What a delta of this configuration (a DeltaConfig and BackboneConfig) is made for: the flags of its kind, the backbone.
+
+    Entries of this kind stand in the `args` of a checkpoint.
+    """
+    flags = {name: getattr(config, name) for name in KINDS[config.tune_method].describing}
+    return {**flags, BACKBONE: identity.model_digest(config.model, config.tokenizer_path)}
+
+
+def experts_of(built_on: Mapping[str, str]) -> list[list[str]]:
+    """Frozen deltas and their fingerprints as the entry `built_on` of `args`, which keeps their order."""
+    return [list(pair) for pair in built_on.items()]
+
+
+def write_checkpoint(
+    path: Path, tune_method: str, state: DeltaState, args: Mapping, updates: int = 0, epoch: int = 0
+) -> None:
+    """Write a delta state with its checksum, atomically; `args` must hold plain values only."""
+    own = {
+        name: tensor.clone() for name, tensor in state.items()
+    }  # of a view, torch.save writes all that lies behind it
+    content = {tune_method: own, "args": dict(args), "current_state": {"epoch": epoch, "num_updates": updates}}
+    save_sealed(path, content)
+
+
+def save_sealed(path: Path, content: Mapping) -> None:
+    """Write tensors and plain values with their checksum in torch's format, atomically; equal content gives equal bytes."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # of a path, torch would store the name
+        torch.save(identity.sealed(content), file)
+
+
+def read_checkpoint(
+    path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False,
+    built_on: Mapping[str, str] = NOTHING, made_for: Mapping = NOTHING,
+) -> DeltaState:  # fmt: skip
+    """The delta state in a checkpoint (`.pt` or `.safetensors`) as float32, checked against the expected names and shapes.
+
+    `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once. `built_on`
+    are the frozen deltas, name -> fingerprint, that the checkpoint must have been tuned on, in this order. `made_for` is
+    the `delta_identity` of whoever uses it; a checkpoint that does not say its own (the original's) is taken with a warning.
+
+    Raises UserError that names the file and the tensor: a missing or damaged file, another tune method, scale, size,
+    backbone or other frozen deltas; missing or unexpected names, another shape, values that are not finite floats.
+    """
+    state, args = open_checkpoint(path, tune_method, hint, mapped)
+    check_made_for(args, made_for, path)
+    check_state(state, shapes, path)
+    saved = args.get("built_on", [])
+    if built_on and saved != experts_of(built_on):
+        raise UserError(
+            f"{path} was tuned on other experts: {saved}; expected {experts_of(built_on)} (--experts, --expert_path)"
+        )
+    return state
+
+
+def open_checkpoint(
+    path: Path, tune_method: str, hint: str = "", mapped: bool = False, verify: bool = True
+) -> tuple[DeltaState, dict]:
+    """The state, as float32, and the `args` of a checkpoint; neither names, shapes nor values are checked.
+
+    Raises UserError for a missing or damaged file, and for a content that is not a checkpoint of this method.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
+    content = _load(path, mapped)
+    if not isinstance(content, dict) or tune_method not in content:
+        found = next((name for name in KINDS if isinstance(content, dict) and name in content), None)
+        what = f"a {found} checkpoint" if found else "no delta checkpoint"
+        raise UserError(f"{path} is {what}; expected one of --tune_method {tune_method}")
+    for entry in (tune_method, "args", "current_state"):
+        if not isinstance(content.get(entry, {}), dict):
+            raise UserError(f"{path}: its entry {entry} is a {type(content[entry]).__name__}, not names with values")
+    state = float_state(content[tune_method], path)
+    if verify:
+        check_seal(content, state, path)
+    return state, content.get("args", {})
+
+
+def check_seal(content: dict, state: DeltaState, path: Path) -> None:
+    """Raises UserError where the content does not fit its checksum; one without checksum, of others, is taken."""
+    if identity.SEAL in content and identity.unsealed(content) is None:
+        check_state(state, None, path)  # names the tensor
+        raise UserError(
+            f"cannot read the checkpoint {path}: it is damaged, its content does not fit its checksum "
+            f"(a file changed on purpose must have no entry {identity.SEAL!r})"
+        )
+
+
+def _load(path: Path, mapped: bool):
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+            return dict.fromkeys(KINDS, state)
+        mapped = mapped and zipfile.is_zipfile(path)  # not in torch's format before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
+            f"convert it first: python -m pewe.deltas.convert --original {path} --out NEW.pt"
+        ) from None
+    except PermissionError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
+
+
+def sound_content(path: Path) -> dict:
+    """The content of a checkpoint that fits its checksum; empty where there is no such file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content if identity.unsealed(content) is not None else {}
+    except Exception:  # as in `_load`
+        return {}
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a sound checkpoint; empty where there is no such file."""
+    return sound_content(path).get(identity.SEAL, "")
+
+
+_told: set[tuple[str, ...]] = set()  # entries of which it was said that a checkpoint lacks them
+
+
+def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "") -> None:
+    """Raises UserError unless a checkpoint, by its `args`, was made for this scale, type, size and backbone.
+
+    Where it does not say, it is taken, with one warning for all such checkpoints. `advice` takes the place of the flag to
+    give.
+    """
+    for name, wanted in made_for.items():
+        given = args.get(name, wanted)
+        if given == wanted:
+            continue
+        if name == BACKBONE:
+            what = f"on another backbone ({args.get(MODEL, 'its name is not known')})"
+            raise UserError(f"{path} was tuned {what}; {advice or 'give that as --model, or tune it on this one'}")
+        raise UserError(f"{path} was tuned with --{name} {given}, not {wanted}; {advice or f'give --{name} {given}'}")
+    silent = tuple(name for name in made_for if name not in args)
+    if silent and silent not in _told:
+        _told.add(silent)
+        log.warning(
+            "%s does not say its %s (an earlier version, or the original code?); it and others like it are used as they are",
+            path, ", ".join(silent),
+        )  # fmt: skip
+
+
+class Checkpoints(Sequence[DeltaState]):
+    """The delta states in files, all with the tensors of the first and made for the same scale, size and backbone.
+
+    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for.
+    """
+
+    def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
+        self.paths, self.tune_method, self.hint = list(paths), tune_method, hint
+        self.shapes: Shapes | None = None
+        self.made_for: dict = {}
+        self._kept: list[DeltaState] | None = None
+        for path in self.paths:
+            state, args = open_checkpoint(path, tune_method, hint, mapped=True)
+            self.shapes = self.shapes or shapes_of_state(state)
+            check_state(state, self.shapes, path)
+            known = {name: value for name, value in self.made_for.items() if name != MODEL}
+            check_made_for(args, known, path, "unlike those before it: the sources of an ensemble must be alike")
+            names = (*KINDS[tune_method].describing, BACKBONE, MODEL)
+            self.made_for = {name: args[name] for name in names if name in args} | self.made_for
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> DeltaState:
+        if self._kept is not None:
+            return self._kept[number]
+        path = self.paths[number]
+        state, _ = open_checkpoint(path, self.tune_method, self.hint, mapped=True, verify=False)
+        check_state(state, self.shapes, path)
+        return state
+
+    def loaded(self, limit: int) -> "Checkpoints":
+        """This sequence, with its states in memory where their files are smaller than `limit` bytes together."""
+        if sum(path.stat().st_size for path in self.paths) < limit:
+            self._kept = list(self)
+        return self

@@ -1,0 +1,1 @@
+"""The experiment: a suite, its steps, and carrying them out."""

@@ -1,0 +1,1 @@
+"""From similarities to weights, from weights and deltas (or whole models) to merged ones."""

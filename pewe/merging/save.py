@@ -1,0 +1,264 @@
+"""What every unit_model/unit_model_*.py does once it has its weights: merge, save, draw.
+
+<save_ckpt_path>/without_<target>_checkpoint.pt   the initialisation for each target
+<save_ckpt_path>/final_weight.tsv                 target, source, weight
+<save_ckpt_path>/hot_pic_all.png                  targets down, sources across, effective number of sources at the side
+<save_ckpt_path>/config.json                      what they were made from: flags, digests of sources, tables, ...; its files
+
+and, of a similarity by block or layer, whose ensembles lie in a folder per scope:
+
+<save_ckpt_path>/overview_<target>.png            scopes down, sources across
+<save_ckpt_path>/importance.tsv, .png             scope, spread of its weights
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pewe.cli import UserError, check, flag, log, suggest
+from pewe.deltas.checkpoint import (
+    MODEL,
+    Checkpoints,
+    check_made_for,
+    ensemble_checkpoint,
+    task_checkpoint,
+    write_checkpoint,
+)
+from pewe.deltas.kinds import KINDS
+from pewe.files import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
+from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
+from pewe.merging.average import MEMORY
+from pewe.merging.weights import softmax_weights, temperature_for
+from pewe.reporting.plots import bars, heat_map
+from pewe.reporting.stats import effective_numbers
+from pewe.similarity.table import COLUMNS
+from pewe.state import DeltaState, check_state
+from task_list import METRICS, TASK_LISTS
+
+
+@dataclass
+class EnsembleConfig:
+    """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
+
+    delta: str = flag("adapter", "adapter, lora or prefix", choices=KINDS)
+    source_ckpt_path: str = flag(
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+    )
+    save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
+    task_list: str = flag(
+        "",
+        "list of task_list.py: targets and sources (default: the script's constant)",
+        decides=False,
+        choices=TASK_LISTS,
+    )
+    tasks: list[str] = flag([], "task names instead of a list", unique=True)
+    quiet: bool = flag(False, "warnings only", decides=False)
+    effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
+
+
+def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
+    """The tasks that an ensemble script works on. Raises UserError for a flag that is not allowed or an unknown task."""
+    check(config)
+    tasks = list(config.tasks or TASK_LISTS.get(config.task_list, default))
+    for task in tasks:
+        if task not in METRICS:
+            raise UserError(f"task {suggest(task, METRICS)}")
+        if tasks.count(task) > 1:
+            raise UserError(f"{task!r} is named twice (--tasks, --task_list): a source would count twice in every mean")
+    return tasks
+
+
+def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints | None = None) -> Checkpoints:
+    """The deltas of these tasks in a folder, all of the same kind, size and backbone; read one by one where they are large.
+
+    A task may be a pair, TARGET/SOURCE. Raises UserError also where they are not like those that they are compared with.
+    """
+    paths = [task_checkpoint(Path(folder), task) for task in tasks]
+    states = Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
+    if like is not None:
+        known = {name: value for name, value in like.made_for.items() if name != MODEL and name in states.made_for}
+        check_made_for(states.made_for, known, paths[0], f"they are compared with {like.paths[0]}, and must be like it")
+        check_state(states[0], like.shapes, paths[0])
+    return states
+
+
+def ensemble_weights(
+    config: EnsembleConfig, S: Tensor, temperature: float, higher: bool, allowed: Tensor
+) -> tuple[Tensor, float]:
+    """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse."""
+    if config.effective:
+        temperature = temperature_for(S, config.effective, higher, allowed)
+    W = softmax_weights(S, temperature, higher, allowed)
+    if config.effective:
+        found = np.median(effective_numbers(W.numpy()))
+        level = logging.WARNING if abs(found - config.effective) > 0.01 * config.effective else logging.INFO
+        log.log(level, "temperature %.3g gives an effective number of sources of %.3g", temperature, found)
+    collapsed = effective_numbers(W.numpy()) < 1.5
+    if collapsed.mean() > 0.5 and allowed.sum(1).median() > 3:
+        advice = temperature_for(S, 3, higher, allowed)
+        log.warning("with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
+                    "effective number of 3 (--effective 3)", temperature, collapsed.sum(), len(collapsed), advice)  # fmt: skip
+    return W, temperature
+
+
+WEIGHTS, RECORD = "final_weight.tsv", "config.json"
+
+
+def digests(tasks: Sequence[str], states: Sequence[DeltaState]) -> dict[str, str]:
+    """Task -> fingerprint of its delta: an entry of what an ensemble was made from."""
+    return {task: state_digest(state) for task, state in zip(tasks, states, strict=True)}
+
+
+def read_similarity(path: Path) -> tuple[pd.DataFrame, bool | None]:
+    """The table of a similarity, and whether higher is more similar where the `config.json` beside it says so.
+
+    A table without one is a user's own. Raises UserError where it is not the table that the record is of, or not finished.
+    """
+    table = read_table(path, COLUMNS)
+    table["value"] = numeric(table, "value", path)
+    empty = [*table[COLUMNS[:3]].isna().any(axis=1), not len(table)]
+    if any(empty):
+        raise UserError(f"{path}, line {empty.index(True) + 2}: expected a target, a source, a scope and a value")
+    for folder in (path.parent, path.parent.parent):  # a scope's folder lies in the measure's
+        about = _about(folder / RECORD, path)
+        if about is not None:
+            return table, about
+    return table, None
+
+
+def _about(beside: Path, table: Path) -> bool | None:
+    """The orientation in a record, checked against the table; None where there is none, or it is of something else."""
+    content = read_json(beside) if beside.is_file() else {}
+    record = unsealed(content)
+    way_out = (
+        "make the matrix again with its script, or copy the table alone into another folder and give --orientation"
+    )
+    if not isinstance(content, dict) or (record is None and {SEAL, "measure"} & content.keys()):
+        raise UserError(f"{beside} is damaged, or of an earlier version: {way_out}")
+    higher = content.get("higher_is_more_similar")
+    if record and higher is not None:
+        name = table.relative_to(beside.parent).as_posix()
+        if not record["finished"]:
+            raise UserError(f"{table} is not finished: start its script again")
+        if file_digest(table) not in record["tables"].get(name, []):
+            raise UserError(f"{table} is not the table that {beside} is of: {way_out}")
+    if higher is not None and not isinstance(higher, bool):
+        raise UserError(f"{beside}: higher_is_more_similar must be true or false, not {higher!r}")
+    return higher
+
+
+@dataclass
+class Part:
+    """The ensembles of one scope of the similarity: weights W (T, n), and the merged states in the order of the targets.
+
+    `merged` may make them when they are asked for; it is None where only the weights are wanted. `scope` is the folder of
+    its files, empty where there is one scope only.
+    """
+
+    targets: Sequence[str]
+    sources: Sequence[str]
+    W: Tensor
+    title: str
+    merged: Iterable[DeltaState] | None
+    scope: str = ""
+
+    def frame(self) -> pd.DataFrame:
+        """The weights by name, targets down and sources across."""
+        return pd.DataFrame(self.W.numpy(), index=list(self.targets), columns=list(self.sources))
+
+    def files(self) -> list[str]:
+        """Names of its files, from the folder of the ensemble."""
+        targets = self.targets if self.merged is not None else []
+        names = [WEIGHTS, "hot_pic_all.png", *(ensemble_checkpoint(Path(), target).name for target in targets)]
+        return [f"{self.scope}/{name}" if self.scope else name for name in names]
+
+
+def save(
+    config: EnsembleConfig, parts: Sequence[Part], made_from: Mapping, made_for: Mapping, overview: Sequence[str] = ()
+) -> None:
+    """Write weights, pictures and checkpoints of every part, and the record of all of them.
+
+    `made_from` is what decides them beside the flags, `made_for` what their sources were made for. What an earlier call
+    left in the folder is removed first: no ensemble of other tasks, or of a call that was interrupted, stays there.
+    """
+    folder, files = Path(config.save_ckpt_path), [name for part in parts for name in part.files()]
+    for part in parts:
+        bad = part.frame()[~torch.isfinite(part.W).all(1).numpy()]
+        if len(bad):
+            raise UserError(f"the weights of target {bad.index[0]!r} are not finite numbers (the temperature?)")
+    if len(parts) > 1:
+        files += ["importance.tsv", "importance.png", *(f"overview_{target}.png" for target in overview)]
+    args = {**deciding(config), **made_from, **made_for}
+    record = {"settings": args, "scopes": [part.scope for part in parts], "provenance": provenance()}
+    with hold(folder):
+        remove_earlier(folder)
+        write_record(folder / RECORD, {**record, "finished": False, "files": dict.fromkeys(files)})
+        for part in parts:
+            _save_part(config, folder / part.scope, part, args)
+        if len(parts) > 1:
+            save_overview(config, {part.scope: part.frame() for part in parts}, overview)
+        files = {name: file_digest(folder / name) for name in files}
+        write_record(folder / RECORD, {**record, "finished": True, "files": files})
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove the files that the record of an earlier call lists, and any ensemble in the folder itself."""
+    listed = (read_record(folder / RECORD) or {}).get("files", {})
+    inside = [folder / name for name in listed if ".." not in Path(name).parts]
+    checkpoints = [*inside, *folder.glob(ensemble_checkpoint(Path(), "*").name)]
+    removed = {path for path in checkpoints if path.is_file() and path.is_relative_to(folder)}
+    for path in removed:
+        path.unlink()
+    if removed:
+        log.info("%s: removed %d files of an earlier call", folder, len(removed))
+
+
+def _save_part(config: EnsembleConfig, folder: Path, part: Part, args: Mapping) -> None:
+    """The files of one part, in its folder."""
+    frame = part.frame()
+    long = frame.rename_axis("target").reset_index().melt("target", var_name="source", value_name="weight")
+    write_table(folder / WEIGHTS, long)
+    effective = pd.Series(effective_numbers(part.W.numpy()), index=frame.index)
+    heat_map(frame, folder / "hot_pic_all.png", part.title, effective, "effective\nsources")
+    log.info(
+        "%s: weights of %d targets, effective number of sources: median %.1f", folder, len(frame), np.median(effective)
+    )
+    if part.merged is None:
+        return
+    for target, state, row in zip(part.targets, part.merged, part.W, strict=True):
+        own = {**args, "weights": row.tolist()}
+        write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, own)
+    log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(part.targets))
+
+
+def save_overview(config: EnsembleConfig, weights: dict[str, pd.DataFrame], targets: Sequence[str]) -> None:
+    """Draw the weights of each of these targets in every scope, and the importance of the scopes.
+
+    The importance of a scope is the spread of its weights: their standard deviation over the sources other than the
+    target, averaged over the targets. Equal weights everywhere have spread 0: the scope does not tell sources apart.
+    """
+    folder = Path(config.save_ckpt_path)
+    for target in targets:
+        rows = pd.DataFrame({scope: frame.loc[target] for scope, frame in weights.items()}).T
+        title = f"{config.delta}: weights for {target}"
+        heat_map(rows, folder / f"overview_{target}.png", title, down="scope")
+    spread = pd.Series({scope: _spread(frame) for scope, frame in weights.items()}, name="spread")
+    write_table(folder / "importance.tsv", spread.rename_axis("scope").reset_index())
+    bars(spread, folder / "importance.png", f"{config.delta}: importance", "spread of the weights (standard deviation)")
+    log.info("%s: overview of %s, and the importance of %d scopes", folder, ", ".join(targets), len(spread))
+
+
+def _spread(frame: pd.DataFrame) -> float:
+    """Mean over targets of the standard deviation of the weights of the other tasks."""
+    return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
+
+
+def as_tensor(frame: pd.DataFrame) -> Tensor:
+    """The values of a matrix as float64, 0 on the diagonal where it is missing."""
+    return torch.tensor(frame.fillna(0.0).to_numpy(dtype=float, copy=True))

@@ -1,0 +1,1 @@
+"""The target x source matrix of a measure: loop, stacked sources, table."""

@@ -1,0 +1,167 @@
+"""The one target x source loop that every get_similarity/get_*.py runs.
+
+A measure is a function `score(sources, batch)`: the K stacked sources on one batch of the target's dev set, scope ->
+(K,). The loop loads the sources K at a time, goes over the targets and their batches, resumes and writes:
+
+    <output_dir>/result.tsv          target, source, scope, value: one row per pair and scope
+    <output_dir>/<scope>/result.tsv  the same for one scope, where there are several (blocks, layers)
+    <output_dir>/config.json         what the matrix was made from, the orientation of the measure, digests of the tables
+
+A table that is not the one that `config.json` names, or was made from something else, is set aside, not continued.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pewe.backbone import Backbone, load_backbone
+from pewe.cli import UserError, log, log_to, show
+from pewe.cli import check as check_flags
+from pewe.data import Batch, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.base import Delta
+from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.deltas.config import unread_flags
+from pewe.files import hold, provenance
+from pewe.identity import deciding, model_digest, state_digest
+from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.measure import Measure
+from pewe.similarity.rows import _Rows
+from pewe.similarity.scoring import Sources, positions
+from pewe.state import DeltaState, shapes_of
+
+
+def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
+    """Compute, or complete, the similarity matrix of a measure; returns the table that it writes."""
+    check(measure, config)
+    out = Path(config.output_dir)
+    with hold(out):
+        log_to(out / "log.txt", config.quiet)
+        log.info("settings:\n%s", show(config))
+        return _matrix(measure, config, out)
+
+
+def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
+    targets, source_names = task_names(config), task_names(config, "source_tasks")
+    backbone = load_backbone(config)
+    delta = attach_delta(backbone.model, config)
+    states = read_sources(config, delta, config.source_ckpt_path, source_names)
+    tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
+    dev = {target: _dev_split(backbone, config, target) for target in targets}
+    record = {"settings": identity(measure, config, delta, states, tuned, dev), "measure": measure.name,
+              "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()}  # fmt: skip
+    stack = config.stack or automatic_stack(backbone, config, measure, len(states))
+    rows = _Rows(out, record, targets, source_names)
+    _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
+    return rows.finish(config.pictures)
+
+
+def check(measure: Measure, config: SimilarityConfig) -> None:
+    """Flags that make no sense, told before a model is loaded."""
+    check_flags(config)
+    if config.tune_method in ("pemt", "pemt_source", "model"):  # made for one task each, or not to be stacked
+        raise UserError(f"--tune_method {config.tune_method}: similarities are of adapter, lora and prefix deltas")
+    if measure.needs_target and not config.random_tuned_ckpt_path:
+        raise UserError(f"{measure.name} compares with deltas tuned on the targets: give --random_tuned_ckpt_path")
+
+
+def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
+    """The deltas of these tasks in a folder, each checked against the backbone."""
+    shapes = shapes_of(delta)
+    hint = f"tune them first: scripts/{config.tune_method}.sh --output_dir {folder} (sources: with --full_train)"
+    return {
+        name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, shapes, hint) for name in names
+    }
+
+
+def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:
+    prefix = find_prefixes(Path(config.task_dir), target)[0]
+    return load_split(backbone.tokenizer, config, target, prefix, "dev")
+
+
+def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
+             tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
+    """What decides a value of the matrix; a stored matrix with another identity is not continued."""
+    flags = deciding(config, tasks=[], source_tasks=[], one_prefix=False, full_train=False)  # told by the digests below
+    return {
+        "measure": measure.name,
+        **{name: value for name, value in flags.items() if name not in unread_flags(config.tune_method)},
+        "backbone": model_digest(config.model, config.tokenizer_path),
+        "sources": {name: state_digest(state) for name, state in states.items()},
+        "tuned": {name: state_digest(state) for name, state in tuned.items()},
+        "dev": {name: split_digest(encoded) for name, encoded in dev.items()},
+    }
+
+
+def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measure, sources: int) -> int:
+    """How many sources fit into memory: with one row each, as a batch is cut into pieces, or with a batch for gradients."""
+    model = backbone.model.config
+    layers = model.num_layers + model.num_decoder_layers if measure.gradients else 1
+    room = positions(backbone, config.max_input_length, layers)
+    needed = config.max_input_length + config.max_output_length
+    if measure.gradients:
+        needed *= config.predict_batch_size
+    return max(1, min(sources, room // needed - measure.needs_target))
+
+
+def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
+          dev: dict[str, Encoded], stack: int) -> None:  # fmt: skip
+    """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
+    names = list(states)
+    with tqdm(total=len(names) * len(dev), unit="pair", disable=sources.config.quiet, desc=measure.name) as bar:
+        for start in range(0, len(names), stack):
+            chunk = names[start : start + stack]
+            missing = [target for target in dev if not rows.has(target, chunk)]
+            bar.update(len(chunk) * (len(dev) - len(missing)))
+            for target in missing:
+                try:
+                    load_stack(sources, [states[name] for name in chunk], tuned.get(target), first=target == missing[0])
+                    values = score_target(measure, sources, dev[target])
+                except torch.cuda.OutOfMemoryError:
+                    if stack == 1:
+                        raise UserError("one source does not fit on the GPU; lower --predict_batch_size") from None
+                    log.warning("out of GPU memory with %d stacked sources; going on with %d", stack, stack // 2)
+                    torch.cuda.empty_cache()
+                    bar.reset()
+                    return _fill(rows, measure, sources, states, tuned, dev, stack // 2)
+                rows.add(target, chunk, values)
+                bar.update(len(chunk))
+
+
+def load_stack(sources: Sources, chunk: list[DeltaState], target: DeltaState | None, first: bool) -> None:
+    """The stack of a chunk of sources, with the target's delta in front where the measure needs it."""
+    if first or target is not None:
+        sources.delta.load(([target] if target is not None else []) + chunk)
+
+
+def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
+    config, totals = sources.config, {}
+    batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
+    set_mode(sources.model, training=False)
+    for batch in batches:
+        for scope, values in measure.score(sources, batch).items():
+            totals[scope] = totals.get(scope, 0) + values.detach().double().cpu()
+    divisor = len(batches) if config.reduction == "mean" else 1
+    result = {scope: (total / divisor).tolist() for scope, total in totals.items()}
+    bad = [scope for scope, column in result.items() if not all(map(math.isfinite, column))]
+    if bad:
+        raise UserError(f"{measure.name} on {encoded.task}, {bad[0]}: a value is not finite; try --dtype float32")
+    return result
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Train or eval mode; the thousand modules of a model with deltas are visited only where it changes."""
+    if model.training != training:
+        model.train(training)
+
+
+def budgeted_batches(measure: Measure, config: SimilarityConfig, pad: int, encoded: Encoded) -> Iterator[Batch]:
+    """The target's first dev batches: `--max_batches`, or as many as the original used."""
+    limit = {0: measure.max_batches(encoded.task), -1: None}.get(config.max_batches, config.max_batches)
+    return islice(scoring_batches(encoded, config.predict_batch_size, pad, config.as_original), limit)

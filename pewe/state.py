@@ -1,0 +1,65 @@
+"""The state of a delta: named tensors, and what they must be like."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pewe.cli import UserError
+
+DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Shapes = Mapping[str, torch.Size]
+
+
+def float_state(state: Mapping, path: Path) -> DeltaState:
+    """The tensors as float32, without gradients. Raises UserError for anything but dense tensors of floats in the file."""
+    if not state:
+        raise UserError(f"{path} holds no tensors")
+    room = path.stat().st_size
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+        kind = next((kind for kind, given in _kinds(tensor, name, room) if given), "")
+        if kind:
+            raise UserError(f"{path}: tensor {name} is {kind}; expected a dense tensor of floats (float16 to float64)")
+    return {name: tensor.detach().to(torch.float32) for name, tensor in state.items()}
+
+
+def _kinds(tensor: torch.Tensor, name, room: int) -> Iterable[tuple[str, bool]]:
+    yield f"named by a {type(name).__name__}", not isinstance(name, str)
+    yield f"{tensor.layout}", tensor.layout != torch.strided
+    yield "without values (on the device meta)", tensor.is_meta
+    yield f"of {tensor.dtype}", tensor.dtype not in FLOATS
+    yield "empty", tensor.numel() == 0
+    yield f"larger ({tensor.numel()} values) than its file", tensor.numel() * tensor.element_size() > room
+
+
+def check_state(state: DeltaState, shapes: Shapes | None, path: Path) -> None:
+    """Raises UserError unless the state has these names and shapes (if given) and finite values."""
+    for name, shape in (shapes or {}).items():
+        if name in state and state[name].shape != shape:
+            raise UserError(f"{path}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: tensor {name} has values that are not finite (NaN, infinity, or beyond float32)")
+    if shapes is None:
+        return
+    missing, unexpected = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} tensors are missing, e.g. {missing[0]} (another backbone or delta type?)"
+        )
+    if unexpected:
+        raise UserError(f"{path}: {len(unexpected)} unexpected tensors, e.g. {unexpected[0]} (another backbone?)")
+
+
+def shapes_of_state(state: DeltaState) -> Shapes:
+    """Names and shapes of a state."""
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def shapes_of(delta) -> Shapes:
+    """Names and shapes that a state of this delta must have."""
+    return shapes_of_state(delta.states()[0])

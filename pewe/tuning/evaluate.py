@@ -1,0 +1,121 @@
+"""Greedy generation and the task metric, for a stack of deltas with a split of data each."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pewe import metrics
+from pewe.backbone import Backbone
+from pewe.cli import log
+from pewe.data import Encoded
+from pewe.deltas.base import Delta
+from pewe.forward import T5, Cache, KeysValues
+from pewe.packing import Layout
+
+ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finished ones are dropped
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone, delta: Delta, splits: Sequence[Encoded], batch_size: int, max_length: int
+) -> list[list[str]]:
+    """The text that member k of the delta gives for each input of `splits[k]`, stripped, in file order.
+
+    `batch_size` is per member. Inputs are taken longest first, so that attention pads little.
+    """
+    backbone.model.eval()
+    orders = [sorted(range(len(split.inputs)), key=lambda i, s=split: -len(s.inputs[i])) for split in splits]
+    answers = [[""] * len(split.inputs) for split in splits]
+    for start in range(0, max(map(len, orders)), batch_size):
+        chosen = [order[start : start + batch_size] for order in orders]
+        inputs = [[split.inputs[i] for i in lines] for split, lines in zip(splits, chosen, strict=True)]
+        ids = greedy(delta, inputs, max_length).tolist()
+        texts = iter(backbone.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        for own, lines in zip(answers, chosen, strict=True):
+            for i in lines:
+                own[i] = next(texts).strip()
+    return answers
+
+
+@torch.no_grad()
+def greedy(delta: Delta, inputs: Sequence[Sequence[Sequence[int]]], max_length: int) -> Tensor:
+    """The most likely ids of each member's inputs, (R, T), start token first, padding after the end; T at most `max_length`."""
+    model = delta.backbone_model
+    config, device = model.config, model.shared.weight.device
+    lengths = torch.tensor([len(row) for rows in inputs for row in rows], device=device)
+    line = torch.tensor([token for rows in inputs for row in rows for token in row], device=device)
+    t5 = T5(delta)
+    decoding = Decoding(t5, *t5.encode(line, Layout(lengths, [len(rows) for rows in inputs])), max_length)
+    answers = torch.full((len(lengths), max_length), config.pad_token_id, device=device)
+    answers[:, 0] = config.decoder_start_token_id
+    going = torch.ones(len(lengths), dtype=torch.bool, device=device)  # of the rows at hand
+    for length in range(1, max_length):
+        tokens = decoding.step(answers[decoding.row, length - 1]).masked_fill(~going, config.pad_token_id)
+        answers[decoding.row, length] = tokens
+        going &= tokens != config.eos_token_id
+        left = int(going.sum())
+        if not left:
+            return answers[:, : length + 1]
+        if left < ALIVE * len(going):
+            decoding.keep(going)
+            going = going[going]
+    return answers
+
+
+class Decoding:
+    """Decoder steps on the rows that are still at hand: their keys and values of the input, and those of the answer so far."""
+
+    def __init__(self, t5: T5, encoded: Tensor, encoder: Layout, max_length: int):
+        self.t5, self.rows, self.lengths = t5, encoder.rows, encoder.lengths
+        self.attended, self.row = encoder.attended, torch.arange(len(encoder.lengths), device=encoded.device)
+        blocks = t5.model.decoder.block
+        names = [f"decoder.block.{number}.layer.1.EncDecAttention" for number in range(len(blocks))]
+        self.memory: dict[str, KeysValues] = {
+            name: t5.keys_values(name, block.layer[1].EncDecAttention, encoded, encoder)
+            for name, block in zip(names, blocks, strict=True)
+        }
+        shape = (len(self.row) * t5.heads, max_length, t5.model.config.d_kv)
+        self.cache = Cache([(encoded.new_empty(shape), encoded.new_empty(shape)) for _ in blocks],
+                           [t5.delta.prefix("decoder", layer) for layer in range(len(blocks))])  # fmt: skip
+        self._lay_out()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The most likely token after each row's last one, (rows,) -> (rows,)."""
+        states = self.t5.decode(tokens, self.layout, lambda name, cross: self.memory[name], self.encoder, self.cache)
+        self.cache.length += 1
+        return (states @ self.t5.model.lm_head.weight.mT).argmax(1)
+
+    def keep(self, going: Tensor) -> None:
+        """Drop the other rows (a mask of those at hand)."""
+        heads = going.repeat_interleave(self.t5.heads).nonzero()[:, 0]
+        self.rows = [int(own.sum()) for own in going.split(self.rows)]
+        self.row, self.lengths = self.row[going], self.lengths[going]
+        width = int(self.lengths.max())
+        self.attended = self.attended[going, :width]
+        self.memory = {name: (k[heads, :width], v[heads, :width]) for name, (k, v) in self.memory.items()}
+        self.cache.layers = [(k[heads], v[heads]) for k, v in self.cache.layers]
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        self.layout = Layout(torch.ones_like(self.lengths), self.rows, row=self.row)
+        self.encoder = Layout(self.lengths, self.rows, self.attended)
+
+
+def evaluate(
+    backbone: Backbone,
+    delta: Delta,
+    splits: Sequence[Encoded],
+    metric_names: Sequence[str],
+    batch_size: int,
+    max_length: int,
+) -> list[float]:
+    """The metric of member k of the delta on `splits[k]`; 0, with a warning, where it is not defined."""
+    predictions = generate(backbone, delta, splits, batch_size, max_length)
+    scores = []
+    for split, metric, answers in zip(splits, metric_names, predictions, strict=True):
+        value, undefined = metrics.score(metric, answers, [example.outputs for example in split.examples])
+        if undefined:
+            log.warning("%s: %s; it counts as %g", split.task, undefined, value)
+        scores.append(value)
+    return scores

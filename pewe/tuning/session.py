@@ -1,0 +1,290 @@
+"""Few-shot tuning of a stack of deltas in lockstep over one frozen backbone.
+
+Each member has its own data order, gradient clip, Adafactor statistics, learning rate, best dev score, early stop,
+checkpoint and resume file; its result is that of tuning it alone. A member that has finished leaves the stack.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pewe import identity
+from pewe.backbone import Backbone
+from pewe.cli import SEED, log
+from pewe.data import Encoded, collate_stack, training_updates
+from pewe.deltas.base import Delta
+from pewe.deltas.checkpoint import BEST, save_sealed, write_checkpoint
+from pewe.dropout import OwnStreams
+from pewe.forward import member_losses
+from pewe.state import DeltaState
+from pewe.tuning.config import TrainConfig
+from pewe.tuning.evaluate import evaluate
+from pewe.tuning.optimizers import (
+    _keep,
+    _load_optimizer,
+    _optimizer_slice,
+    clip_gradients,
+    make_optimizer,
+    rate_factor,
+    stacked_rates,
+)
+from pewe.tuning.scalars import Scalars
+
+
+@dataclass
+class Progress:
+    """What a run has reached; stored in its resume file at every validation."""
+
+    updates: int = 0
+    best: float | None = None  # none yet; NaN where no score so far is defined
+    best_updates: int = 0
+    without_improvement: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
+
+
+@dataclass
+class Member:
+    """One run: a task's data, a learning rate, and the folder of its checkpoint and resume file.
+
+    `settings` are all that decides its result; `args` go into its checkpoint.
+    """
+
+    task: str
+    metric: str
+    train: Encoded
+    dev: Encoded
+    batch_size: int
+    learning_rate: float
+    folder: Path
+    init: DeltaState
+    settings: dict
+    args: dict
+    progress: Progress = field(default_factory=Progress)
+    resumes: bool = False  # goes on from its resume file
+    saved: dict | None = None  # the content of that
+    best: DeltaState | None = None
+    failed: str = ""  # the cause
+
+    @property
+    def resume_file(self) -> Path:
+        """Current delta, optimiser statistics and progress at the last validation."""
+        return self.folder / "resume.pt"
+
+
+def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: TrainConfig, accumulate: int,
+        batch_size: int, max_length: int, as_original: bool, quiet: bool = False) -> None:  # fmt: skip
+    """Tune all members, which must have the same number of updates behind them, to the end.
+
+    `batch_size` is that of a micro-batch. Writes `checkpoint-best.pt` and `resume.pt` of every member at each
+    validation, and leaves the result in `member.progress`. A member whose loss or tensors are no longer finite leaves the
+    stack with the cause in `member.failed`.
+    """
+    session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
+    planned = config.train_iters * len(members)
+    done = sum(member.progress.updates for member in members)
+    with tqdm(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05) as bar:
+        session.start()
+        while session.members:
+            steps = min(config.valid_interval, config.train_iters - session.members[0].progress.updates)
+            losses = session.drop_diverged(session.train(steps, bar))
+            left = session.retire()
+            if session.members:
+                session.validate(losses)
+                left += session.retire()
+            bar.total -= sum(config.train_iters - member.progress.updates for member in left)
+            bar.refresh()
+
+
+class Session:
+    """The state of one lockstep: the members still in the stack, their optimiser and their data streams."""
+
+    def __init__(self, backbone, delta, members, config, accumulate, batch_size, max_length, as_original):
+        self.backbone, self.delta, self.members, self.config = backbone, delta, members, config
+        self.accumulate, self.max_length, self.as_original = accumulate, max_length, as_original
+        self.streams = []
+        for member in members:
+            stream = training_updates(member.train, f"{config.seed}/{member.task}", batch_size, accumulate, as_original)
+            self.streams.append(islice(stream, member.progress.updates, None))
+        self.writers = [Scalars(m.folder / "tensorboard", purge_step=m.progress.updates) for m in members]
+
+    def start(self) -> None:
+        """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""
+        resumed = [member.saved for member in self.members]
+        self.delta.load([saved["delta"] if saved else m.init for saved, m in zip(resumed, self.members, strict=True)])
+        rates = [member.learning_rate for member in self.members]
+        self.optimizer = make_optimizer(self.delta, rates, self.config.optimizer)
+        if all(resumed):
+            slices = [saved["optimizer"] for saved in resumed]
+            _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
+            for member in self.members:
+                member.saved = None  # no longer needed
+        elif not self.as_original:
+            self.validate([float("nan")] * len(self.members))
+
+    def train(self, steps: int, bar: tqdm) -> list[float]:
+        """`steps` updates of every member; returns the mean training loss of each."""
+        self.backbone.model.train()
+        start, total, since_log = time.perf_counter(), 0.0, 0.0
+        for step in range(1, steps + 1):
+            losses = self._update(self.members[0].progress.updates + step)
+            total, since_log = total + losses, since_log + losses
+            bar.update(len(self.members))
+            if step % self.config.log_interval == 0 or step == steps:
+                count = (step - 1) % self.config.log_interval + 1
+                self._log_losses((since_log / count).tolist(), step, bar)
+                since_log = 0.0
+        means = (total / steps).tolist()
+        for member in self.members:
+            member.progress.updates += steps
+            member.progress.seconds += (time.perf_counter() - start) / len(self.members)
+        return means
+
+    def _update(self, number: int) -> Tensor:
+        dropout = self._dropout(number)
+        factor = rate_factor(self.config, number)
+        rates = [member.learning_rate * factor for member in self.members]
+        self.optimizer.param_groups[0]["lr"] = stacked_rates(rates, self.backbone.device)
+        windows = [next(stream) for stream in self.streams]
+        total = torch.zeros(len(self.members), device=self.backbone.device)
+        for micro in range(max(map(len, windows))):
+            rows = [window[micro] if micro < len(window) else [] for window in windows]
+            batch = collate_stack(rows, self.backbone.pad)
+            losses = member_losses(self.delta, batch, dropout) + self.delta.extra_loss()
+            (losses.sum() / self.accumulate).backward()
+            total += losses.detach()
+        clip_gradients(self.delta, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total / torch.tensor([len(window) for window in windows], device=total.device)
+
+    def _dropout(self, number: int) -> OwnStreams | None:
+        """The dropout of an update: of every member from its own stream; `as_original` torch's, of seed and update."""
+        torch.manual_seed((self.config.seed * 1_000_003 + number) % SEED)  # of a prompt too
+        if self.as_original:
+            return None
+        seeds = [f"{self.config.seed}/{member.task}/{number}" for member in self.members]
+        return OwnStreams(self.backbone.model.config.dropout_rate, seeds, self.backbone.device)
+
+    def _log_losses(self, losses: list[float], step: int, bar: tqdm) -> None:
+        for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
+            writer.add_scalar("train/loss", loss, member.progress.updates + step)
+            if not math.isfinite(loss):
+                log.warning(
+                    "%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step
+                )
+        best = sum(member.progress.best or 0.0 for member in self.members) / len(self.members)
+        bar.set_postfix(deltas=len(losses), loss=f"{sum(losses) / len(losses):.3f}", best_dev=f"{best:.3f}")
+
+    def drop_diverged(self, losses: list[float]) -> list[float]:
+        """Note the cause in every member whose loss or tensors are not finite; returns the losses of the others."""
+        finite = torch.stack(
+            [torch.isfinite(p).reshape(len(losses), -1).all(1) for p in self.delta.named.values()]
+        ).all(0)
+        for member, loss, sound in zip(self.members, losses, finite.tolist(), strict=True):
+            if not (sound and math.isfinite(loss)):
+                what = f"the training loss is {loss}" if sound else "its tensors are not finite"
+                member.failed = f"diverged: {what} at update {member.progress.updates}; try a smaller learning rate"
+        return [loss for member, loss in zip(self.members, losses, strict=True) if not member.failed]
+
+    def validate(self, losses: list[float]) -> None:
+        """Dev score of every member; write the resume files, then the better checkpoints, which they hold too."""
+        start = time.perf_counter()
+        scores = evaluate(self.backbone, self.delta, [m.dev for m in self.members], [m.metric for m in self.members],
+                          self.config.predict_batch_size, self.max_length)  # fmt: skip
+        seconds = (time.perf_counter() - start) / len(self.members)
+        states, better = self.delta.states(), []
+        for member, writer, score, loss, state in zip(self.members, self.writers, scores, losses, states, strict=True):
+            progress = member.progress
+            progress.seconds += seconds
+            progress.history.append({"updates": progress.updates, "loss": loss, "dev": score})
+            writer.add_scalar(f"dev/{member.metric}", score, progress.updates)
+            if (progress.updates or self.config.start_is_candidate) and self._compare(member, score, state):
+                better.append(member)
+            progress.finished = progress.updates >= self.config.train_iters or (
+                progress.without_improvement >= self.config.early_stop
+            )
+        self._write_resume_files(states)
+        for member in better:
+            write_best(member)
+
+    def _compare(self, member: Member, score: float, state: DeltaState) -> bool:
+        """Whether the state is the best so far; a score that is not defined is better than none only."""
+        progress = member.progress
+        if progress.best is None:
+            better = True
+        elif self.as_original:
+            better = not progress.best > score
+        else:
+            better = score > progress.best or (math.isnan(progress.best) and not math.isnan(score))
+        if better:
+            member.best = state
+            progress.best, progress.best_updates, progress.without_improvement = score, progress.updates, 0
+        elif progress.updates:
+            progress.without_improvement += 1
+        return better
+
+    def _write_resume_files(self, states: list[DeltaState]) -> None:
+        for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
+            saved = {
+                "settings": member.settings,
+                "delta": state,
+                "best": member.best,
+                "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
+                "progress": dataclasses.asdict(member.progress),
+            }
+            saved[identity.PROVENANCE] = {"seconds": saved["progress"].pop("seconds")}
+            save_sealed(member.resume_file, saved)
+
+    def retire(self) -> list[Member]:
+        """Take the members that have finished or failed out of the stack; returns them."""
+        going = [k for k, member in enumerate(self.members) if member.progress.finished or member.failed]
+        staying = [k for k in range(len(self.members)) if k not in going]
+        left = [self.members[k] for k in going]
+        for k, member in zip(going, left, strict=True):
+            self.writers[k].close()
+            if not member.failed:
+                log.info("%s: best dev %.4f after %d of %d updates", member.folder, member.progress.best,
+                         member.progress.best_updates, member.progress.updates)  # fmt: skip
+        if going and staying:
+            index = torch.tensor(staying, device=self.backbone.device)
+            self.delta.keep(index)
+            _keep(self.optimizer, index)
+        self.members, self.streams, self.writers = (
+            [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
+        )
+        return left
+
+
+def write_best(member: Member) -> None:
+    """Write the best state of a member as its `checkpoint-best.pt`."""
+    updates = member.progress.best_updates
+    epoch = updates * member.batch_size // len(member.train.inputs)
+    write_checkpoint(member.folder / BEST, member.args["tune_method"], member.best, member.args, updates, epoch)
+
+
+def read_resume(path: Path, settings: dict) -> dict | None:
+    """The content of a resume file; None, with the reason in the log, where it is damaged or of other settings."""
+    if not path.is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved = identity.unsealed(content)
+        if saved is None:
+            raise ValueError("checksum")
+        if other := identity.difference(saved["settings"], settings):
+            log.info("%s is not continued: %s", path, other)
+            return None
+        return {**saved, "progress": Progress(**saved["progress"], **saved[identity.PROVENANCE])}
+    except Exception as error:  # a damaged file raises many kinds of errors in torch
+        log.warning("%s is damaged, or of an earlier version (%s); the run starts again", path, type(error).__name__)
+        return None

@@ -1,0 +1,312 @@
+"""The experiment of one init: tune a delta on every task, prefix, batch size and learning rate, test the best step.
+
+What is stored, and when it holds, is in pewe/tuning/runs.py: a run is skipped only if its result exists, was made from exactly
+what it would be made from now, and its best checkpoint is there. A run that diverges is recorded as failed; the others go on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, product
+from pathlib import Path
+
+import pandas as pd
+
+from pewe.backbone import Backbone, load_backbone
+from pewe.cli import UserError, log, log_to, show
+from pewe.cli import check as check_flags
+from pewe.data import SPLITS, find_prefixes, load_split, task_names
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.base import Delta
+from pewe.deltas.checkpoint import BEST, checksum, delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
+from pewe.deltas.kinds import KINDS
+from pewe.deltas.pemt_task import MEASURED, generation_length, prepare_delta, report
+from pewe.files import hold, write_config
+from pewe.state import DeltaState, Shapes, check_state, shapes_of
+from pewe.tuning.config import TuneAllConfig, TuneConfig
+from pewe.tuning.evaluate import evaluate
+from pewe.tuning.runs import (
+    COLUMNS,
+    Run,
+    clear,
+    folder_of,
+    other_rows,
+    place_best,
+    run_settings,
+    stored_result,
+    write_results,
+    write_run,
+)
+from pewe.tuning.session import Member, fit, read_resume, write_best
+
+__all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
+
+
+class FailedRuns(UserError):
+    """Some runs diverged, the others are finished. `causes`: folder -> cause; `tasks`: those without any finished run.
+
+    `table` holds the results of the others.
+    """
+
+    def __init__(self, causes: dict[Path, str], tasks: dict[str, str], table: pd.DataFrame):
+        listed = "; ".join(f"{folder}: {cause}" for folder, cause in causes.items())
+        super().__init__(f"{len(causes)} runs failed, all others are finished: {listed}")
+        self.causes, self.tasks, self.table = causes, tasks, table
+
+
+def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
+    """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results.
+
+    `finished` is told how many runs have a result now that had none, or none known, before.
+    """
+    if not config.do_train and not config.do_predict:
+        raise UserError("nothing to do: give --do_train, --do_predict or both")
+    if not config.do_train and not config.test_checkpoint:
+        raise UserError("--do_predict without --do_train needs --test_checkpoint")
+    return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
+
+
+def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]],
+            finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
+    """Plan the runs of every task from each of its inits (source -> state), carry out those without a result.
+
+    No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
+    """
+    check(config)
+    out = Path(config.output_dir)
+    with hold(out):
+        log_to(out / "log.txt", config.quiet)
+        log.info("settings:\n%s", show(config))
+        write_config(out, config)
+        backbone = load_backbone(config)
+        delta = attach_delta(backbone.model, config, config.stack)
+        runs = list(plan(config, backbone, delta, inits))
+        return carry_out(config, backbone, delta, runs, finished)
+
+
+def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequence[Run],
+              finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
+    """Those of the runs that have no result yet, stack by stack; the table is written after each."""
+    out, causes = Path(config.output_dir), {}
+    results = {run.folder: result for run in runs if (result := stored_result(run, config.do_predict)) is not None}
+    others = list(other_rows(out, runs))
+    pending = [run for run in runs if run.folder not in results]
+    if results:
+        log.info("%d of %d runs are finished already", len(results), len(runs))
+    finished(len(results))
+    place_best(runs, results, causes)
+    for stack in stacks(pending, config):
+        ended, failed = tune_stack(backbone, delta, stack, config)
+        results |= ended
+        causes |= failed
+        touched = {run.of_task for run, _ in stack}
+        place_best([run for run in runs if run.of_task in touched], results, causes)
+        write_results(out, runs, results, others)
+        finished(len(ended))
+    table = write_results(out, runs, results, others)
+    if not config.quiet:
+        print(table.to_string(index=False))
+    if causes:
+        good = {run.task for run in runs if run.folder in results}
+        tasks = {run.task: causes[run.folder] for run in runs if run.folder in causes and run.task not in good}
+        raise FailedRuns(causes, tasks, table)
+    return table
+
+
+def check(config: TuneConfig) -> None:
+    """Everything about the flags that can be told before a model is loaded."""
+    check_flags(config)
+    if config.train_epochs and config.stack > 1:
+        raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
+    for size in config.bsz_list:
+        if size > config.micro_batch_size and size % config.micro_batch_size:
+            raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
+
+
+def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
+    """Every run of the configuration, with its data read and its init checked before anything is tuned."""
+    for task in task_names(config):
+        prepare_delta(delta, config, task, backbone.tokenizer)
+        shapes = shapes_of(delta)
+        prefixes = find_prefixes(Path(config.task_dir), task)
+        states = inits(delta, task, shapes)
+        for prefix in prefixes[:1] if config.one_prefix else prefixes:
+            splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
+            lines, largest = len(splits["train"].inputs), max(config.bsz_list)
+            if config.do_train and lines < largest:
+                raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {largest}")
+            for source, batch_size, rate in product(states, config.bsz_list, config.learning_rate_list):
+                settings = run_settings(config, delta, task, prefix, batch_size, rate, splits, states[source])
+                cell = {
+                    "task": task,
+                    "source": source,
+                    "prefix": prefix,
+                    "batch_size": batch_size,
+                    "learning_rate": rate,
+                }
+                folder = folder_of(Path(config.output_dir), {**cell, "seed": config.seed})
+                yield Run(
+                    **cell, folder=folder, splits=splits, init=states[source], settings=settings, model=config.model
+                )
+
+
+def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
+    """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
+    use = {"shapes": shapes, "built_on": delta.built_on, "made_for": delta_identity(config)}
+    if not config.do_train:
+        path = Path(config.test_checkpoint)
+        path = task_checkpoint(path, task) if path.is_dir() else path
+        hint = "--test_checkpoint names a file, or a folder with one per task"
+        return read_checkpoint(path, config.tune_method, hint=hint, **use)
+    if config.train_checkpoint:
+        path = ensemble_checkpoint(Path(config.train_checkpoint), task)
+        return read_checkpoint(path, config.tune_method, hint="make it with a script of unit_model/", **use)
+    delta.initialise([f"{config.seed}/{task}"])
+    return delta.states()[0]
+
+
+def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
+    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
+
+    Runs of like input lengths come together, since attention pads to the longest input.
+    """
+    pairs = [(run, prepare(run)) for run in runs]
+
+    def key(pair):
+        run, member = pair
+        return run.batch_size, member.resumes, member.progress.finished, member.progress.updates
+
+    for _, group in groupby(sorted(pairs, key=key), key):
+        together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
+        for start in range(0, len(together), config.stack):
+            yield together[start : start + config.stack]
+
+
+def prepare(run: Run) -> Member:
+    """The member of a run, with the progress in its resume file if that is sound and was written under the same settings."""
+    member = Member(
+        task=run.task, metric=run.metric, train=run.splits["train"], dev=run.splits["dev"], batch_size=run.batch_size,
+        learning_rate=run.learning_rate, folder=run.folder, init=run.init, settings=run.settings, args=run.args,
+    )  # fmt: skip
+    if saved := read_resume(member.resume_file, run.settings):
+        member.progress, member.resumes = saved["progress"], True
+    return member
+
+
+def begin(run: Run, member: Member, config: TuneConfig) -> None:
+    """Go on from the resume file, or from nothing: the best checkpoint on the disk is that of the resume file.
+
+    Where nothing is tuned, what another command has tuned in the folder stays, only the record is replaced.
+    """
+    saved = read_resume(member.resume_file, run.settings) if member.resumes else None
+    if saved:
+        member.saved, member.best = saved, saved["best"]
+    elif config.do_train:
+        clear(run)
+    write_run(run)
+    if member.best:
+        write_best(member)
+
+
+def tune_stack(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> tuple[dict[Path, dict], dict[Path, str]]:
+    """Tune, test and record one stack; by folder, the results of its runs and the causes of those that failed."""
+    first, head = pairs[0]
+    prepare_delta(delta, config, first.task, backbone.tokenizer)
+    for run, member in pairs:
+        begin(run, member, config)
+    if config.do_train and not head.progress.finished:
+        micro = min(first.batch_size, config.micro_batch_size)
+        quirks = config.as_original and KINDS[config.tune_method].papers
+        fit(backbone, delta, [member for _, member in pairs], for_run(config, first), first.batch_size // micro, micro,
+            generation_length(config), quirks, config.quiet)  # fmt: skip
+    failed = {run.folder: member.failed for run, member in pairs if member.failed}
+    for run, member in pairs:
+        if member.failed:
+            write_run(run, failed=member.failed)
+            log.error("%s: %s", run.folder, member.failed)
+    sound = [(run, member) for run, member in pairs if not member.failed]
+    return (score_and_record(backbone, delta, sound, config) if sound else {}), failed
+
+
+def score_and_record(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> dict[Path, dict]:
+    """Test the best checkpoints of a stack, or what is not tuned, and record the results, which are returned by folder."""
+    runs = [run for run, _ in pairs]
+    start = time.perf_counter()
+    if config.do_train:
+        delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
+    else:
+        delta.load([run.init for run in runs])
+        for (_, member), score in zip(pairs, _score(backbone, delta, runs, "dev", config), strict=True):
+            member.progress.best = score
+    tested = time.perf_counter()
+    scores = _score(backbone, delta, runs, "test", config) if config.do_predict else [None] * len(runs)
+    end = time.perf_counter()
+    results = {}
+    for (run, member), score in zip(pairs, scores, strict=True):
+        block = {}
+        if config.do_predict:
+            epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
+            block = report(backbone, delta, run, score, epochs, end - tested, config)
+        measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
+        measured |= {name: block.pop(name) for name in MEASURED if name in block}
+        result = {**_result(run, member, score), "block": block}
+        result["checkpoint"] = checksum(run.folder / BEST) if config.do_train else ""
+        write_run(run, measured, result=result)
+        results[run.folder] = {**result, "measured": measured}
+    return results
+
+
+def for_run(config: TuneConfig, run: Run) -> TuneConfig:
+    """--train_epochs as updates of this run, with a validation after each epoch; no original knows the starting delta."""
+    config = replace(config, start_is_candidate=config.start_is_candidate and not config.as_original)
+    if not config.train_epochs:
+        return config
+    updates = math.ceil(len(run.splits["train"].inputs) / run.batch_size)
+    return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
+
+
+def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
+    splits, names = [run.splits[split] for run in runs], [run.metric for run in runs]
+    return evaluate(backbone, delta, splits, names, config.predict_batch_size, generation_length(config))
+
+
+def _result(run: Run, member: Member, test: float | None) -> dict:
+    progress = member.progress
+    result = {
+        "task": run.task, **({"source": run.source} if run.source else {}), "prefix": run.prefix,
+        "learning_rate": run.learning_rate, "batch_size": run.batch_size, "seed": run.settings["seed"],
+        "metric": run.metric, "dev": progress.best, "test": test, "updates": progress.updates,
+        "best_updates": progress.best_updates, "history": progress.history,
+    }  # fmt: skip
+    log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
+    for split, score in (("dev", progress.best), ("test", test)):
+        if score is not None and math.isnan(score):
+            log.warning("%s: %s is not defined on %s for what the best step predicts", run.folder, run.metric, split)
+    return result
+
+
+def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
+    """Tune (`--do_train`) or only score every source delta on every target; rows (target, source, ..., dev, test).
+
+    The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
+    """
+    names = task_names(config, "source_tasks")
+    states: dict[str, DeltaState] = {}
+
+    def inits(delta: Delta, task: str, shapes: Shapes) -> dict[str, DeltaState]:
+        for name in names:
+            path = task_checkpoint(Path(config.source_ckpt_path), name)
+            if name not in states:
+                states[name] = read_checkpoint(
+                    path, config.tune_method, shapes, "tune the sources first", built_on=delta.built_on,
+                    made_for=delta_identity(config),
+                )  # fmt: skip
+            check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
+        return states
+
+    return execute(config, inits, finished)
