@@ -24,6 +24,7 @@ from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.loop import run
 from pewe.similarity.table import similarity_frame
 
 
@@ -54,15 +55,17 @@ def random_deltas(config: Config) -> Iterator[Config]:
 def compare(name: str, config: Config, folder: Path) -> dict:
     """Both ways in turns on one measure, into a fresh folder each time."""
     tasks, values, turns = task_names(config), {}, iter(range(1000))
-    our_measure, kind = MEASURES[name]
+    ours = MEASURES[name]
 
     def plain_way() -> None:
         values["plain"] = plain.matrix(name, config, tasks)
 
     def our_way() -> None:
-        flags = {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}
+        flags = {
+            field.name: getattr(config, field.name) for field in fields(ours.config) if hasattr(config, field.name)
+        }
         with contextlib.redirect_stdout(io.StringIO()):
-            table = our_measure(kind(**{**flags, "output_dir": f"{folder}/{name}_{next(turns)}"}))
+            table = run(ours, ours.config(**{**flags, "output_dir": f"{folder}/{name}_{next(turns)}"}))
         summed = table.groupby(["target", "source"], sort=False)["value"].sum().reset_index()
         values["ours"] = similarity_frame(summed).loc[tasks, tasks].to_numpy()
 

@@ -1,16 +1,12 @@
-"""The measures by the names of scripts/get_similarity/: name -> (function of its configuration, configuration)."""
-
-from functools import partial
+"""The measures by name. A new one is a script beside this file and an entry here."""
 
 from get_similarity import get_block, get_Cosine_of_Logits_and_Labels, get_EL2N, get_GraNd, get_KL_divergence, get_Loss
-from pewe.similarity.config import SimilarityConfig
-from pewe.similarity.loop import run
 
 MEASURES = {
-    "Loss": (partial(run, get_Loss.MEASURE), SimilarityConfig),
-    "KL": (partial(run, get_KL_divergence.MEASURE), SimilarityConfig),
-    "EL2N": (partial(run, get_EL2N.MEASURE), SimilarityConfig),
-    "Cosine_of_Logits_and_Labels": (partial(run, get_Cosine_of_Logits_and_Labels.MEASURE), SimilarityConfig),
-    "GraNd": (get_GraNd.run_mode, get_GraNd.GraNdConfig),
-    "block": (get_block.run_mode, get_block.BlockConfig),
+    "Loss": get_Loss.MEASURE,
+    "KL": get_KL_divergence.MEASURE,
+    "EL2N": get_EL2N.MEASURE,
+    "Cosine_of_Logits_and_Labels": get_Cosine_of_Logits_and_Labels.MEASURE,
+    "GraNd": get_GraNd.MEASURE,
+    "block": get_block.MEASURE,
 }

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources, at_labels
@@ -28,7 +27,9 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     return {"all": sources.over_tokens(batch, cosine)}
 
 
-MEASURE = Measure("Cosine_of_Logits_and_Labels", score, higher_is_more_similar=True, max_batches=lambda task: None)
+MEASURE = Measure(
+    "Cosine_of_Logits_and_Labels", score, higher_is_more_similar=True, max_batches=lambda config, task: None
+)
 
 if __name__ == "__main__":
-    main(partial(run, MEASURE), SimilarityConfig, __doc__)
+    main(partial(run, MEASURE), MEASURE.config, __doc__)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pewe.cli import SEED, check, flag, main
+from pewe.cli import SEED, flag, main
 from pewe.data import Batch
 from pewe.dropout import OwnStreams
 from pewe.forward import member_losses
@@ -88,18 +88,14 @@ def seeded_dropout(sources: Sources, batch: Batch) -> OwnStreams | None:
     return OwnStreams(sources.model.config.dropout_rate, seeds, sources.backbone.device)
 
 
-def original_budget(mode: str, task: str) -> int:
+def original_budget(config: GraNdConfig, task: str) -> int:
     """The number of dev batches that the original uses."""
-    if mode == "dev":
+    if config.mode == "dev":
         return BATCHES_OF.get(task, 10)
     return 3 if task in ("boolq", "mc_taco") else 5
 
 
-def run_mode(config: GraNdConfig):
-    """Run the measure in the mode of the flags."""
-    check(config)
-    return run(Measure("GraNd", score, False, partial(original_budget, config.mode), gradients=True), config)
-
+MEASURE = Measure("GraNd", score, False, original_budget, gradients=True, config=GraNdConfig)
 
 if __name__ == "__main__":
-    main(run_mode, GraNdConfig, __doc__)
+    main(partial(run, MEASURE), MEASURE.config, __doc__)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pewe.cli import main
 from pewe.data import Batch
-from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources
@@ -45,4 +44,4 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
 MEASURE = Measure("KL-divergence", score, higher_is_more_similar=False, needs_target=True)
 
 if __name__ == "__main__":
-    main(partial(run, MEASURE), SimilarityConfig, __doc__)
+    main(partial(run, MEASURE), MEASURE.config, __doc__)

@@ -8,6 +8,7 @@ H_b is the output of block b, before the final layer norm, over the tokens that 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,10 +62,7 @@ def cosines(target: Tensor, sources: Tensor, row: Tensor) -> Tensor:
     return by_row(target * sources) / norms.clamp(min=1e-12)
 
 
-def run_mode(config: BlockConfig):
-    """Run the measure in the mode of the flags."""
-    return run(Measure("block", score, higher_is_more_similar=True, needs_target=True), config)
-
+MEASURE = Measure("block", score, higher_is_more_similar=True, needs_target=True, config=BlockConfig)
 
 if __name__ == "__main__":
-    main(run_mode, BlockConfig, __doc__)
+    main(partial(run, MEASURE), MEASURE.config, __doc__)

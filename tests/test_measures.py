@@ -44,9 +44,9 @@ def compute(name: str, config: SimilarityConfig, **changes) -> pd.DataFrame:
     """The matrix of a measure by its name, one of ALL_NAMES."""
     fields = {**vars(config), **changes}
     if name.startswith("GraNd"):
-        return get_GraNd.run_mode(get_GraNd.GraNdConfig(**{**fields, "mode": name.split("_")[1]}))
+        return run(get_GraNd.MEASURE, get_GraNd.GraNdConfig(**{**fields, "mode": name.split("_")[1]}))
     if name == "block":
-        return get_block.run_mode(get_block.BlockConfig(**fields))
+        return run(get_block.MEASURE, get_block.BlockConfig(**fields))
     return run(PLAIN[name], SimilarityConfig(**fields))
 
 
@@ -273,4 +273,4 @@ def test_small_settings_cover_every_delta():
 def test_unknown_modes_are_named(config_of):
     for kind, module in ((get_GraNd.GraNdConfig, get_GraNd), (get_block.BlockConfig, get_block)):
         with pytest.raises(UserError, match="--mode"):
-            module.run_mode(kind(**{**vars(config_of()), "mode": "deev"}))
+            run(module.MEASURE, kind(**{**vars(config_of()), "mode": "deev"}))

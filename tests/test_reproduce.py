@@ -12,13 +12,19 @@ import torch
 from conftest import MINI_TASKS
 
 from pewe.cli import UserError
+from pewe.deltas.kinds import KINDS
 from pewe.files import read_json
 from pewe.grid import run as reproduce
 from pewe.grid.run import Config
-from pewe.grid.steps import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, plan
+from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import read_suite
 from pewe.reporting import page as report
 from pewe.reporting import stats
+from pewe.reporting.page import SOURCES
+from unit_model import FUSION, MODULES, PAPER, of_group
+
+DEFAULT_INITS = ["Random", *of_group(PAPER)]
+PEMT = KINDS["pemt"].inits
 
 SUITE = """
 title = "Tiny"
@@ -67,7 +73,7 @@ def here(tiny_backbone, tiny_data, tmp_path, monkeypatch):
 
 def test_every_row_of_the_paper_for_two_seeds(here, capsys):
     inits = [init for init in DEFAULT_INITS if init != "Manual"]  # one of the three tasks is alone in its group
-    inits += FUSION
+    inits += of_group(FUSION)
     cells = here(init=[*inits, "GraNd_block"], seeds=[1, 2])
     capsys.readouterr()
     blocks = [init for init in cells["init"].unique() if "/" in init]
@@ -208,12 +214,12 @@ def test_unknown_names_are_refused(here):
 
 
 def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
-    monkeypatch.chdir(reproduce.Path(reproduce.__file__).parent.parent)
+    monkeypatch.chdir(reproduce.Path(reproduce.__file__).parents[2])
     for name, tasks in (("mini", 12), ("qa32", 32), ("all51", 51)):
         suite = read_suite(name)
         assert len(suite.tasks()) == tasks and suite.deltas == ["adapter", "lora", "prefix"]
         grid = reproduce.grids(Config(suite=name), suite)[0]
-        folders = [step.folder for step in plan(grid, [*DEFAULT_INITS, *BY_MODULE])]
+        folders = [step.folder for step in plan(grid, [*DEFAULT_INITS, *of_group(MODULES)])]
         assert len(folders) == len(set(folders))
         for number, step in enumerate(plan(grid, list(DEFAULT_INITS))):
             assert all(need.folder in folders[:number] for need in step.needs)
@@ -263,7 +269,7 @@ def test_few_sources_get_a_lower_effective_number():
     tasks = suite.tasks()
 
     def effective(count: int) -> float:
-        return Grid(suite, "adapter", 1, Path("x"), {"tasks": tasks[:count]}).step("weights/Loss").config.effective
+        return Grid(suite, "adapter", 1, Path("x"), {"tasks": tasks[:count]}).step("weights", "Loss").config.effective
 
     assert (effective(12), effective(4)) == (3.0, 2.0)
 

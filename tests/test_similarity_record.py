@@ -176,7 +176,7 @@ def test_the_seed_counts_where_it_is_used(config, monkeypatch):
     """Of GraNd, which has dropout; the other measures have no such flag."""
     fields_of = {field.name: getattr(config, field.name) for field in fields(config)}
     grand = get_GraNd.GraNdConfig(**fields_of)
-    get_GraNd.run_mode(grand)
+    run(get_GraNd.MEASURE, grand)
     first = read_record(Path(config.output_dir) / "config.json")["settings"]
     assert first["seed"] == 42 and first["bsz_list"] == [8] and "train_iters" not in first
     assert not {"quiet", "stack", "output_dir", "model", "lora_r", "learning_rate_list"} & first.keys()

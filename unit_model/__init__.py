@@ -1,0 +1,57 @@
+"""The inits that a script of this folder makes, by name. A new one is a script beside this file and an entry here.
+
+No script is imported before it is used, so that tables know the inits without torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+
+PAPER, FUSION, MODULES = "the paper's", "of Dataless Knowledge Fusion", "with a row per block or layer"
+RANDOM = ("tuned", "Random")  # a step of the experiment: its kind, and of what
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How the weights of an init are made."""
+
+    script: str  # with `Config` and `run`
+    needs: tuple[tuple[str, str], ...] = ()  # steps, beside the sources
+    flags: Mapping = field(default_factory=dict)  # of the script
+    measure: str = ""  # whose similarity they are made from: the step ("similarity", <the init>)
+    measure_flags: Mapping = field(default_factory=dict)
+    group: str = PAPER
+
+    def load(self) -> ModuleType:
+        """The script."""
+        return import_module(f"unit_model.{self.script}")
+
+
+def by_measure(measure: str, group: str = PAPER, **flags) -> Ensemble:
+    """Softmax of a similarity that is computed with these flags."""
+    return Ensemble("unit_model_others", measure=measure, measure_flags=flags, group=group)
+
+
+ENSEMBLES = {
+    "Average": Ensemble("unit_model_average"),
+    "Manual": Ensemble("unit_model_average", flags={"manual_division": True}),
+    "Cosine": Ensemble("unit_model_cos", (RANDOM,)),
+    "Euclidean": Ensemble("unit_model_Euclidean", (("pairs", ""),)),
+    "Performance": Ensemble("unit_model_Performance", (("pairs", ""), ("zero_shot", ""))),
+    "Loss": by_measure("Loss"),
+    "KL": by_measure("KL"),
+    "EL2N": by_measure("EL2N"),
+    "Cosine_of_Logits_and_Labels": by_measure("Cosine_of_Logits_and_Labels"),
+    "GraNd": by_measure("GraNd"),
+    "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
+    "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
+    "GraNd_block": by_measure("GraNd", MODULES, mode="block"),
+    "GraNd_layer": by_measure("GraNd", MODULES, mode="layer"),
+    "block": by_measure("block", MODULES),
+}
+
+
+def of_group(group: str) -> list[str]:
+    """The names of the inits of a group."""
+    return [name for name, ensemble in ENSEMBLES.items() if ensemble.group == group]

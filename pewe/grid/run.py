@@ -19,17 +19,19 @@ from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.files import hold, provenance, read_json, read_table, write_json, write_table
 from pewe.grid.step import Step
-from pewe.grid.steps import BY_MEASURE, BY_MODULE, DEFAULT_INITS, INITS, PEMT, SOURCES, Grid, plan
+from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
 from pewe.reporting import page as report
 from pewe.reporting.gates import mean_gates, read_gates
+from pewe.reporting.page import INITS, SOURCES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.runs import COLUMNS
 from task_list import GROUP_OF
+from unit_model import ENSEMBLES, MODULES, PAPER, of_group
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Config:
     suite: str = flag("mini", "mini, qa32, all51, or a file like those in scripts/suites")
     delta: list[str] = flag([], "delta methods (default: all of the suite)", choices=KINDS, unique=True)
     init: list[str] = flag(
-        list(DEFAULT_INITS),
-        f"rows of the table: {', '.join(INITS)} (GraNd_block, GraNd_layer, block: one row per block or layer; PEMT: delta pemt)",
+        ["Random", *of_group(PAPER)],
+        f"rows of the table: {', '.join(INITS)} ({', '.join(of_group(MODULES))}: one row per block or layer; PEMT: delta pemt)",
         choices=INITS,
         unique=True,
     )
@@ -145,20 +147,19 @@ def collect(config: Config, suite: Suite, out: Path) -> None:
 
 def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
     """(table, rows) of every step of a grid that holds today, failed cells aside."""
-    rows = ["sources", *(f"from_{init}" for init in grid.inits())]
-    for step in map(grid.step, rows):
+    for step in (grid.step("sources"), *(grid.step("tuned", init) for init in grid.inits())):
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
-            if step.row in PEMT:
+            if step.row in KINDS[grid.delta].inits:
                 gates = read_gates(step.folder)
                 own = gates["run"].isin({str(path.parent) for path in files_of(step, "run.json")})
                 yield "weights", mean_gates(gates[own]).assign(init=step.row)
-    for init in grid.inits() if grid.delta != "pemt" else []:
-        if init != "Random" and not (step := grid.step(f"weights/{init}")).missing():
+    for init in [init for init in grid.inits() if init in ENSEMBLES]:
+        if not (step := grid.step("weights", init)).missing():
             for path in files_of(step, WEIGHTS):
                 table = read_table(path, ["target", "source", "weight"])
                 yield "weights", table.assign(init="/".join((init, *path.parent.relative_to(step.folder).parts)))
-        if init in (*BY_MEASURE, *BY_MODULE) and not (step := grid.step(f"similarity/{init}")).missing():
+        if ENSEMBLES[init].measure and not (step := grid.step("similarity", init)).missing():
             table = read_table(step.folder / RESULT, SIMILARITY_COLUMNS)
             inits = [init if scope == "all" else f"{init}/{scope}" for scope in table["scope"]]
             yield "similarities", table.drop(columns="scope").assign(init=inits)

@@ -5,6 +5,7 @@ A step (pewe/grid/step.py) is a folder below checkpoints/<suite>/<delta>/seed_<s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,58 +16,24 @@ from get_similarity import MEASURES
 from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST
+from pewe.deltas.kinds import KINDS
 from pewe.files import read_record
 from pewe.grid.step import Made, Step
 from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
 from pewe.merging.save import RECORD
 from pewe.reporting.gates import GATES
+from pewe.reporting.page import SOURCES
+from pewe.similarity import loop
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import FailedRuns, tune
-from unit_model import (
-    unit_model_average,
-    unit_model_cos,
-    unit_model_Euclidean,
-    unit_model_Fisher,
-    unit_model_others,
-    unit_model_Performance,
-    unit_model_RegMean,
-)
-
-# init -> what its weights are made from: the other steps, and the command with its own flags
-FROM_DELTAS = {
-    "Average": ((), unit_model_average, {}),
-    "Manual": ((), unit_model_average, {"manual_division": True}),
-    "Cosine": (("from_Random",), unit_model_cos, {}),
-    "Euclidean": (("pairs",), unit_model_Euclidean, {}),
-    "Performance": (("pairs", "zero_shot"), unit_model_Performance, {}),
-}
-FUSION = {  # of Dataless Knowledge Fusion
-    "Fisher": (("statistics",), unit_model_Fisher, {}),
-    "RegMean": (("statistics",), unit_model_RegMean, {}),
-}
-PEMT = {  # init -> flags: the whole of stage 2, and without one of its parts; rows of the delta pemt only
-    "PEMT": {},
-    "PEMT_no_gate": {"pemt_gate": False},
-    "PEMT_no_sparsity": {"sparsity": 0.0},
-    "PEMT_no_prompt": {"pemt_prompt": False},
-    "PEMT_no_adapter": {"pemt_adapter": False},
-}
-BY_MEASURE = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd")
-BY_MODULE = {
-    "GraNd_block": ("GraNd", {"mode": "block"}),
-    "GraNd_layer": ("GraNd", {"mode": "layer"}),
-    "block": ("block", {}),
-}
-DEFAULT_INITS = ("Random", *FROM_DELTAS, *BY_MEASURE)
-INITS = (*DEFAULT_INITS, *FUSION, *BY_MODULE, *PEMT)
-SOURCES = "Full data"  # the row of the source deltas themselves
+from unit_model import ENSEMBLES, MODULES
 
 
 @dataclass
 class Grid:
-    """The steps of one delta and seed."""
+    """The steps of one delta and seed. A step is named by its kind and of what it is, e.g. ("weights", "Loss")."""
 
     suite: Suite
     delta: str
@@ -75,21 +42,27 @@ class Grid:
     flags: dict  # that the command line sets for all commands
     limit: int = 0  # updates at most in every run; 0: as the suite says
     material: str = ""  # a fingerprint of data and backbone
-    steps: dict[str, Step] = field(default_factory=dict)
+    steps: dict[tuple[str, str], Step] = field(default_factory=dict)
 
     @property
     def base(self) -> Path:
         """Folder of all steps."""
         return self.root / self.delta / f"seed_{self.seed}"
 
+    @property
+    def tasks(self) -> int:
+        """The number of targets, which are the sources too."""
+        return len(self.flags["tasks"])
+
     def leave_out(self, tasks: list[str]) -> None:
         """Go on without these tasks, which have no source."""
         self.flags = {**self.flags, "tasks": [task for task in self.flags["tasks"] if task not in tasks]}
-        self.steps = {"sources": self.step("sources")}
+        self.steps = {}
+        self.step("sources")
 
     def inits(self) -> list[str]:
         """The rows of the table that this kind of delta has."""
-        return [init for init in INITS if (init in PEMT) == (self.delta == "pemt")]
+        return list(KINDS[self.delta].inits or ("Random", *ENSEMBLES))
 
     def config(self, kind: type, *sections: str, **flags):
         """The configuration of a command of the suite for this delta and seed."""
@@ -99,74 +72,83 @@ class Grid:
             made.train_iters = min(made.train_iters, self.limit)
         return made
 
-    def step(self, name: str) -> Step:
-        """The step of this name, made once."""
-        if name not in self.steps:
-            self.steps[name] = self._make(name)
-        return self.steps[name]
+    def step(self, kind: str, of: str = "") -> Step:
+        """The step of this kind, of this init where there is one for each; made once."""
+        if (kind, of) not in self.steps:
+            make = getattr(self, f"_{kind}")
+            self.steps[kind, of] = make(of) if of else make()
+        return self.steps[kind, of]
 
-    def _make(self, name: str) -> Step:
-        kind, _, what = name.partition("/")
-        if name.startswith("from_"):
-            return self._tuning(name)
-        if kind in ("similarity", "weights"):
-            return (self._similarity if kind == "similarity" else self._weights)(name, what)
-        tasks, path = len(self.flags["tasks"]), self._path(name)
-        if name == "sources":
-            config = self.config(
-                TuneConfig, "tuning", "sources", full_train=True, do_train=True, do_predict=True, output_dir=path
-            )
-            if self.delta == "pemt":
-                config.tune_method = "pemt_source"
-            return self._step(name, config, tune_tasks, (), runs(config, tasks), SOURCES)
-        if name in ("pairs", "zero_shot"):
-            module, command = (
-                (tune_all_ckpt, tune_all_ckpt.tune_all) if name == "pairs" else (dev_all_ckpt, dev_all_ckpt.run)
-            )
-            config = self.config(
-                module.Config, "tuning", "pairs", source_ckpt_path=self._path("sources"), output_dir=path
-            )
-            return self._step(name, config, tuned_by(command), ("sources",), runs(config, tasks**2))
-        config = self.config(collect_deltas.Config, source_ckpt_path=self._path("sources"), full_train=True)
-        return self._step(name, config, at_once(collect_deltas.run, statistics_of), ("sources",))
+    def folder(self, kind: str, of: str = "") -> Path:
+        """The folder of this step."""
+        return self.base / (f"from_{of}" if kind == "tuned" else f"{kind}/{of}")
 
-    def _step(self, name: str, config, run, needs: tuple[str, ...], cells: int = 1, row: str = "") -> Step:
-        needed = tuple(self.step(need) for need in needs)
-        return Step(self.base / name, config, run, needed, cells, row, self.material)
+    def _step(self, kind: str, of: str, config, run, needs: tuple = (), cells: int = 1, row: str = "") -> Step:
+        needed = tuple(self.step(*need) for need in needs)
+        return Step(self.folder(kind, of), config, run, needed, cells, row, self.material)
 
-    def _tuning(self, name: str) -> Step:
-        init, tasks, path = name.removeprefix("from_"), len(self.flags["tasks"]), self._path(name)
-        config = self.config(TuneConfig, "tuning", "targets", do_train=True, do_predict=True, output_dir=path)
-        if init == "Random":
-            return self._step(name, config, tune_tasks, (), runs(config, tasks), init)
-        if init in PEMT:
-            config = replace(config, expert_path=self._path("sources"), **PEMT[init])
-            return self._step(name, config, tune_tasks, ("sources",), runs(config, tasks), init)
-        config.train_checkpoint = self._path(f"weights/{init}")
-        run = tune_scopes if init in BY_MODULE else tune_tasks
-        return self._step(name, config, run, (f"weights/{init}",), runs(config, tasks), init)
+    def _tuning(self, section: str, output_dir: Path, **flags) -> TuneConfig:
+        return self.config(
+            TuneConfig, "tuning", section, do_train=True, do_predict=True, output_dir=str(output_dir), **flags
+        )
 
-    def _similarity(self, name: str, what: str) -> Step:
-        measure, flags = BY_MODULE.get(what, (what, {}))
-        run, kind = MEASURES[measure]
-        config = self.config(kind, source_ckpt_path=self._path("sources"), random_tuned_ckpt_path=self._path("from_Random"),
-                             output_dir=self._path(name), **flags)  # fmt: skip
-        needs = ("sources", "from_Random") if measure in ("KL", "block") else ("sources",)
-        return self._step(name, config, at_once(run, matrix_of), needs)
+    def _sources(self) -> Step:
+        kind = KINDS[self.delta].sources or self.delta
+        config = self._tuning("sources", self.folder("sources"), full_train=True, tune_method=kind)
+        return self._step("sources", "", config, tune_tasks, (), runs(config, self.tasks), SOURCES)
 
-    def _weights(self, name: str, init: str) -> Step:
-        paths = {"source_ckpt_path": self._path("sources"), "save_ckpt_path": self._path(name),
-                 "tuned_64shot_ckpt_path": self._path("from_Random"), "tuned_ckpt_path": self._path("pairs"),
-                 "zero_result_path": f"{self._path('zero_shot')}/{RESULT}",
-                 "origin_data_path": self._path(f"similarity/{init}")}  # fmt: skip
-        needed, module, flags = (FROM_DELTAS | FUSION).get(init, ((f"similarity/{init}",), unit_model_others, {}))
-        config = self.config(module.Config, "weights", **paths, **flags)
+    def _pairs(self) -> Step:
+        return self._of_pairs("pairs", tune_all_ckpt.Config, tune_all_ckpt.tune_all)
+
+    def _zero_shot(self) -> Step:
+        return self._of_pairs("zero_shot", dev_all_ckpt.Config, dev_all_ckpt.run)
+
+    def _of_pairs(self, kind: str, config_class: type, command: Callable) -> Step:
+        paths = {"source_ckpt_path": str(self.folder("sources")), "output_dir": str(self.folder(kind))}
+        config = self.config(config_class, "tuning", "pairs", **paths)
+        return self._step(kind, "", config, tuned_by(command), (("sources",),), runs(config, self.tasks**2))
+
+    def _statistics(self) -> Step:
+        config = self.config(collect_deltas.Config, source_ckpt_path=str(self.folder("sources")), full_train=True)
+        return self._step("statistics", "", config, at_once(collect_deltas.run, statistics_of), (("sources",),))
+
+    def _tuned(self, init: str) -> Step:
+        config, needs, run = self._tuning("targets", self.folder("tuned", init)), (), tune_tasks
+        own = KINDS[self.delta].inits
+        if init in own:
+            config = replace(config, expert_path=str(self.folder("sources")), **own[init])
+            needs = (("sources",),)
+        elif init != "Random":
+            config.train_checkpoint = str(self.folder("weights", init))
+            needs = (("weights", init),)
+            run = tune_scopes if ENSEMBLES[init].group == MODULES else tune_tasks
+        return self._step("tuned", init, config, run, needs, runs(config, self.tasks), init)
+
+    def _similarity(self, init: str) -> Step:
+        ensemble = ENSEMBLES[init]
+        measure = MEASURES[ensemble.measure]
+        paths = {"source_ckpt_path": self.folder("sources"), "random_tuned_ckpt_path": self.folder("tuned", "Random"),
+                 "output_dir": self.folder("similarity", init)}  # fmt: skip
+        config = self.config(
+            measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
+        )
+        needs = (("sources",), ("tuned", "Random")) if measure.needs_target else (("sources",),)
+        return self._step("similarity", init, config, at_once(partial(loop.run, measure), matrix_of), needs)
+
+    def _weights(self, init: str) -> Step:
+        ensemble = ENSEMBLES[init]
+        script = ensemble.load()
+        paths = {"source_ckpt_path": self.folder("sources"), "save_ckpt_path": self.folder("weights", init),
+                 "tuned_64shot_ckpt_path": self.folder("tuned", "Random"), "tuned_ckpt_path": self.folder("pairs"),
+                 "zero_result_path": self.folder("zero_shot") / RESULT,
+                 "origin_data_path": self.folder("similarity", init)}  # fmt: skip
+        needs = (("similarity", init),) if ensemble.measure else ensemble.needs
+        config = self.config(
+            script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags
+        )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
-        config.effective = min(config.effective, len(self.flags["tasks"]) / 2)
-        return self._step(name, config, at_once(module.run, ensembles_of), ("sources", *needed))
-
-    def _path(self, name: str) -> str:
-        return str(self.base / name)
+        config.effective = min(config.effective, self.tasks / 2)
+        return self._step("weights", init, config, at_once(script.run, ensembles_of), (("sources",), *needs))
 
 
 def runs(config: TuneConfig, inits: int) -> int:
@@ -251,6 +233,8 @@ def plan(grid: Grid, inits: list[str]) -> list[Step]:
             add(need)
         ordered.setdefault(step.folder, step)
 
-    for name in ("sources", *(f"from_{init}" for init in inits if init in grid.inits())):
-        add(grid.step(name))
+    add(grid.step("sources"))
+    for init in inits:
+        if init in grid.inits():
+            add(grid.step("tuned", init))
     return list(ordered.values())

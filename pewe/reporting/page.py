@@ -24,13 +24,16 @@ import numpy as np
 import pandas as pd
 
 from pewe.cli import UserError, flag, main, suggest
+from pewe.deltas.kinds import KINDS
 from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text
-from pewe.grid.steps import INITS, SOURCES
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines
 from pewe.reporting.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
+from unit_model import ENSEMBLES
 
+SOURCES = "Full data"  # the row of the source deltas themselves
+INITS = ("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits))
 BASELINES = ("Random", "Average")
 COLUMNS = {  # of the tables: names and numbers
     "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),

@@ -163,5 +163,5 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 def budgeted_batches(measure: Measure, config: SimilarityConfig, pad: int, encoded: Encoded) -> Iterator[Batch]:
     """The target's first dev batches: `--max_batches`, or as many as the original used."""
-    limit = {0: measure.max_batches(encoded.task), -1: None}.get(config.max_batches, config.max_batches)
+    limit = {0: measure.max_batches(config, encoded.task), -1: None}.get(config.max_batches, config.max_batches)
     return islice(scoring_batches(encoded, config.predict_batch_size, pad, config.as_original), limit)

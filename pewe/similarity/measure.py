@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pewe.data import Batch
+from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.scoring import Sources
 
 
@@ -16,6 +17,7 @@ class Measure:
     name: str
     score: Callable[[Sources, Batch], dict[str, Tensor]]
     higher_is_more_similar: bool
-    max_batches: Callable[[str], int | None] = lambda task: 1  # the original's budget for a target; None: all batches
+    max_batches: Callable[[SimilarityConfig, str], int | None] = lambda config, task: 1  # the original's; None: all
     gradients: bool = False  # goes backwards: keeps the activations of every layer
     needs_target: bool = False  # compares with a delta tuned on the target: member 0 of the stack
+    config: type[SimilarityConfig] = SimilarityConfig  # the flags of its command

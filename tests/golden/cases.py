@@ -37,6 +37,7 @@ from pewe.files import read_json, read_table
 from pewe.forward import member_losses
 from pewe.merging import weights
 from pewe.no_delta import NoDelta
+from pewe.similarity.loop import run
 from pewe.tuning import evaluate
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.optimizers import clip_gradients, make_optimizer
@@ -156,11 +157,11 @@ FOUR = ["adversarialqa", "boolq", "codah", "dream"]
 def similarity(name: str, method: str, version: str, changes: dict, world) -> Numbers:
     """A row of the matrix for every target and scope."""
     measure, flags = MODES[name]
-    run, kind = MEASURES[measure]
+    measured = MEASURES[measure]
     config = similarity_config(world.backbones[version], world.paper_data, world.checkpoints, world.scratch(), method,
                                tasks=["boolq", "web_questions"], source_tasks=["ai2_arc", "boolq", "codah", "web_questions"],
                                **changes)  # fmt: skip
-    table = run(kind(**{**vars(config), **flags}))
+    table = run(measured, measured.config(**{**vars(config), **flags}))
     return {f"{target} {scope}": rows["value"].tolist() for (target, scope), rows in table.groupby(["target", "scope"])}
 
 
