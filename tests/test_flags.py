@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import operator
 import re
 import sys
 import typing
@@ -25,7 +26,7 @@ COMMANDS = sorted(
 def config_of(path):
     """The class of flags that the command in this file gives to `cli.main`."""
     text = path.read_text(encoding="utf-8")
-    name = re.search(r"""if __name__ == "__main__":\n    main\(.*?, (\w+), __doc__""", text).group(1)
+    name = re.search(r"""if __name__ == "__main__":\n    main\(.*?, ([\w.]+), __doc__""", text).group(1)
     if path.parent.name.startswith("mini_"):  # a script beside its data, not in a package
         sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location(f"script_{path.parent.name}_{path.stem}", path)
@@ -35,7 +36,7 @@ def config_of(path):
         sys.path.remove(str(path.parent))
     else:
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    return getattr(module, name)
+    return operator.attrgetter(name)(module)
 
 
 def test_there_are_commands():

@@ -10,6 +10,7 @@ import torch
 from conftest import MINI_TASKS, small, tiny_t5
 
 import pewe.similarity.loop
+import pewe.similarity.matrix
 from get_similarity import get_GraNd, get_Loss
 from pewe.backbone import BackboneConfig
 from pewe.cli import UserError, parse
@@ -61,7 +62,7 @@ def interrupted(config, monkeypatch, after: int, **changes) -> None:
         return score(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pewe.similarity.loop.time, "monotonic", iter(range(0, 10_000, 10)).__next__)
+        patch.setattr(pewe.similarity.matrix.time, "monotonic", iter(range(0, 10_000, 10)).__next__)
         patch.setattr(pewe.similarity.loop, "score_target", dying)
         with pytest.raises(KeyboardInterrupt):
             loss(config, **changes)

@@ -88,7 +88,7 @@ class World:
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reproduce.report, "write", lambda out: (out / "table.txt").write_text(""))
     patch.setattr(pewe.merging.save, "heat_map", lambda frame, path, *args, **flags: path.write_text(""))
-    patch.setattr("pewe.similarity.loop.heat_map", lambda frame, path, *args, **flags: None)
+    patch.setattr("pewe.similarity.matrix.heat_map", lambda frame, path, *args, **flags: None)
     patch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
 
 

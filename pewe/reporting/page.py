@@ -236,7 +236,7 @@ def write(folder: Path) -> None:
         loader=jinja2.PackageLoader("pewe", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["groupby_group"] = by_group
-    page = environment.get_template("report.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=within(stored.about, "title", kind=str) or folder.name, paper=PAPER,
         headline=headline(compared) if len(compared) else [], tables=main_table, group_of=GROUP_OF, metric_of=METRICS,
         comparisons=compared, modules=modules, sources=SOURCES, pictures=shown, about=stored.about, **about_weights(stored, folder),

@@ -32,7 +32,7 @@ from pewe.files import hold, provenance
 from pewe.identity import deciding, model_digest, state_digest
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.measure import Measure
-from pewe.similarity.rows import _Rows
+from pewe.similarity.matrix import Matrix
 from pewe.similarity.scoring import Sources, positions
 from pewe.state import DeltaState, shapes_of
 
@@ -57,7 +57,7 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     record = {"settings": identity(measure, config, delta, states, tuned, dev), "measure": measure.name,
               "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()}  # fmt: skip
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
-    rows = _Rows(out, record, targets, source_names)
+    rows = Matrix(out, record, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
 
@@ -110,7 +110,7 @@ def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measu
     return max(1, min(sources, room // needed - measure.needs_target))
 
 
-def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
+def _fill(rows: Matrix, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
           dev: dict[str, Encoded], stack: int) -> None:  # fmt: skip
     """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
     names = list(states)

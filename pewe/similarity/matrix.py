@@ -29,7 +29,7 @@ def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     return pd.DataFrame(columns=COLUMNS)
 
 
-class _Rows:
+class Matrix:
     """The table under construction: knows which pairs are there, and writes at most every two seconds.
 
     The record beside it is written first: it names the table that is there and the one that takes its place.
