@@ -17,8 +17,8 @@ from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.ensemble import RECORD
 from pewe.fusion import collect_deltas
-from pewe.pemt import GATES
 from pewe.results import read_record
+from pewe.runs import GATES
 from pewe.step import Made, Step
 from pewe.suite import Suite
 from pewe.tune import FailedRuns, TuneConfig, tune

@@ -19,18 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from pewe import stats
 from pewe.backbone import Backbone
 from pewe.checkpoint import check_state, delta_identity, read_checkpoint, task_checkpoint
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import UserError, flag, log, main, suggest
 from pewe.data import Encoded, distinct, scoring_batches, task_names
 from pewe.deltas import Delta, DeltaState, Pemt, PemtSource
 from pewe.forward import member_losses
-from pewe.identity import state_digest
+from pewe.identity import difference, state_digest
 from pewe.plots import heat_map
 from pewe.results import numeric, read_record, read_table, within, write_config, write_table, write_text
+from pewe.runs import GATES, RECORD, folder_of, gates_print
 from pewe.texts import read_lines
 from task_list import METRICS, TASK_LISTS
 
 MEASURED = ("test_runtime", "test_samples_per_second")  # entries of a result block that differ each time
-GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
 
 
@@ -164,21 +164,46 @@ class GatesConfig:
 
 
 def read_gates(folder: Path) -> pd.DataFrame:
-    """Rows (target, run, layer, source, weight) of every run below a folder."""
-    parts = []
-    for path in sorted(folder.rglob(GATES)):
-        target = within(read_record(path.parent / "run.json"), "settings", "task", kind=str)
-        if target not in METRICS:
-            raise UserError(
-                f"{path.parent}: run.json names no task of task_list.py; was the run killed? Start it again"
-            )
-        table = read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent))
-        if unknown := [source for source in table["source"] if source not in METRICS]:
-            raise UserError(f"{path}: source {suggest(unknown[0], METRICS)}")
-        parts.append(table.assign(weight=numeric(table, "weight", path)))
-    if not parts:
+    """Rows (target, run, layer, source, weight) of every run below a folder. Raises UserError where there is none."""
+    places = {path.parent for name in (RECORD, GATES) for path in folder.rglob(name)}
+    gates = gates_of(sorted(places))
+    if gates.empty:
         raise UserError(f"there is no {GATES} below {folder}; run scripts/pemt_stage2_few_shot.sh first")
-    return pd.concat(parts, ignore_index=True)[["target", "run", "layer", "source", "weight"]]
+    return gates
+
+
+def gates_of(folders: Sequence[Path]) -> pd.DataFrame:
+    """Rows (target, run, layer, source, weight) of these runs; a run of PEMT without a tested result is left out, which is said."""
+    parts, settings = [pd.DataFrame(columns=["target", "run", "layer", "source", "weight"])], {}
+    for folder in folders:
+        record = read_record(folder / RECORD) or {}
+        if within(record, "result", "gates", kind=str) or (folder / GATES).exists():
+            parts.append(_gates_of_run(folder, record))
+            own = {name: value for name, value in record["settings"].items() if name not in _OF_ONE_RUN}
+            if why := difference(settings.setdefault(own["task"], own), own):
+                log.warning("%s is of other settings than an earlier run of this target: %s", folder, why)
+        elif within(record, "settings", "tune_method", kind=str) == "pemt":
+            log.warning("%s has no gates and is left out: it was interrupted, has failed, or was not tested", folder)
+    return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
+
+
+_OF_ONE_RUN = ("seed", "prefix", "data", "init", "built_on")  # in its settings; runs that differ in these are repetitions
+
+
+def _gates_of_run(folder: Path, record: dict) -> pd.DataFrame:
+    """The gates that the result in a run's record is of. Raises UserError where those in the folder are others."""
+    path, result = folder / GATES, within(record, "result") or {}
+    if not result.get("gates") or gates_print(folder) != result["gates"]:
+        raise UserError(f"{path} is not of a result in {RECORD} beside it (of another run or version, changed, or lost); "
+                        "start that run again")  # fmt: skip
+    own = folder_of(Path(), result).parts
+    if folder.resolve().parts[-len(own) :] != own:
+        raise UserError(f"{path} is of the run {folder_of(Path(), result)}, which has its own folder")
+    table = read_table(path, ["layer", "source", "weight"]).assign(target=result["task"], run=str(folder))
+    for name in (result["task"], *table["source"]):
+        if name not in METRICS:
+            raise UserError(f"{path}: task {suggest(name, METRICS)}")
+    return table.assign(weight=numeric(table, "weight", path))
 
 
 def mean_gates(gates: pd.DataFrame) -> pd.DataFrame:
@@ -226,6 +251,9 @@ def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
 def run(config: GatesConfig) -> None:
     """Read, print and write."""
     gates, out = pd.concat([read_gates(Path(folder)) for folder in config.runs]), Path(config.out)
+    places = [Path(run).resolve() for run in gates["run"].unique()]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"--runs names {twice[0]} twice")
     write_table(out / GATES, gates)
     for down in ("target", "layer"):
         frame = gates.pivot_table(index=down, columns="source", values="weight", sort=False)
