@@ -21,7 +21,7 @@ from pewe.deltas import TUNE_METHODS
 from pewe.ensemble import WEIGHTS
 from pewe.grid import BY_MEASURE, BY_MODULE, DEFAULT_INITS, INITS, PEMT, SOURCES, Grid, plan
 from pewe.identity import digest, files_digests, model_digest
-from pewe.pemt import mean_gates, read_gates
+from pewe.pemt import gates_of, mean_gates
 from pewe.results import hold, provenance, read_json, read_table, write_json, write_table
 from pewe.runs import COLUMNS
 from pewe.step import Step
@@ -109,13 +109,16 @@ class Progress:
 
 
 def carry_out(todo: list[Grid], inits: list[str]) -> dict[str, str]:
-    """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid."""
+    """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid.
+
+    Where all of them fail, nothing more is tried: no names at all would mean those of a list.
+    """
     progress = Progress(sum(step.cells for grid in todo for step in plan(grid, inits) if step.missing()))
     with logging_redirect_tqdm([log]):
         for grid in todo:
             if without := progress.carry_out(grid.step("sources")):
                 grid.leave_out(without)
-            for step in plan(grid, inits):
+            for step in plan(grid, inits) if grid.flags["tasks"] else []:
                 if step is not grid.step("sources"):
                     progress.carry_out(step)
     progress.bar.close()
@@ -135,7 +138,7 @@ def collect(config: Config, suite: Suite, out: Path) -> None:
     for grid in everything(config, suite):
         key = {"delta": grid.delta, "seed": grid.seed}
         grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
-        for name, parts in results_of(grid):
+        for name, parts in results_of(grid) if grid.flags["tasks"] else []:
             tables[name].append(parts.assign(**key))
     for name, parts in tables.items():
         write_rows(out / f"{name}.tsv", pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
@@ -150,9 +153,8 @@ def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
             if step.row in PEMT:
-                gates = read_gates(step.folder)
-                own = gates["run"].isin({str(path.parent) for path in files_of(step, "run.json")})
-                yield "weights", mean_gates(gates[own]).assign(init=step.row)
+                gates = gates_of([path.parent for path in files_of(step, "run.json")])
+                yield "weights", mean_gates(gates).assign(init=step.row)
     for init in grid.inits() if grid.delta != "pemt" else []:
         if init != "Random" and not (step := grid.step(f"weights/{init}")).missing():
             for path in files_of(step, WEIGHTS):
