@@ -187,7 +187,7 @@ def gates_of(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
 
 
-_OF_ONE_RUN = ("seed", "prefix", "data", "init", "built_on")  # in its settings; runs that differ in these are repetitions
+_OF_ONE_RUN = ("seed", "prefix", "data", "init", "built_on")  # of its settings, in which a repetition may differ
 
 
 def _gates_of_run(folder: Path, record: dict) -> pd.DataFrame:

@@ -169,7 +169,7 @@ def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
 def test_where_every_source_fails_no_other_task_is_tried(here, capsys):
     text = (here.folder / "tiny.toml").read_text()
     (here.folder / "tiny.toml").write_text(text.replace("model = ", 'model = "/nowhere/at/all" #'))
-    with pytest.raises(UserError, match="^3 cells or steps failed"):
+    with pytest.raises(UserError, match=r"^3 cells or steps failed"):
         here()
     failed = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert sorted(failed) == sorted(f"tiny/adapter/seed_1/sources/{task}" for task in MINI_TASKS)
