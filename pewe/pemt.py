@@ -31,6 +31,7 @@ from pewe.texts import read_lines
 from task_list import METRICS, TASK_LISTS
 
 MEASURED = ("test_runtime", "test_samples_per_second")  # entries of a result block that differ each time
+CORRELATIONS = "rank_correlation.tsv"
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
 
 
@@ -237,23 +238,34 @@ def rank_correlations(gates: pd.DataFrame, measures: dict[str, pd.DataFrame]) ->
 
 
 def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
-    """Tables (target, source, weight) by the name of the measure, from NAME=FILE or all inits of a weights.tsv."""
+    """Tables (target, source, weight) by the name of the measure, from NAME=FILE or all inits of a weights.tsv.
+
+    Raises UserError for two measures of one name, and for a weights.tsv without this delta.
+    """
     measures: dict[str, pd.DataFrame] = {}
     for given in files:
         name, _, path = given.rpartition("=")
         table = read_table(Path(path), ["target", "source", "weight", *([] if name else ["delta", "init"])])
         table["weight"] = numeric(table, "weight", Path(path))
         parts = [(name, table)] if name else table[table["delta"] == delta].groupby("init")
-        measures |= {str(init): part for init, part in parts}
+        found = {str(init): part for init, part in parts}
+        if not found:
+            raise UserError(f"{path} has no row of --delta {delta}")
+        if twice := found.keys() & measures.keys():
+            raise UserError(f"--weights gives two measures the name {min(twice)!r}; give them others: NAME=FILE")
+        measures |= found
     return measures
 
 
 def run(config: GatesConfig) -> None:
     """Read, print and write."""
-    gates, out = pd.concat([read_gates(Path(folder)) for folder in config.runs]), Path(config.out)
-    places = [Path(run).resolve() for run in gates["run"].unique()]
+    parts, out = [read_gates(Path(folder)) for folder in config.runs], Path(config.out)
+    places, gates = [Path(run).resolve() for part in parts for run in part["run"].unique()], pd.concat(parts)
     if twice := [place for place in places if places.count(place) > 1]:
         raise UserError(f"--runs names {twice[0]} twice")
+    measures = read_measures(config.weights, config.delta)
+    correlations = pd.DataFrame(rank_correlations(gates, measures)) if measures else None
+    (out / CORRELATIONS).unlink(missing_ok=True)  # of other measures, or other runs
     write_table(out / GATES, gates)
     for down in ("target", "layer"):
         frame = gates.pivot_table(index=down, columns="source", values="weight", sort=False)
@@ -265,10 +277,13 @@ def run(config: GatesConfig) -> None:
     write_table(out / "own_group.tsv", own.reset_index())
     print(own.round(3).to_string())
     print(f"above chance in {int((own['own_group'] > own['chance']).sum())} of {len(own)} layers")
-    if measures := read_measures(config.weights, config.delta):
-        table = pd.DataFrame(rank_correlations(gates, measures))
-        write_table(out / "rank_correlation.tsv", table)
-        print(table.pivot_table(index="layer", columns="measure", values="spearman", sort=False).round(3).to_string())
+    if correlations is not None:
+        write_table(out / CORRELATIONS, correlations)
+        print(
+            correlations.pivot_table(index="layer", columns="measure", values="spearman", sort=False)
+            .round(3)
+            .to_string()
+        )
     write_config(out, config)
 
 

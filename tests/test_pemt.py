@@ -417,6 +417,8 @@ def test_gates_command(runs, tmp_path, capsys):
     of_all = ranks[ranks["layer"] == "all"].set_index("measure")["spearman"]
     assert (of_all["same"] > 0.99).all() and (of_all["opposite"] < -0.99).all()
     assert (tmp_path / "out" / "gates_by_layer.png").is_file() and "layers" in capsys.readouterr().out
+    pemt.run(GatesConfig(runs=[str(out / "targets")], out=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "rank_correlation.tsv").exists()
     flat = [row["spearman"] for row in pemt.rank_correlations(gates, {"flat": mean.assign(weight=0.5)})]
     assert all(math.isnan(value) for value in flat)
     with pytest.raises(UserError, match="no weight of target"):
@@ -440,6 +442,10 @@ def test_measures_of_an_experiment(tmp_path):
     table.to_csv(tmp_path / "weights.tsv", sep="\t", index=False)
     measures = pemt.read_measures([str(tmp_path / "weights.tsv")], "adapter")
     assert list(measures) == ["Loss"] and measures["Loss"]["weight"].tolist() == [0.4, 0.6]
+    with pytest.raises(UserError, match=r"weights\.tsv has no row of --delta prefix"):
+        pemt.read_measures([str(tmp_path / "weights.tsv")], "prefix")
+    with pytest.raises(UserError, match="two measures the name 'Loss'"):
+        pemt.read_measures([f"Loss={tmp_path / 'weights.tsv'}", str(tmp_path / "weights.tsv")], "adapter")
     with pytest.raises(UserError, match="'delta' is missing"):
         table.drop(columns="delta").to_csv(tmp_path / "plain.tsv", sep="\t", index=False)
         pemt.read_measures([str(tmp_path / "plain.tsv")], "adapter")
