@@ -1,5 +1,6 @@
 """The scores and tables that an experiment of fusion has stored are those of what its record says, or are made again."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from small_fusion import small_domains, small_encoder, small_experiment
 
 from pewe.cli import UserError
 from pewe.fusion import __main__ as merge
-from pewe.fusion import experiment, tables
-from pewe.fusion.zoo import NAMES, Zoo
+from pewe.fusion import collect, experiment, tables
+from pewe.fusion.store import model_tensors
+from pewe.fusion.zoo import NAMES, Zoo, renamed
 from pewe.identity import file_digest
 from pewe.results import read_json, read_record, write_record
 
@@ -119,3 +121,33 @@ def test_a_merge_leaves_no_tokenizer_of_another_model_beside_it(config, tmp_path
     (tmp_path / "M" / "added_tokens.json").write_text("{}")
     with pytest.raises(UserError, match=r"M holds added_tokens\.json, which zoo/.* has not; give another folder"):
         merge.run(about)
+
+
+@pytest.mark.parametrize("pairs", [["glad=sad", "glad=angry"], ["glad="], ["=sad"], ["glad"]])
+def test_a_label_has_one_name(pairs):
+    with pytest.raises(UserError, match="--rename "):
+        renamed(pairs)
+
+
+def test_a_renaming_may_be_named_twice():
+    assert renamed(["glad=sad", "glad=sad", "mad=angry"]) == {"glad": "sad", "mad": "angry"}
+
+
+def test_statistics_are_not_written_over_the_data(config, tmp_path):
+    model, data = next(Path("zoo").glob("*/model.safetensors")).parent, tmp_path / "data.tsv"
+    for path in Path(config.model).glob("*okeni*"):
+        shutil.copy(path, model)
+    data.write_text("we saw glad\tglad\n")
+    for output in (data, model / "config.json"):
+        before = output.read_bytes()
+        with pytest.raises(UserError, match=r"--output .* must end in \.safetensors"):
+            collect.run(collect.Config(model=str(model), data=str(data), output=str(output)))
+        assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [5, None, "../other/model.safetensors", "/etc/passwd", ""])
+def test_an_index_of_weights_names_files_of_its_folder(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(UserError, match=r"index\.json: weight_map must name files of the folder"):
+        model_tensors(tmp_path)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pewe.cli import UserError, log
 from pewe.identity import by_content, difference, digest, sealed, unsealed
-from pewe.results import read_json, replacing
+from pewe.results import read_json, replacing, within
 
 GRAM, FISHER = "gram.", "fisher."
 WEIGHTS = "model.safetensors"
@@ -79,8 +79,10 @@ def model_tensors(folder: Path) -> TensorFiles:
     files = [folder / WEIGHTS]
     if not files[0].is_file():
         index = read_json(folder / f"{WEIGHTS}.index.json")
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        files = [folder / name for name in dict.fromkeys(names.values())] if isinstance(names, dict) else []
+        names = list((within(index, "weight_map") or {}).values())
+        if odd := [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]:
+            raise UserError(f"{folder / WEIGHTS}.index.json: weight_map must name files of the folder, not {odd[0]!r}")
+        files = [folder / name for name in dict.fromkeys(names)]
     if not files or not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: expected config.json and {WEIGHTS} (save_pretrained)")
     return TensorFiles(files)

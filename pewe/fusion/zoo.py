@@ -243,10 +243,13 @@ class Zoo:
 
 
 def renamed(pairs: Sequence[str]) -> dict[str, str]:
-    """OLD=NEW as a dictionary. Raises UserError for anything else."""
-    if bad := [pair for pair in pairs if pair.count("=") != 1]:
+    """OLD=NEW as a dictionary. Raises UserError for anything else, and for an OLD with two names."""
+    if bad := [pair for pair in pairs if pair.count("=") != 1 or not all(pair.split("="))]:
         raise UserError(f"--rename needs OLD=NEW, not {bad[0]!r}")
-    return dict(pair.split("=") for pair in pairs)
+    found = dict(pair.split("=") for pair in pairs)
+    if twice := [pair for pair in pairs if found[pair.split("=")[0]] != pair.split("=")[1]]:
+        raise UserError(f"--rename gives {twice[0].split('=')[0]!r} two names")
+    return found
 
 
 def train(
