@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_fusion import small_domains, small_encoder, small_experiment
 
+from pewe.backbone import check_folder
 from pewe.cli import UserError
 from pewe.fusion import __main__ as merge
 from pewe.fusion import collect, experiment, tables
@@ -147,7 +148,8 @@ def test_statistics_are_not_written_over_the_data(config, tmp_path):
 
 @pytest.mark.parametrize("name", [5, None, "../other/model.safetensors", "/etc/passwd", ""])
 def test_an_index_of_weights_names_files_of_its_folder(tmp_path, name):
-    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-    with pytest.raises(UserError, match=r"index\.json: weight_map must name files of the folder"):
-        model_tensors(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    for read in (model_tensors, lambda folder: check_folder(str(folder))):
+        with pytest.raises(UserError, match=r"index\.json: weight_map must name files of the folder"):
+            read(tmp_path)

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pewe.backbone import index_files
 from pewe.cli import UserError, log
 from pewe.identity import by_content, difference, digest, sealed, unsealed
-from pewe.results import read_json, replacing, within
+from pewe.results import replacing
 
 GRAM, FISHER = "gram.", "fisher."
 WEIGHTS = "model.safetensors"
@@ -78,11 +79,8 @@ def model_tensors(folder: Path) -> TensorFiles:
     """
     files = [folder / WEIGHTS]
     if not files[0].is_file():
-        index = read_json(folder / f"{WEIGHTS}.index.json")
-        names = list((within(index, "weight_map") or {}).values())
-        if odd := [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]:
-            raise UserError(f"{folder / WEIGHTS}.index.json: weight_map must name files of the folder, not {odd[0]!r}")
-        files = [folder / name for name in dict.fromkeys(names)]
+        index = folder / f"{WEIGHTS}.index.json"
+        files = index_files(index) if index.is_file() else []
     if not files or not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: expected config.json and {WEIGHTS} (save_pretrained)")
     return TensorFiles(files)
