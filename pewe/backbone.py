@@ -95,8 +95,19 @@ def check_folder(name: str, flag: str = "--model", needs: str = "config.json") -
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         if path.is_file() and _object(path).get("auto_map"):
             raise UserError(f"{path} names code of its own (auto_map); no code of a model is ever run")
+    for path in folder.glob("*.index.json"):
+        index_files(path)
     if (folder / "custom_generate").exists():  # transformers would run it, trusted or not
         raise UserError(f"{folder / 'custom_generate'}: no code of a model is ever run")
+
+
+def index_files(path: Path) -> list[Path]:
+    """The files that an index of weights names. Raises UserError for what is no file of its folder."""
+    names = _object(path).get("weight_map")
+    found = list(names.values()) if isinstance(names, dict) and names else [names]
+    if odd := [name for name in found if not isinstance(name, str) or not name or Path(name).name != name]:
+        raise UserError(f"{path}: weight_map must name files of the folder, not {odd[0]!r}")
+    return [path.parent / name for name in dict.fromkeys(found)]
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -184,12 +184,15 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
-    """A column as floats. Raises UserError with the first line that is not a number."""
+    """A column as floats, nan among them. Raises UserError with the first line that is not a number, or infinite."""
     values = pd.to_numeric(table[column], errors="coerce")
     bad = values.isna() & (table[column].astype(str).str.lower() != "nan") | (table[column].dtype == bool)
     if bad.any():
         line = int(bad.to_numpy().argmax())
         raise UserError(f"{path}, line {line + 2}: {column} must be a number, not {table[column].iloc[line]!r}")
+    if (infinite := values.abs() == float("inf")).any():
+        line = int(infinite.to_numpy().argmax())
+        raise UserError(f"{path}, line {line + 2}: {column} must be finite, not {values.iloc[line]}")
     return values.astype(float)
 
 

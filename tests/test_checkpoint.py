@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,6 +216,10 @@ def test_an_original_checkpoint_is_converted(tmp_path, monkeypatch):
     torch.save(content, "original.pt")
     with pytest.raises(UserError, match=r"convert it first: python -m pewe\.checkpoint"):
         read_checkpoint(tmp_path / "original.pt", "adapter")
+    before = Path("original.pt").read_bytes()
+    with pytest.raises(UserError, match=r"is the --original, which would be lost"):
+        checkpoint._run(checkpoint.ConvertConfig("original.pt", str(tmp_path / "original.pt")))
+    assert Path("original.pt").read_bytes() == before
     assert convert(tmp_path / "original.pt", tmp_path / "new.pt") == "adapter"
     new = torch.load("new.pt", weights_only=True)
     assert new["args"] == {"seed": 42, "model": "t5", "learning_rate": 5e-4}

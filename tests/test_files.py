@@ -87,6 +87,13 @@ def test_what_is_no_number_is_named_with_its_line(cell, tmp_path):
         numeric(table, "value", tmp_path / "t.tsv")
 
 
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e400"])
+def test_what_is_infinite_is_named_with_its_line(cell, tmp_path):
+    (tmp_path / "t.tsv").write_text(f"a\tvalue\nx\tnan\ny\t{cell}\n")
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: value must be finite, not -?inf"):
+        numeric(read_table(tmp_path / "t.tsv", ["value"]), "value", tmp_path / "t.tsv")
+
+
 def test_a_column_of_truth_values_is_no_column_of_numbers(tmp_path):
     (tmp_path / "t.tsv").write_text("a\tvalue\nx\tTrue\ny\tFalse\n")
     with pytest.raises(UserError, match="line 2: value must be a number"):

@@ -301,7 +301,7 @@ def test_collect_is_of_this_model_and_these_data(encoder, tmp_path, said):
     before = output.read_bytes()
     collect.run(config)
     assert "'model' was" in said() and output.read_bytes() != before
-    with pytest.raises(UserError, match="are the weights of the model"):
+    with pytest.raises(UserError, match="lies in the folder of the model"):
         collect.run(replace(config, output=str(folder / "model.safetensors")))
     (folder / "model.safetensors").unlink()
     save_file({name: tensor for name, tensor in weights.items() if name != "classifier.weight"}, folder / "model.safetensors",

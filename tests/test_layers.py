@@ -15,11 +15,11 @@ LAYERS = (
     ("pewe.reporting",),
     ("pewe.deltas",),
     ("pewe.tuning",),
-    ("pewe.similarity",),
+    ("pewe.similarity.loop",),
     ("pewe.merging",),
     ("pewe.fusion",),
     ("get_similarity", "unit_model.*", "tune_hps_singletask", "tune_all_ckpt", "dev_all_ckpt"),
-    ("pewe.grid",),
+    ("pewe.grid.steps",),
 )
 
 

@@ -11,18 +11,18 @@ from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5
 from transformers import T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
-from pewe.cli import UserError
+from pewe.cli import UserError, log
 from pewe.data import Batch, Encoded, Example, collate
 from pewe.deltas import pemt_task as pemt
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.deltas.pemt_task import block_text, descriptions
-from pewe.files import read_table
+from pewe.deltas.pemt_task import GATES, REPORT, block_text, descriptions
+from pewe.files import read_record, read_table, write_record
 from pewe.forward import member_losses
-from pewe.reporting.gates import GATES, GatesConfig
 from pewe.state import shapes_of
 from pewe.tuning.config import OPTIMIZERS, TrainConfig, TuneConfig
+from pewe.tuning.gates import GatesConfig
 from pewe.tuning.optimizers import make_optimizer, rate_factor
 from pewe.tuning.session import Session
 from pewe.tuning.tune import tune
@@ -421,6 +421,8 @@ def test_gates_command(runs, tmp_path, capsys):
     of_all = ranks[ranks["layer"] == "all"].set_index("measure")["spearman"]
     assert (of_all["same"] > 0.99).all() and (of_all["opposite"] < -0.99).all()
     assert (tmp_path / "out" / "gates_by_layer.png").is_file() and "layers" in capsys.readouterr().out
+    pemt.run(GatesConfig(runs=[str(out / "targets")], out=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "rank_correlation.tsv").exists()
     flat = [row["spearman"] for row in pemt.rank_correlations(gates, {"flat": mean.assign(weight=0.5)})]
     assert all(math.isnan(value) for value in flat)
     with pytest.raises(UserError, match="no weight of target"):
@@ -444,6 +446,10 @@ def test_measures_of_an_experiment(tmp_path):
     table.to_csv(tmp_path / "weights.tsv", sep="\t", index=False)
     measures = pemt.read_measures([str(tmp_path / "weights.tsv")], "adapter")
     assert list(measures) == ["Loss"] and measures["Loss"]["weight"].tolist() == [0.4, 0.6]
+    with pytest.raises(UserError, match=r"weights\.tsv has no row of --delta prefix"):
+        pemt.read_measures([str(tmp_path / "weights.tsv")], "prefix")
+    with pytest.raises(UserError, match="two measures the name 'Loss'"):
+        pemt.read_measures([f"Loss={tmp_path / 'weights.tsv'}", str(tmp_path / "weights.tsv")], "adapter")
     with pytest.raises(UserError, match="'delta' is missing"):
         table.drop(columns="delta").to_csv(tmp_path / "plain.tsv", sep="\t", index=False)
         pemt.read_measures([str(tmp_path / "plain.tsv")], "adapter")
@@ -516,3 +522,97 @@ def test_a_spoiled_expert_is_named_by_its_file(runs, tmp_path, name, value, mess
     with pytest.raises(UserError) as error:
         tune(replace(config, expert_path=str(tmp_path / "sources"), output_dir=str(tmp_path / "out")))
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def run_folder(place, task: str = MINI_TASKS[0]):
+    """The folder of the one run of a task."""
+    return next((place / task).glob("*/lr_*"))
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    """A copy of the runs of stage 2, and their settings."""
+    out, config = runs
+    shutil.copytree(out / "targets", tmp_path / "targets")
+    return tmp_path / "targets", replace(config, output_dir=str(tmp_path / "targets"))
+
+
+def first_gates(folder, content: str) -> None:
+    (folder / GATES).write_text(content)
+
+
+def without_result(folder, content: str) -> None:
+    """As a kill between the gates and the record leaves it."""
+    write_record(folder / "run.json", {"settings": read_record(folder / "run.json")["settings"]})
+
+
+def of_earlier_version(folder, content: str) -> None:
+    record = read_record(folder / "run.json")
+    del record["result"]["gates"]
+    write_record(folder / "run.json", record)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first_gates,
+        lambda folder, content: (folder / GATES).write_text((folder / GATES).read_text().replace("0.", "0.0", 1)),
+        lambda folder, content: (folder / GATES).unlink(),
+        lambda folder, content: (folder / "run.json").unlink(),
+        without_result,
+        of_earlier_version,
+    ],
+)
+def test_gates_that_are_not_of_the_stored_result_are_refused_and_made_again(runs, copied, change):
+    place, config = copied
+    folder, before = run_folder(place), pemt.read_gates(runs[0] / "targets")
+    change(folder, (run_folder(place, MINI_TASKS[1]) / GATES).read_text())
+    with pytest.raises(UserError, match=r"gates\.tsv is not of a result in run\.json beside it") as error:
+        pemt.read_gates(place)
+    assert str(folder) in str(error.value)
+    tune(config)
+    assert pemt.read_gates(place)["weight"].tolist() == before["weight"].tolist()
+
+
+def test_a_run_without_a_tested_result_has_no_gates(copied, monkeypatch, caplog):
+    """Killed while it is tested again by other settings: what the earlier test has reported is gone."""
+    place, config = copied
+    folder = run_folder(place)
+    monkeypatch.setattr(log, "propagate", True)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pewe.tuning.tune.report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(replace(config, do_train=False, test_checkpoint=str(place), tasks=[MINI_TASKS[0]], max_input_length=7))
+    assert not [name for name in REPORT if (folder / name).exists()]
+    monkeypatch.setattr(log, "propagate", True)
+    assert set(pemt.read_gates(place)["target"]) == {MINI_TASKS[1]}
+    assert f"{folder} has no gates and is left out" in caplog.text
+
+
+def test_another_kind_of_delta_in_the_folder_of_a_run_has_no_gates(copied, tmp_path):
+    place, config = copied
+    adapter = replace(config, tune_method="adapter", experts=[], tasks=[MINI_TASKS[0]], adapter_size=2)
+    tune(replace(adapter, output_dir=str(tmp_path / "adapter")))
+    tune(replace(adapter, do_train=False, test_checkpoint=str(tmp_path / "adapter")))
+    assert set(pemt.read_gates(place)["target"]) == {MINI_TASKS[1]}
+
+
+def test_a_run_counts_once_and_in_its_own_folder(copied, tmp_path, monkeypatch, caplog):
+    place, config = copied
+    folder = run_folder(place)
+    twice = GatesConfig(runs=[str(place), str(place / MINI_TASKS[0])], out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"--runs names {folder} twice"):
+        pemt.run(twice)
+    shutil.copytree(folder, folder.with_name("lr_0.01_bsz_4_seed_9"))
+    with pytest.raises(UserError, match="which has its own folder"):
+        pemt.read_gates(place)
+    shutil.rmtree(folder.with_name("lr_0.01_bsz_4_seed_9"))
+    tune(replace(config, tasks=[MINI_TASKS[0]], learning_rate_list=[1e-3], train_epochs=1))
+    monkeypatch.setattr(log, "propagate", True)
+    assert len(set(pemt.read_gates(place)["run"])) == 3
+    assert "is of other settings than an earlier run of this target: 'learning_rate_list' was" in caplog.text
+    assert pemt.mean_gates(pemt.gates_of([])).empty

@@ -174,6 +174,15 @@ def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
     assert set(cells["task"]) == {MINI_TASKS[0], MINI_TASKS[2]} and set(cells["init"]) == {"Random", "Average", SOURCES}
 
 
+def test_where_every_source_fails_no_other_task_is_tried(here, capsys):
+    text = (here.folder / "tiny.toml").read_text()
+    (here.folder / "tiny.toml").write_text(text.replace("model = ", 'model = "/nowhere/at/all" #'))
+    with pytest.raises(UserError, match=r"^3 cells or steps failed"):
+        here()
+    failed = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    assert sorted(failed) == sorted(f"tiny/adapter/seed_1/sources/{task}" for task in MINI_TASKS)
+
+
 def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):
     reproduce.run(Config(suite="tiny.toml", seeds=[1], init=["Loss"], dry_run=True))
     printed = capsys.readouterr().out

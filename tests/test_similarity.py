@@ -47,7 +47,9 @@ def test_killed_after_any_target_and_started_again_is_the_same(config, tmp_path,
     some = replace(config, tasks=["boolq", "codah", "ai2_arc"], stack=2)
     clean = run(get_Loss.MEASURE, replace(some, output_dir=str(tmp_path / "clean")))
     broken = replace(some, output_dir=str(tmp_path / "broken"))
-    monkeypatch.setattr(pewe.similarity.matrix.time, "monotonic", iter(range(0, 10_000, 10)).__next__)  # write every time
+    monkeypatch.setattr(
+        pewe.similarity.matrix.time, "monotonic", iter(range(0, 10_000, 10)).__next__
+    )  # write every time
     score, deaths = pewe.similarity.loop.score_target, 0
     for _ in range(10):
         calls = 0

@@ -76,6 +76,8 @@ class ConvertConfig:
 def _run(config: ConvertConfig) -> None:
     if not config.original or not config.out:
         raise UserError("--original and --out are both needed")
+    if Path(config.original).resolve() == Path(config.out).resolve():
+        raise UserError(f"--out {config.out} is the --original, which would be lost; give another name")
     method = convert(Path(config.original), Path(config.out))
     print(f"{config.out}: a {method} checkpoint")
 

@@ -17,13 +17,14 @@ from pewe.deltas.pemt import Pemt, PemtSource
 from pewe.files import write_table, write_text
 from pewe.forward import member_losses
 from pewe.identity import state_digest
-from pewe.reporting.gates import GATES
 from pewe.reporting.plots import heat_map
 from pewe.state import DeltaState, check_state
 from pewe.texts import read_lines
 from task_list import METRICS, TASK_LISTS
 
 MEASURED = ("test_runtime", "test_samples_per_second")  # entries of a result block that differ each time
+GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
+REPORT = (GATES, "gates.png", "test_metrics.txt")  # what `report` writes there
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
 
 

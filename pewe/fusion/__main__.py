@@ -45,6 +45,7 @@ def run(config: Config) -> None:
     output = Path(config.output)
     check_folders(config, output)
     models = [model_tensors(Path(folder)) for folder in config.models]
+    check_leftovers(Path(config.models[0]), output)
     statistics = matching_statistics(config)
     if config.coefficients and abs(sum(config.coefficients) - 1) > 1e-6:
         log.warning("the coefficients sum to %g; simple averages are scaled by that", sum(config.coefficients))
@@ -80,6 +81,14 @@ def check_folders(config: Config, output: Path) -> None:
         raise UserError(f"--output {output} is one of the models")
 
 
+def check_leftovers(source: Path, output: Path) -> None:
+    """Raises UserError where the output folder holds what would be read as a part of the merged model, but is not of it."""
+    own = {path.name for path in _copied(source)} | {RECORD, "config.json"}
+    for path in sorted(output.glob("[!.]*")):
+        if path.suffix in (".json", ".model", ".txt") and path.name not in own:
+            raise UserError(f"--output {output} holds {path.name}, which {source} has not; give another folder")
+
+
 def matching_statistics(config: Config) -> Sequence[Statistics]:
     """The statistics of the models. Raises UserError where they are of another model, or were not collected alike."""
     found: list[Statistics] = []
@@ -90,12 +99,17 @@ def matching_statistics(config: Config) -> Sequence[Statistics]:
     return found
 
 
+def _copied(source: Path) -> list[Path]:
+    """The files of a model folder that a merge takes over as they are."""
+    files = [path for path in source.glob("*") if path.is_file() and not path.name.startswith(".")]
+    return [path for path in files if not path.name.endswith(NOT_COPIED)]
+
+
 def copy_rest(source: Path, output: Path, merged: Mapping[str, Tensor]) -> None:
     """Copy all but weights and records of a model folder, and name in its configuration the widest dtype of the weights."""
     output.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith("."):
-            shutil.copy(path, output / path.name)
+    for path in _copied(source):
+        shutil.copy(path, output / path.name)
     settings = read_json(source / "config.json")
     if not isinstance(settings, dict):
         raise UserError(f"{source / 'config.json'} is damaged: expected a JSON object")

@@ -10,6 +10,7 @@ results/<name>/scores.tsv     one row per group of models, heads, seed, method a
                table.md       mean and standard deviation over seeds, groups down, methods across
                paired.tsv     each method against simple averaging, paired over pairs and seeds (Wilcoxon)
                models.png     score on all domains against the number of models merged
+               config.json    the settings, and a digest of each of these files; written last
 """
 
 import itertools
@@ -24,12 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pewe.cli import UserError, check, flag, log, log_to, main, seed_flag, show, suggest
-from pewe.files import hold, read_record, write_config, write_record
+from pewe.files import hold, read_record, within, write_config, write_record
 from pewe.fusion import tables
 from pewe.fusion.domains import Domain, decide, score
 from pewe.fusion.voting import hard_ensemble, known_ensemble, soft_ensemble
 from pewe.fusion.zoo import Zoo, ZooConfig
-from pewe.identity import deciding, difference, digest, part
+from pewe.identity import deciding, difference, digest, files_digests, part
 from pewe.merging.collect import StatisticsConfig
 from pewe.merging.models import METHODS as MERGES
 from pewe.merging.models import MergeConfig, MergeRules, check_patterns, merge_models
@@ -178,10 +179,11 @@ def scores(zoo: Zoo, config: Config, cell: Cell) -> dict[str, float]:
     about = settings(zoo, config, cell, folders)
     path = zoo.root / "scores" / f"{digest(about)}.json"
     stored = read_record(path)
-    if stored is None or difference(stored["settings"], about):
-        stored = {"settings": about, "scores": compute(zoo, config, cell, folders)}
-        write_record(path, stored)
-    return stored["scores"]
+    found = within(stored, "scores")
+    if found is None or difference(stored.get("settings"), about):
+        found = compute(zoo, config, cell, folders)
+        write_record(path, {"settings": about, "scores": found})
+    return found
 
 
 def compute(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> dict[str, float]:
@@ -304,7 +306,8 @@ def run(config: Config) -> None:
         protocols = {name: ["+".join(group) for group in found] for name, found in groups(config).items()}
         print(tables.write(rows, protocols, out))
         data = {name: domain.fingerprints for name, domain in zoo.domains.items()}
-        write_config(out, {**asdict(config), "start": zoo.start, "data": data})
+        written = files_digests(out / name for name in tables.FILES)
+        write_config(out, {**asdict(config), "start": zoo.start, "data": data, "tables": written})
     log.info("tables: %s", out)
 
 

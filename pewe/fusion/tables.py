@@ -10,6 +10,7 @@ from pewe.reporting import plots
 from pewe.reporting.stats import paired
 from pewe.reporting.tables import markdown
 
+FILES = ("scores.tsv", "groups.tsv", "table.md", "paired.tsv", "models.png")
 KEYS = ["models", "group", "heads", "seed", "method"]
 SCOPES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 
@@ -78,13 +79,12 @@ def _scopes(found: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def write(scores: pd.DataFrame, protocols: dict[str, list[str]], out: Path) -> str:
-    """Write all tables and the plot of an experiment (`pewe.fusion.experiment`); returns the text of table.md."""
+    """Write all tables and the plot of an experiment (`pewe.fusion.experiment`); returns the text of table.md.
+
+    Nothing stays of an earlier experiment of this name, its record first, so that no table stands beside those of another.
+    """
     found = by_group(scores)
-    for name in (
-        "config.json",
-        "paired.tsv",
-        "models.png",
-    ):  # of an earlier experiment of this name, maybe with other parts
+    for name in ("config.json", *FILES):
         (out / name).unlink(missing_ok=True)
     write_table(out / "scores.tsv", scores.round(3))
     write_table(out / "groups.tsv", found.round(3))

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from pewe.cli import SEED, UserError, flag, log
 from pewe.data import IGNORED, LONGEST
-from pewe.files import hold, read_record, replacing, write_record
+from pewe.files import hold, read_record, replacing, within, write_record
 from pewe.fusion.domains import SUFFIX, Domain, Row, collate, read_domains
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import deciding, difference, digest, files_digests, model_digest, part
@@ -33,6 +33,7 @@ from pewe.merging.store import WEIGHTS, Statistics, check_finite, made, read_ten
 from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
 
 WARMUP = 0.06  # share of the updates
+NAMES = 60  # characters of the domains' names in that of a model's folder
 SCORED = 64  # sentences per forward without gradients
 RECORD = "recipe.json"  # of a model's folder, written last
 FILES = ("config.json", WEIGHTS)  # of which it holds digests
@@ -122,23 +123,25 @@ class Zoo:
         return text_length(start, self.tokenizer, config.max_length)
 
     def recipe(self, names: Sequence[str], seed: int, head_seed: int) -> dict:
-        """All that a model depends on."""
+        """All that a model depends on; the order of its domains, unless the name of its folder tells it."""
+        order = {} if len("+".join(names)) <= NAMES else {"order": list(names)}
         data = {name: self.domains[name].fingerprints["train"] for name in names}
         return {**deciding(part(self.config, TrainingConfig)), "start": self.start, "data": data, "labels": self.labels,
-                "seed": seed, "head_seed": head_seed}  # fmt: skip
+                "seed": seed, "head_seed": head_seed, **order}  # fmt: skip
 
     def folder(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
         """Where the model of these domains and seeds lies, or will lie."""
-        return self.root / f"{'+'.join(names)[:60]}-{digest(self.recipe(names, seed, head_seed))}"
+        return self.root / f"{'+'.join(names)[:NAMES]}-{digest(self.recipe(names, seed, head_seed))}"
 
     def missing(self, names: Sequence[str], seed: int, head_seed: int) -> str:
         """Why a model is still to be trained, in words; empty where it lies in its folder as it was written."""
         folder = self.folder(names, seed, head_seed)
         record = read_record(folder / RECORD)
-        if record is None:
+        written = within(record, "files")
+        if written is None:
             return "it is not finished"
         present = files_digests(folder / name for name in FILES)
-        changed = [f"{name} is missing or damaged" for name in FILES if record["files"].get(name) != present.get(name)]
+        changed = [f"{name} is missing or damaged" for name in FILES if written.get(name) != present.get(name, "")]
         return difference(record, self.recipe(names, seed, head_seed)) or next(iter(changed), "")
 
     def trained(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
@@ -240,10 +243,13 @@ class Zoo:
 
 
 def renamed(pairs: Sequence[str]) -> dict[str, str]:
-    """OLD=NEW as a dictionary. Raises UserError for anything else."""
-    if bad := [pair for pair in pairs if pair.count("=") != 1]:
+    """OLD=NEW as a dictionary. Raises UserError for anything else, and for an OLD with two names."""
+    if bad := [pair for pair in pairs if pair.count("=") != 1 or not all(pair.split("="))]:
         raise UserError(f"--rename needs OLD=NEW, not {bad[0]!r}")
-    return dict(pair.split("=") for pair in pairs)
+    found = dict(pair.split("=") for pair in pairs)
+    if twice := [pair for pair in pairs if found[pair.split("=")[0]] != pair.split("=")[1]]:
+        raise UserError(f"--rename gives {twice[0].split('=')[0]!r} two names")
+    return found
 
 
 def train(

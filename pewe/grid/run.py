@@ -24,11 +24,11 @@ from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
 from pewe.reporting import page as report
-from pewe.reporting.gates import mean_gates, read_gates
 from pewe.reporting.page import INITS, SOURCES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig
+from pewe.tuning.gates import gates_of, mean_gates
 from pewe.tuning.runs import COLUMNS
 from task_list import GROUP_OF
 from unit_model import ENSEMBLES, MODULES, PAPER, of_group
@@ -111,13 +111,16 @@ class Progress:
 
 
 def carry_out(todo: list[Grid], inits: list[str]) -> dict[str, str]:
-    """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid."""
+    """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid.
+
+    Where all of them fail, nothing more is tried: no names at all would mean those of a list.
+    """
     progress = Progress(sum(step.cells for grid in todo for step in plan(grid, inits) if step.missing()))
     with logging_redirect_tqdm([log]):
         for grid in todo:
             if without := progress.carry_out(grid.step("sources")):
                 grid.leave_out(without)
-            for step in plan(grid, inits):
+            for step in plan(grid, inits) if grid.flags["tasks"] else []:
                 if step is not grid.step("sources"):
                     progress.carry_out(step)
     progress.bar.close()
@@ -137,7 +140,7 @@ def collect(config: Config, suite: Suite, out: Path) -> None:
     for grid in everything(config, suite):
         key = {"delta": grid.delta, "seed": grid.seed}
         grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
-        for name, parts in results_of(grid):
+        for name, parts in results_of(grid) if grid.flags["tasks"] else []:
             tables[name].append(parts.assign(**key))
     for name, parts in tables.items():
         write_rows(out / f"{name}.tsv", pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
@@ -151,9 +154,8 @@ def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
             if step.row in KINDS[grid.delta].inits:
-                gates = read_gates(step.folder)
-                own = gates["run"].isin({str(path.parent) for path in files_of(step, "run.json")})
-                yield "weights", mean_gates(gates[own]).assign(init=step.row)
+                gates = gates_of([path.parent for path in files_of(step, "run.json")])
+                yield "weights", mean_gates(gates).assign(init=step.row)
     for init in [init for init in grid.inits() if init in ENSEMBLES]:
         if not (step := grid.step("weights", init)).missing():
             for path in files_of(step, WEIGHTS):

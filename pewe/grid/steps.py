@@ -17,12 +17,12 @@ from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST
 from pewe.deltas.kinds import KINDS
+from pewe.deltas.pemt_task import GATES
 from pewe.files import read_record
 from pewe.grid.step import Made, Step
 from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
 from pewe.merging.save import RECORD
-from pewe.reporting.gates import GATES
 from pewe.reporting.page import SOURCES
 from pewe.similarity import loop
 from pewe.similarity.table import RESULT

@@ -241,8 +241,10 @@ def run(config: Config) -> None:
     if not config.model or not config.data or not config.output:
         raise UserError("--model, --data and --output are all needed")
     tokenizer, output = load_tokenizer(config.model), Path(config.output)
-    if output.resolve() == (Path(config.model) / WEIGHTS).resolve():
-        raise UserError(f"--output {output} are the weights of the model")
+    if output.suffix != Path(WEIGHTS).suffix:  # which is written over what lies there
+        raise UserError(f"--output {output} must end in {Path(WEIGHTS).suffix}")
+    if output.resolve().parent == Path(config.model).resolve():  # it would count as a part of what it is made from
+        raise UserError(f"--output {output} lies in the folder of the model; give another place")
     seq2seq = model_config(config.model).is_encoder_decoder
     model = load_model(AutoModelForSeq2SeqLM if seq2seq else AutoModelForSequenceClassification, config.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

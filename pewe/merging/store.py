@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pewe.backbone import index_files
 from pewe.cli import UserError, log
-from pewe.files import read_json, replacing
+from pewe.files import replacing
 from pewe.identity import by_content, difference, digest, sealed, unsealed
 
 GRAM, FISHER = "gram.", "fisher."
@@ -78,9 +79,8 @@ def model_tensors(folder: Path) -> TensorFiles:
     """
     files = [folder / WEIGHTS]
     if not files[0].is_file():
-        index = read_json(folder / f"{WEIGHTS}.index.json")
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        files = [folder / name for name in dict.fromkeys(names.values())] if isinstance(names, dict) else []
+        index = folder / f"{WEIGHTS}.index.json"
+        files = index_files(index) if index.is_file() else []
     if not files or not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: expected config.json and {WEIGHTS} (save_pretrained)")
     return TensorFiles(files)

@@ -31,8 +31,8 @@ from pewe.deltas.config import unread_flags
 from pewe.files import hold, provenance
 from pewe.identity import deciding, model_digest, state_digest
 from pewe.similarity.config import SimilarityConfig
-from pewe.similarity.measure import Measure
 from pewe.similarity.matrix import Matrix
+from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources, positions
 from pewe.state import DeltaState, shapes_of
 

@@ -2,6 +2,7 @@
 
 <output_dir>/<task>[/<source>]/<prefix>/lr_<lr>_bsz_<bsz>_seed_<seed>/
     run.json               settings, provenance and, once it has ended, the result or the cause of its failure; sealed
+    gates.tsv              PEMT: what its gates weigh; `run.json` holds the fingerprint. gates.png, test_metrics.txt: to look at
     checkpoint-best.pt     its best step; `run.json` holds the checksum
     resume.pt              what it goes on from; holds the best step too
 <output_dir>/<task>[/<source>]/checkpoint-best.pt      that of the task's best run by dev score
@@ -23,6 +24,7 @@ from pewe.data import Encoded, split_digest
 from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, delta_identity, experts_of, sound_content
 from pewe.deltas.config import unread_flags
+from pewe.deltas.pemt_task import GATES, REPORT
 from pewe.files import provenance, read_record, replacing, write_record, write_table
 from pewe.state import DeltaState
 from task_list import METRICS
@@ -102,6 +104,13 @@ def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, 
     }
 
 
+def renew(run: Run) -> None:
+    """A record without result takes the place of the stored one, and nothing stays of what an earlier test has reported."""
+    write_run(run)
+    for name in REPORT:
+        (run.folder / name).unlink(missing_ok=True)
+
+
 def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending) -> None:
     """Write its `run.json`, with the result and the times measured, or the cause of its failure, where it has ended."""
     about = {**provenance(), "measured": dict(measured)}
@@ -121,6 +130,10 @@ def stored_result(run: Run, tested: bool) -> dict | None:
         reason = f"it failed, {record['failed']}" if "failed" in record else "it was interrupted"
     if not reason and tested and result["test"] is None:
         reason = "it was not tested"
+    if not reason and "gates" not in result and "test_moe_weight_0" in result["block"]:
+        reason = f"its record has no fingerprint of {GATES} (an earlier version)"
+    if not reason and result.get("gates") and gates_print(run.folder) != result["gates"]:
+        reason = f"{run.folder / GATES} is missing, or was changed after it was written"
     if not reason and not _keep_best(run, result["checkpoint"]):
         reason = f"{run.folder / BEST} is damaged or missing, and {run.of_task} is not a copy of it"
     if reason:
@@ -131,6 +144,11 @@ def stored_result(run: Run, tested: bool) -> dict | None:
 def _result_in(record: Mapping) -> dict | None:
     """The result in a sound record, with the times that were measured."""
     return {**record["result"], **record[identity.PROVENANCE]} if "result" in record else None
+
+
+def gates_print(folder: Path) -> str:
+    """A fingerprint of the stored gates of a run; empty where there are none."""
+    return identity.file_digest(folder / GATES) if (folder / GATES).is_file() else ""
 
 
 def _keep_best(run: Run, expected: str) -> bool:

@@ -31,8 +31,10 @@ from pewe.tuning.runs import (
     Run,
     clear,
     folder_of,
+    gates_print,
     other_rows,
     place_best,
+    renew,
     run_settings,
     stored_result,
     write_results,
@@ -204,7 +206,7 @@ def begin(run: Run, member: Member, config: TuneConfig) -> None:
         member.saved, member.best = saved, saved["best"]
     elif config.do_train:
         clear(run)
-    write_run(run)
+    renew(run)
     if member.best:
         write_best(member)
 
@@ -254,7 +256,7 @@ def score_and_record(
             block = report(backbone, delta, run, score, epochs, end - tested, config)
         measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
         measured |= {name: block.pop(name) for name in MEASURED if name in block}
-        result = {**_result(run, member, score), "block": block}
+        result = {**_result(run, member, score), "block": block, "gates": gates_print(run.folder)}
         result["checkpoint"] = checksum(run.folder / BEST) if config.do_train else ""
         write_run(run, measured, result=result)
         results[run.folder] = {**result, "measured": measured}

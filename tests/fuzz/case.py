@@ -1,5 +1,6 @@
 """One malformed input: the command that meets it, what is right, and the judgement of what the command did."""
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -111,7 +112,8 @@ def words_of(named) -> tuple[str, ...]:
 
 
 def carry_out(case: Case, box: Box, timeout: float = 30.0) -> tuple[Outcome, str, str]:
-    """Run the case; returns what it did, its class and a remark."""
+    """Run the case; returns what it did, its class and a remark. `timeout` is of an idle machine, in seconds."""
+    timeout *= max(1.0, os.getloadavg()[0] / os.cpu_count())
     case.writes |= {path.name for path in box.root.iterdir()}
     if result_files(box.root):
         shutil.copytree(box.root, box.folder / "before", symlinks=True)

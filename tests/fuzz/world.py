@@ -94,7 +94,7 @@ COMMANDS = {
     "convert": Command("-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
-    "gates": Command("-m pewe.reporting.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
+    "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
     "suite": Command("-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz",
                      "pewe.grid.run:Config"),
     "report": Command("-m pewe.reporting.page --folder out", "pewe.reporting.page:Config", "suite:results/fuzz"),

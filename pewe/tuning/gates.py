@@ -1,6 +1,6 @@
 """PEMT's gates as tables and pictures.
 
-    python -m pewe.reporting.gates --runs checkpoints/pemt/stage2_few_shot --weights Loss=checkpoints/adapter/Loss/final_weight.tsv
+    python -m pewe.tuning.gates --runs checkpoints/pemt/stage2_few_shot --weights Loss=checkpoints/adapter/Loss/final_weight.tsv
 
 gathers the gates.tsv of all runs below a folder: mean gate weight by target and source and by layer and source, the weight
 on the sources of the target's own group, and the rank correlation with the weights of similarity measures.
@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import UserError, flag, log, main, suggest
+from pewe.deltas.pemt_task import GATES
 from pewe.files import numeric, read_record, read_table, within, write_config, write_table
+from pewe.identity import difference
 from pewe.reporting import stats
 from pewe.reporting.plots import heat_map
+from pewe.tuning.runs import RECORD, folder_of, gates_print
 from task_list import METRICS
 
-GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
+CORRELATIONS = "rank_correlation.tsv"
 
 
 @dataclass
@@ -32,21 +35,46 @@ class GatesConfig:
 
 
 def read_gates(folder: Path) -> pd.DataFrame:
-    """Rows (target, run, layer, source, weight) of every run below a folder."""
-    parts = []
-    for path in sorted(folder.rglob(GATES)):
-        target = within(read_record(path.parent / "run.json"), "settings", "task", kind=str)
-        if target not in METRICS:
-            raise UserError(
-                f"{path.parent}: run.json names no task of task_list.py; was the run killed? Start it again"
-            )
-        table = read_table(path, ["layer", "source", "weight"]).assign(target=target, run=str(path.parent))
-        if unknown := [source for source in table["source"] if source not in METRICS]:
-            raise UserError(f"{path}: source {suggest(unknown[0], METRICS)}")
-        parts.append(table.assign(weight=numeric(table, "weight", path)))
-    if not parts:
+    """Rows (target, run, layer, source, weight) of every run below a folder. Raises UserError where there is none."""
+    places = {path.parent for name in (RECORD, GATES) for path in folder.rglob(name)}
+    gates = gates_of(sorted(places))
+    if gates.empty:
         raise UserError(f"there is no {GATES} below {folder}; run scripts/pemt_stage2_few_shot.sh first")
-    return pd.concat(parts, ignore_index=True)[["target", "run", "layer", "source", "weight"]]
+    return gates
+
+
+def gates_of(folders: Sequence[Path]) -> pd.DataFrame:
+    """Rows (target, run, layer, source, weight) of these runs; a run of PEMT without a tested result is left out, which is said."""
+    parts, settings = [pd.DataFrame(columns=["target", "run", "layer", "source", "weight"])], {}
+    for folder in folders:
+        record = read_record(folder / RECORD) or {}
+        if within(record, "result", "gates", kind=str) or (folder / GATES).exists():
+            parts.append(_gates_of_run(folder, record))
+            own = {name: value for name, value in record["settings"].items() if name not in _OF_ONE_RUN}
+            if why := difference(settings.setdefault(own["task"], own), own):
+                log.warning("%s is of other settings than an earlier run of this target: %s", folder, why)
+        elif within(record, "settings", "tune_method", kind=str) == "pemt":
+            log.warning("%s has no gates and is left out: it was interrupted, has failed, or was not tested", folder)
+    return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
+
+
+_OF_ONE_RUN = ("seed", "prefix", "data", "init", "built_on")  # of its settings, in which a repetition may differ
+
+
+def _gates_of_run(folder: Path, record: dict) -> pd.DataFrame:
+    """The gates that the result in a run's record is of. Raises UserError where those in the folder are others."""
+    path, result = folder / GATES, within(record, "result") or {}
+    if not result.get("gates") or gates_print(folder) != result["gates"]:
+        raise UserError(f"{path} is not of a result in {RECORD} beside it (of another run or version, changed, or lost); "
+                        "start that run again")  # fmt: skip
+    own = folder_of(Path(), result).parts
+    if folder.resolve().parts[-len(own) :] != own:
+        raise UserError(f"{path} is of the run {folder_of(Path(), result)}, which has its own folder")
+    table = read_table(path, ["layer", "source", "weight"]).assign(target=result["task"], run=str(folder))
+    for name in (result["task"], *table["source"]):
+        if name not in METRICS:
+            raise UserError(f"{path}: task {suggest(name, METRICS)}")
+    return table.assign(weight=numeric(table, "weight", path))
 
 
 def mean_gates(gates: pd.DataFrame) -> pd.DataFrame:
@@ -80,20 +108,34 @@ def rank_correlations(gates: pd.DataFrame, measures: dict[str, pd.DataFrame]) ->
 
 
 def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
-    """Tables (target, source, weight) by the name of the measure, from NAME=FILE or all inits of a weights.tsv."""
+    """Tables (target, source, weight) by the name of the measure, from NAME=FILE or all inits of a weights.tsv.
+
+    Raises UserError for two measures of one name, and for a weights.tsv without this delta.
+    """
     measures: dict[str, pd.DataFrame] = {}
     for given in files:
         name, _, path = given.rpartition("=")
         table = read_table(Path(path), ["target", "source", "weight", *([] if name else ["delta", "init"])])
         table["weight"] = numeric(table, "weight", Path(path))
         parts = [(name, table)] if name else table[table["delta"] == delta].groupby("init")
-        measures |= {str(init): part for init, part in parts}
+        found = {str(init): part for init, part in parts}
+        if not found:
+            raise UserError(f"{path} has no row of --delta {delta}")
+        if twice := found.keys() & measures.keys():
+            raise UserError(f"--weights gives two measures the name {min(twice)!r}; give them others: NAME=FILE")
+        measures |= found
     return measures
 
 
 def run(config: GatesConfig) -> None:
     """Read, print and write."""
-    gates, out = pd.concat([read_gates(Path(folder)) for folder in config.runs]), Path(config.out)
+    parts, out = [read_gates(Path(folder)) for folder in config.runs], Path(config.out)
+    places, gates = [Path(run).resolve() for part in parts for run in part["run"].unique()], pd.concat(parts)
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"--runs names {twice[0]} twice")
+    measures = read_measures(config.weights, config.delta)
+    correlations = pd.DataFrame(rank_correlations(gates, measures)) if measures else None
+    (out / CORRELATIONS).unlink(missing_ok=True)  # of other measures, or other runs
     write_table(out / GATES, gates)
     for down in ("target", "layer"):
         frame = gates.pivot_table(index=down, columns="source", values="weight", sort=False)
@@ -105,10 +147,13 @@ def run(config: GatesConfig) -> None:
     write_table(out / "own_group.tsv", own.reset_index())
     print(own.round(3).to_string())
     print(f"above chance in {int((own['own_group'] > own['chance']).sum())} of {len(own)} layers")
-    if measures := read_measures(config.weights, config.delta):
-        table = pd.DataFrame(rank_correlations(gates, measures))
-        write_table(out / "rank_correlation.tsv", table)
-        print(table.pivot_table(index="layer", columns="measure", values="spearman", sort=False).round(3).to_string())
+    if correlations is not None:
+        write_table(out / CORRELATIONS, correlations)
+        print(
+            correlations.pivot_table(index="layer", columns="measure", values="spearman", sort=False)
+            .round(3)
+            .to_string()
+        )
     write_config(out, config)
 
 
