@@ -26,10 +26,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, LONGEST, Example, read_examples, tokenise
+from pewe.data import IGNORED, LONGEST, Example, read_examples
 from pewe.fusion.models import load_model, load_tokenizer, model_config, text_length
 from pewe.fusion.store import FISHER, GRAM, WEIGHTS, Statistics, made
 from pewe.identity import deciding, digest, model_digest
+from pewe.tokens import tokenise
 
 FISHERS = ("hard", "empirical", "none")
 Batch = dict[str, Tensor]  # input_ids, attention_mask (B, S), labels: (B,), (B, C) multi-label, (B, S) or (B, T)
