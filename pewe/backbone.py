@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,14 +210,30 @@ def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
 
 def _check_head(folder: Path, model: T5ForConditionalGeneration) -> None:
     """Raise UserError where the weights have an output head of their own that config.json ties to the embedding."""
-    path, head = folder / "model.safetensors", "lm_head.weight"
-    if not model.config.tie_word_embeddings or not path.is_file():
+    if not model.config.tie_word_embeddings:
         return
-    with safe_open(path, "pt") as file:
-        if head in file.keys() and not file.get_tensor(head).to(model.dtype).equal(model.shared.weight):  # noqa: SIM118
-            raise UserError(
-                f"{path} has a {head} of its own, but config.json says (or leaves it so) tie_word_embeddings"
-            )
+    path, head = _stored(folder, "lm_head.weight")
+    if head is not None and not head.to(model.dtype).equal(model.shared.weight):
+        raise UserError(
+            f"{path} has a lm_head.weight of its own, but config.json says (or leaves it so) tie_word_embeddings"
+        )
+
+
+def _stored(folder: Path, tensor: str) -> tuple[Path, torch.Tensor | None]:
+    """A tensor of a folder's weights, whole or in shards, as they lie there, and its file; None where they have none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks for them
+        path, index = folder / name, folder / f"{name}.index.json"
+        if not path.is_file() and index.is_file():
+            path = folder / _object(index)["weight_map"].get(tensor, "")
+        elif not path.is_file():
+            continue
+        if not path.is_file():
+            return path, None
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return path, file.get_tensor(tensor) if tensor in file.keys() else None  # noqa: SIM118
+        return path, torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)).get(tensor)
+    return folder, None
 
 
 def _check_tokens(name: str, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,6 +19,7 @@ from pewe import metrics
 from pewe.cli import OriginalConfig, UserError, flag, suggest
 from pewe.identity import digest
 from pewe.texts import decoded, raw_lines, visible
+from pewe.tokens import tokenise
 from task_list import METRICS, TASK_LISTS
 
 IGNORED = -100  # label of a padded position
@@ -212,38 +213,6 @@ def _encode(tokenizer, path: Path, content: str, task: str, metric: str, scored:
     flat = iter(tokenise(tokenizer, [f"<extra_id_0>{o}" for example in examples for o in example.outputs], max_output))
     outputs = tuple(tuple(tuple(next(flat)) for _ in example.outputs) for example in examples)
     return Encoded(task, examples, tuple(map(tuple, inputs)), outputs)
-
-
-ROOM = 32  # characters that are tokenised for each token that may be kept, at first; words of real text have about 5
-
-
-def tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, room: int = ROOM
-) -> list[list[int]]:
-    """The first `length` token ids of each text, its end token among them; no more of a very long text is read than needed.
-
-    Such a text is cut before a space. That changes no token before the cut, since no token of such a vocabulary goes on
-    behind a space; where the cut text has too few tokens it is read again with more room.
-    """
-    cut = [_cut(tokenizer, text, room * length) for text in texts]
-    ids = tokenizer(cut, truncation=True, max_length=length)["input_ids"]
-    for number, (text, own) in enumerate(zip(texts, ids, strict=True)):
-        if len(cut[number]) < len(text) and len(own) < length:
-            (ids[number],) = tokenise(tokenizer, [text], length, 64 * room)
-    return ids
-
-
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
-    """The text, or its words within the first `most` characters where that changes none of their tokens."""
-    if len(text) <= most or not words_stand_alone(tokenizer):
-        return text
-    return text[: text.rfind(" ", 0, most)].rstrip() if " " in text[:most].strip() else text
-
-
-@functools.cache
-def words_stand_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether no token has a space (in SentencePiece written as U+2581) behind its first character."""
-    return not any(" " in token[1:] or "\u2581" in token[1:] for token in tokenizer.get_vocab())
 
 
 def split_digest(encoded: Encoded) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import glob
 import importlib.metadata
 import io
 import itertools
@@ -15,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,11 +56,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary folders of `replacing` in a folder whose writers, on this machine, no longer live."""
-    for left in folder.glob(f".*.{glob.escape(_HOST)}.*.tmp"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and not _lives(int(process)):
+    """Remove what writers left in a folder that no longer live: of `replacing` on this machine, and of earlier versions.
+
+    Those named no machine in their temporary files, so that one counts as left only when it is a day old, too.
+    """
+    for left in folder.glob(".*.*.tmp"):
+        *_, host, process, _ = left.name.rsplit(".", 3)
+        if not process.isdecimal() or _lives(int(process)):
+            continue
+        if host == _HOST and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
+        elif left.is_file() and time.time() - left.stat().st_mtime > 86_400:
+            left.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

@@ -2,19 +2,18 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 from test_build_run import write_rows
 
+from data.build import check
 from data.build.entry import clean
 from data.build.pemt import ENTRIES, PREFIX, few_shot, pad_punctuation, permutation
 from data.build.registry import ALL, selected
 from data.build.run import BuildConfig, run
 from pewe import metrics
-from pewe.cli import ROOT, UserError
+from pewe.cli import UserError
 from pewe.data import Example, read_examples
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
@@ -291,10 +290,7 @@ def test_both_stages_run_on_what_was_built(tmp_path, tiny_backbone):
 def test_what_was_built_is_checked_summed_up_and_skipped(tmp_path):
     for _ in range(2):
         built(tmp_path, "superglue-multirc", {"train": 20, "validation": 10})
-    done = subprocess.run(
-        [sys.executable, "-m", "data.build.check", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+    check.run(check.CheckConfig([str(tmp_path / "out")]))
     assert "pemt-superglue-multirc\tpemt_targets" in (tmp_path / "out/summary.tsv").read_text()
     with pytest.raises(UserError, match=r"'pemt-cola' keeps the splits of its data set: --one_split cannot deal them"):
         built(tmp_path, "cola", {"train": 20}, one_split=True)

@@ -14,6 +14,7 @@ import pytest
 from test_build_rows import ROWS
 
 from data.build import rows as rows_module
+from data.build import summary
 from data.build.registry import ENTRIES
 from data.build.run import BuildConfig, run
 from data.build.sample import FewShot, Smallest, in_share, rank
@@ -247,6 +248,59 @@ def test_a_built_task_is_skipped_and_another_setting_builds_it_again(tmp_path):
     stamp = record.stat().st_mtime_ns
     build(tmp_path / "in", out)
     assert record.stat().st_mtime_ns != stamp and len(built(out, "boolq")["test"]) == 30
+
+
+def changed(record: dict, *place: str, value) -> dict:
+    """A copy of a record with another value at a place."""
+    record = json.loads(json.dumps(record))
+    within = record
+    for name in place[:-1]:
+        within = within[name]
+    within[place[-1]] = value
+    return record
+
+
+BAD_RECORDS = {
+    "a list": lambda r: [r],
+    "empty": lambda r: {},
+    "no files": lambda r: changed(r, "files", value={}),
+    "files are a list": lambda r: changed(r, "files", value=list(r["files"])),
+    "a file is a number": lambda r: changed(r, "files", "boolq_4_42_dev.tsv", value=5),
+    "lines are a text": lambda r: changed(r, "files", "boolq_4_42_dev.tsv", "lines", value="4"),
+    "labels are a list": lambda r: changed(r, "files", "boolq_4_42_test.tsv", "labels", value=["yes"]),
+    "a file of another folder": lambda r: changed(r, "files", "../victim", value=r["files"]["boolq_4_42_dev.tsv"]),
+    "no seeds": lambda r: changed(r, "settings", "seeds", value=[]),
+    "seeds of other files": lambda r: changed(r, "settings", "seeds", value=[7]),
+    "settings are null": lambda r: changed(r, "settings", value=None),
+    "counts are null": lambda r: changed(r, "counts", value=None),
+    "a count is true": lambda r: changed(r, "counts", "empty", value=True),
+    "kind is a list": lambda r: changed(r, "kind", value=[]),
+}  # fmt: skip
+
+
+def test_a_record_of_another_shape_counts_as_absent(tmp_path, capsys):
+    for task in ("boolq", "sciq"):
+        write_source(tmp_path / "in", task)
+    out = build(tmp_path / "in", tmp_path / "out")
+    right = json.loads((out / "boolq" / "build.json").read_text())
+    (out / "victim").write_text("x")
+    for name, change in BAD_RECORDS.items():
+        (out / "boolq" / "build.json").write_text(json.dumps(change(right)))
+        assert summary.write(out)["task"].tolist() == ["sciq"], name
+        assert "boolq/build.json is damaged, or not of this builder" in capsys.readouterr().err
+    build(tmp_path / "in", out, seeds=[13])
+    assert summary.write(out)["task"].tolist() == ["sciq", "boolq"] and (out / "victim").exists()
+
+
+def test_checksums_of_another_shape(tmp_path):
+    write_source(tmp_path / "in", "boolq")
+    out = build(tmp_path / "in", tmp_path / "out")
+    for text in ("[]", "{}", '{"files": [1]}', "{"):
+        (out / "checksums.json").write_text(text)
+        with pytest.raises(UserError, match="there are no checksums in"):
+            build(tmp_path / "in", out, verify=True)
+    build(tmp_path / "in", out)
+    build(tmp_path / "in", out, verify=True)
 
 
 def test_a_killed_build_starts_again(tmp_path):

@@ -1,6 +1,7 @@
 """Malformed inputs: each gives one readable message that names what is wrong, exit code 2, and no traceback."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,15 @@ def test_there_are_at_least_thirty():
     assert len(CASES) >= 30
 
 
+def as_script(monkeypatch, folder: Path, script: str, *flags: str) -> int:
+    """Run a script as the main program, in this process, from another folder; its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    return stop.value.code or 0
+
+
 @pytest.mark.parametrize(
     ("script", "flags"),
     [
@@ -212,16 +222,22 @@ def test_there_are_at_least_thirty():
         ("unit_model/unit_model_others.py", ["--origin_data_path", "nowhere.tsv"]),
     ],
 )
-def test_as_a_process_from_another_folder(script, flags, tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_as_a_script_from_another_folder(script, flags, tmp_path, monkeypatch, capsys):
+    code, printed = as_script(monkeypatch, tmp_path, script, *flags), capsys.readouterr().err
+    assert code == 2 and printed.startswith("error: ") and "Traceback" not in printed
+
+
+def test_as_a_process_from_another_folder(tmp_path):
+    """What is imported is found there, too."""
+    command = [sys.executable, ROOT / "get_similarity" / "get_Loss.py", "--reduction", "max"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     "script", ["tune_hps_singletask.py", "get_similarity/get_Loss.py", "unit_model/unit_model_average.py"]
 )
-def test_help_explains_every_flag(script):
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
-    assert "--help" in done.stdout and "(default: " in done.stdout
+def test_help_explains_every_flag(script, tmp_path, monkeypatch, capsys):
+    assert as_script(monkeypatch, tmp_path, script, "--help") == 0
+    printed = capsys.readouterr().out
+    assert "--help" in printed and "(default: " in printed

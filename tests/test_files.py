@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -170,6 +171,18 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     deep.mkdir(parents=True)
     with results.hold(tmp_path):
         assert not deep.exists()
+
+
+def test_what_earlier_versions_left_is_swept_when_it_is_old(tmp_path):
+    """They wrote `.NAME.PID.tmp`, without the machine whose process it is."""
+    dead, day = 2**22 + 1, 86_400  # no process has a number beyond 2^22
+    ages = {f".resume.pt.{dead}.tmp": 2 * day, f".a.tsv.{dead}.tmp": 60, f".b.tsv.{os.getpid()}.tmp": 2 * day,
+            f"c.tsv.{dead}.tmp": 2 * day, ".d.tsv.old.tmp": 2 * day}  # fmt: skip
+    for name, age in ages.items():
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_text(tmp_path / "log.txt", "y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*list(ages)[1:], "log.txt"])
 
 
 def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path):

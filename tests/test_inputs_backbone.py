@@ -122,6 +122,22 @@ SPOILED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "shards of bin"])
+def test_a_head_that_is_tied_away_in_every_form_of_weights(form, folder):
+    model = tiny_t5(vocab_size=1300)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(
+        folder, safe_serialization="bin" not in form, max_shard_size="100KB" if "shards" in form else "1GB"
+    )
+    assert len([path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]) > 1 - (
+        "shards" not in form
+    )
+    loaded(folder)
+    edit(folder, "config.json", tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head.weight of its own, but config.json says"):
+        loaded(folder)
+
+
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_spoiled_folder_is_named(name, folder):
     spoil, message = SPOILED[name]

@@ -4,8 +4,9 @@ import random
 import shutil
 
 import pytest
+import tokenizers
 from conftest import MINI_TASKS, ROOT
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data.build import check
 from data.build.entry import clean
@@ -18,6 +19,7 @@ from pewe.fusion.domains import read_domains, read_tags
 from pewe.grid.run import material
 from pewe.similarity.config import SimilarityConfig
 from pewe.texts import read_lines, visible
+from pewe.tokens import tokenise
 from pewe.tuning.config import TuneConfig
 from task_list import METRICS, TASK_LISTS
 
@@ -249,24 +251,93 @@ def test_tokens_with_spaces_are_never_cut():
     assert tokenise(tokenizer, [text], 16, 1) == tokenizer([text], truncation=True, max_length=16)["input_ids"]
 
 
+def made(model):
+    """A tokenizer of `tokenizers` with these pieces, as a T5 has it: every text one word, an end token."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def unigram(rng: random.Random):
+    """Pieces of a and b with random scores: which is best may depend on what stands far behind."""
+    pieces = [*"ab▁", *{"".join(rng.choices("ab", k=rng.randrange(2, 7))) for _ in range(20)}]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -rng.uniform(1, 9)) for piece in pieces)]
+    return made(tokenizers.models.Unigram(vocab, unk_id=0))
+
+
+def bpe(rng: random.Random):
+    """Random merges of a and b."""
+    pieces, merges = ["<unk>", "</s>", *"ab▁"], []
+    while len(merges) < 20:
+        pair = tuple(rng.choices([piece for piece in pieces[2:] if len(piece) < 5], k=2))
+        if "".join(pair) not in pieces and "▁" not in pair[1]:
+            merges.append(pair)
+            pieces.append("".join(pair))
+    return made(tokenizers.models.BPE({p: n for n, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True))
+
+
+@pytest.mark.parametrize("make", [unigram, bpe])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cut_within_a_word_changes_no_token(make, seed):
+    rng = random.Random(seed)
+    tokenizer = make(rng)
+    texts = ["".join(rng.choices(["a", "b", "ab" * 9, "日"], [9, 9, 2, 1], k=200)) for _ in range(10)] + ["ab" * 300]
+    counting = Counting(tokenizer)
+    for length in (2, 7, 30):
+        whole = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+        for room in (1, 4, 8):
+            assert tokenise(counting, texts, length, room) == whole
+    assert counting.cut > 20
+
+
+def test_a_cut_within_a_word_of_marks_and_special_tokens_changes_no_token():
+    """Nor with the composing of characters, tokens that are added, and signs of which there is no piece."""
+    rng = random.Random(3)
+    parts = [
+        "ab",
+        "e",
+        "\u0301",
+        "ﬁ",
+        "日本語",
+        "<extra_id_7>",
+        "[MASK]",
+        "</s>",
+        "…",
+        "\u1100\u1161",
+        "\u200d",
+        "，",
+        "q" * 120,
+        ".",
+    ]
+    for tokenizer in (TOKENIZERS["embedded"](), TOKENIZERS["bert"]()):
+        texts = ["".join(rng.choices(parts, k=rng.randrange(50, 200))) for _ in range(8)]
+        for length in (2, 16, 40):
+            whole = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+            for room in (1, 3, 8):
+                assert tokenise(tokenizer, texts, length, room) == whole
+
+
 class Counting:
-    """A tokenizer that counts the characters that it is given."""
+    """A tokenizer that counts the characters that it is given, and the calls with cut texts."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.characters = tokenizer, 0
-        self.get_vocab = tokenizer.get_vocab
+        self.tokenizer, self.characters, self.cut = tokenizer, 0, 0
+        self.get_vocab, self.backend_tokenizer = tokenizer.get_vocab, tokenizer.backend_tokenizer
 
     def __call__(self, texts, **flags):
         self.characters += sum(map(len, texts))
+        self.cut += len(texts) == 1
         return self.tokenizer(texts, **flags)
 
 
-def test_of_10_megabytes_little_is_tokenised(tiny_data, tmp_path):
+@pytest.mark.parametrize("word", ["word ", "word", "1.", "=ab9/"])
+def test_of_10_megabytes_little_is_tokenised(tiny_data, tmp_path, word):
     shutil.copytree(tiny_data / TASK, tmp_path / TASK)
     path = split_path(tmp_path, TASK, f"{TASK}_64_42", "dev")
     with path.open("a", encoding="utf-8") as file:
-        file.write("word " * 2_000_000 + "\tanswer " + "more " * 2_000_000 + "\n")
+        file.write(word * 2_000_000 + "\tanswer " + word * 2_000_000 + "\n")
     counting = Counting(TOKENIZERS["embedded"]())
     encoded = load_split(counting, DataConfig(task_dir=str(tmp_path)), TASK, f"{TASK}_64_42", "dev")
     assert (len(encoded.inputs[-1]), len(encoded.outputs[-1][0])) == (512, 64)
-    assert counting.characters < 50_000
+    assert counting.characters < (50_000 if " " in word else 500_000)

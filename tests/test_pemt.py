@@ -21,6 +21,7 @@ from pewe.deltas.pemt_task import GATES, REPORT, block_text, descriptions
 from pewe.files import read_record, read_table, write_record
 from pewe.forward import member_losses
 from pewe.state import shapes_of
+from pewe.tuning import gates as gates_command
 from pewe.tuning.config import OPTIMIZERS, TrainConfig, TuneConfig
 from pewe.tuning.gates import GatesConfig
 from pewe.tuning.optimizers import make_optimizer, rate_factor
@@ -411,28 +412,28 @@ def test_block_looks_like_the_original():
 
 def test_gates_command(runs, tmp_path, capsys):
     out, _ = runs
-    gates = pemt.read_gates(out / "targets")
+    gates = gates_command.read_gates(out / "targets")
     mean = gates.groupby(["target", "source"], sort=False)["weight"].mean().reset_index()
     mean.to_csv(tmp_path / "same.tsv", sep="\t", index=False)
     mean.assign(weight=-mean["weight"]).to_csv(tmp_path / "opposite.tsv", sep="\t", index=False)
     weights = [f"same={tmp_path / 'same.tsv'}", f"opposite={tmp_path / 'opposite.tsv'}"]
-    pemt.run(GatesConfig(runs=[str(out / "targets")], weights=weights, out=str(tmp_path / "out")))
+    gates_command.run(GatesConfig(runs=[str(out / "targets")], weights=weights, out=str(tmp_path / "out")))
     ranks = read_table(tmp_path / "out" / "rank_correlation.tsv", ["layer", "measure", "spearman"])
     of_all = ranks[ranks["layer"] == "all"].set_index("measure")["spearman"]
     assert (of_all["same"] > 0.99).all() and (of_all["opposite"] < -0.99).all()
     assert (tmp_path / "out" / "gates_by_layer.png").is_file() and "layers" in capsys.readouterr().out
-    pemt.run(GatesConfig(runs=[str(out / "targets")], out=str(tmp_path / "out")))
+    gates_command.run(GatesConfig(runs=[str(out / "targets")], out=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "rank_correlation.tsv").exists()
-    flat = [row["spearman"] for row in pemt.rank_correlations(gates, {"flat": mean.assign(weight=0.5)})]
+    flat = [row["spearman"] for row in gates_command.rank_correlations(gates, {"flat": mean.assign(weight=0.5)})]
     assert all(math.isnan(value) for value in flat)
     with pytest.raises(UserError, match="no weight of target"):
-        list(pemt.rank_correlations(gates, {"cut": mean.iloc[1:]}))
+        list(gates_command.rank_correlations(gates, {"cut": mean.iloc[1:]}))
 
 
 def test_own_group_share():
     rows = [("mini_read_towns", "r", "encoder 0", source, weight)
             for source, weight in (("mini_read_people", 0.7), ("mini_yesno_towns", 0.1), ("mini_closed_towns", 0.2))]  # fmt: skip
-    own = pemt.own_group(pd.DataFrame(rows, columns=["target", "run", "layer", "source", "weight"]))
+    own = gates_command.own_group(pd.DataFrame(rows, columns=["target", "run", "layer", "source", "weight"]))
     assert own.loc["encoder 0"].tolist() == pytest.approx([0.7, 1 / 3])
 
 
@@ -444,15 +445,15 @@ def test_measures_of_an_experiment(tmp_path):
     ]
     table = pd.DataFrame(rows, columns=["delta", "init", "seed", "target", "source", "weight"])
     table.to_csv(tmp_path / "weights.tsv", sep="\t", index=False)
-    measures = pemt.read_measures([str(tmp_path / "weights.tsv")], "adapter")
+    measures = gates_command.read_measures([str(tmp_path / "weights.tsv")], "adapter")
     assert list(measures) == ["Loss"] and measures["Loss"]["weight"].tolist() == [0.4, 0.6]
     with pytest.raises(UserError, match=r"weights\.tsv has no row of --delta prefix"):
-        pemt.read_measures([str(tmp_path / "weights.tsv")], "prefix")
+        gates_command.read_measures([str(tmp_path / "weights.tsv")], "prefix")
     with pytest.raises(UserError, match="two measures the name 'Loss'"):
-        pemt.read_measures([f"Loss={tmp_path / 'weights.tsv'}", str(tmp_path / "weights.tsv")], "adapter")
+        gates_command.read_measures([f"Loss={tmp_path / 'weights.tsv'}", str(tmp_path / "weights.tsv")], "adapter")
     with pytest.raises(UserError, match="'delta' is missing"):
         table.drop(columns="delta").to_csv(tmp_path / "plain.tsv", sep="\t", index=False)
-        pemt.read_measures([str(tmp_path / "plain.tsv")], "adapter")
+        gates_command.read_measures([str(tmp_path / "plain.tsv")], "adapter")
 
 
 def test_every_task_has_a_description():

@@ -186,7 +186,7 @@ def _tsv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             cells = line.rstrip("\r\n").split("\t")
             if any(map(_quoted, cells)):
                 raise UserError(
-                    f'{path}, line {number}: a cell is quoted as in CSV ("..""..""..."), which .tsv has not'
+                    f'{path}, line {number}: a cell is quoted as in CSV ("..""..""..."), which .tsv has not; give .csv or .jsonl'
                 )
             if cells != [""]:
                 yield number, cells

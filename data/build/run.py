@@ -17,9 +17,9 @@ from data.build.entry import Entry
 from data.build.lines import Settings
 from data.build.registry import selected
 from data.build.rows import task_folder
-from data.build.task import RECORD, Source, build_task
+from data.build.task import Source, build_task, read_built
 from pewe.cli import UserError, check, flag, log_to, seed_flag, show
-from pewe.files import read_json, write_json
+from pewe.files import read_json, within, write_json
 
 log = logging.getLogger("pewe")
 OUT, CHECKSUMS = "data/crossfit", "data/checksums.json"
@@ -170,22 +170,22 @@ def _write_checksums(config: BuildConfig, tasks: list[str]) -> None:
     """Put the checksums of these tasks into the file, beside those of others."""
     if not tasks:
         return
-    known = (read_json(config.checksum_file()) or {}).get("files", {})
+    known = within(read_json(config.checksum_file()), "files") or {}
     files = {name: value for name, value in known.items() if name.split("/")[0] not in tasks}
     for task in tasks:
-        record = read_json(Path(config.out) / task / RECORD)
+        record = read_built(Path(config.out) / task)
         files |= {f"{task}/{name}": about["sha256"] for name, about in record["files"].items()}
     write_json(config.checksum_file(), {"folder": config.out, "files": dict(sorted(files.items()))})
 
 
 def verify(config: BuildConfig) -> None:
     """Compare the files with their checksums. Raises UserError naming each file that is missing or differs."""
-    content = read_json(config.checksum_file())
-    if content is None:
+    checksums = within(read_json(config.checksum_file()), "files")
+    if checksums is None:
         raise UserError(f"there are no checksums in {config.checksum_file()}; build first")
     wanted = {entry.task for entry in selected(config.tasks)}
     faults, compared = [], 0
-    for name, expected in content["files"].items():
+    for name, expected in checksums.items():
         if name.split("/")[0] not in wanted:
             continue
         path = Path(config.out) / name

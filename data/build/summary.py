@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from data.build.entry import Entry
-from data.build.task import RECORD
-from pewe.files import read_json, replacing, write_table
+from data.build.task import read_built
+from pewe.files import replacing, write_table
 from pewe.reporting.plots import plt
 from pewe.reporting.tables import escaped
 from task_list import GROUP_OF, pemt_task_list, quan_task
@@ -14,7 +14,7 @@ from task_list import GROUP_OF, pemt_task_list, quan_task
 
 def records(out: Path) -> dict[str, dict]:
     """The records of the built tasks, in the order of task_list.py."""
-    found = {task: read_json(out / task / RECORD) for task in (*quan_task, *pemt_task_list)}
+    found = {task: read_built(out / task) for task in (*quan_task, *pemt_task_list)}
     return {task: record for task, record in found.items() if record}
 
 

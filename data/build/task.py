@@ -13,8 +13,9 @@ from data.build.entry import Entry, Row, digest
 from data.build.lines import Counts, Rows, SeenRows, Settings, Splits, as_text, lines, told, write_file
 from data.build.rows import from_files, from_hub, split_files, task_folder
 from data.build.sample import FewShot, Smallest, in_share, rank
-from pewe.cli import UserError
-from pewe.files import read_json, write_json
+from pewe.cli import UserError, log, name_fault
+from pewe.data import SPLITS
+from pewe.files import read_json, within, write_json
 
 VERSION = 1  # of the text format and the draws: a folder of another version is built again
 RECORD = "build.json"
@@ -70,7 +71,7 @@ def build_task(source: Source, settings: Settings, out: Path, seen_rows: SeenRow
         settings, deal = dataclasses.replace(settings, shots=settings.shots_per_class), pemt.deal
     wanted = {"version": VERSION, "settings": dataclasses.asdict(settings) | {"seeds": list(settings.seeds)},
               "source": source.describe()}  # fmt: skip
-    record = read_json(folder / RECORD)
+    record = read_built(folder)
     if record and all(record.get(key) == value for key, value in wanted.items()) and _complete(folder, record):
         return record | {"skipped": True}
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,36 @@ def build_task(source: Source, settings: Settings, out: Path, seen_rows: SeenRow
                        "short": short, "files": files}  # fmt: skip
     write_json(folder / RECORD, record)
     return record
+
+
+def read_built(folder: Path) -> dict | None:
+    """The record beside a task's files; None, with a warning where it is of another shape, if there is no such record."""
+    path = folder / RECORD
+    record = read_json(path)
+    if path.is_file() and not (record and _well_formed(record)):
+        log.warning("%s is damaged, or not of this builder, and counts as absent", path)
+        return None
+    return record
+
+
+def _well_formed(record: dict) -> bool:
+    settings, counts, files = (within(record, name) for name in ("settings", "counts", "files"))
+    texts = [record.get("kind"), record.get("metric")]
+    if settings is None or counts is None or not files or not all(isinstance(text, str) for text in texts):
+        return False
+    numbers = [settings.get("shots"), *(counts.get(field.name) for field in dataclasses.fields(Counts))]
+    for name, about in files.items():
+        labels = within(about, "labels")
+        if name_fault(name) or labels is None or not isinstance(about.get("sha256"), str):
+            return False
+        numbers += [*labels.values(), *(about.get(key) for key in ("bytes", "lines", "input_words", "output_words"))]
+    seeds = within(settings, "seeds", kind=list)
+    ends = [f"_{settings.get('shots')}_{seeds[0]}_{split}.tsv" for split in SPLITS] if seeds else []
+    return (
+        all(type(number) in (int, float) for number in numbers)
+        and bool(ends)
+        and all(any(name.endswith(end) for name in files) for end in ends)
+    )
 
 
 def _complete(folder: Path, record: dict) -> bool:

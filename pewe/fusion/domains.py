@@ -27,12 +27,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.cli import UserError, suggest
-from pewe.data import IGNORED, find_prefixes, read_examples, split_path, tokenise
+from pewe.data import IGNORED, find_prefixes, read_examples, split_path
 from pewe.fusion import yesno
 from pewe.fusion.voting import entity_f1, label_f1
 from pewe.identity import digest
 from pewe.merging.collect import Batch
 from pewe.texts import read_lines, visible
+from pewe.tokens import tokenise
 
 SUFFIX = {"single": "tsv", "multi": "tsv", "yesno": "tsv", "tokens": "txt"}
 BY_LABEL = ("multi", "yesno")  # a decision for every label, not one among all

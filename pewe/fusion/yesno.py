@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe.cli import UserError
-from pewe.data import IGNORED, tokenise
+from pewe.data import IGNORED
+from pewe.tokens import tokenise
 
 QUESTION = "does the sentence express {label}? <extra_id_0> {text}"
 YES, NO = "<extra_id_0> yes", "<extra_id_0> no"

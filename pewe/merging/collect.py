@@ -29,6 +29,7 @@ from pewe.cli import UserError, flag, log, log_to, main, suggest
 from pewe.data import IGNORED, LONGEST, Example, read_examples, tokenise
 from pewe.identity import deciding, digest, model_digest
 from pewe.merging.store import FISHER, GRAM, WEIGHTS, Statistics, made
+from pewe.tokens import tokenise
 from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
 
 FISHERS = ("hard", "empirical", "none")
