@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork")
 STEPS, ENSEMBLES = ("test_steps", "test_reproduce"), ("test_ensemble_record", "test_weights", "test_unit_model")
 TESTS = {  # file -> the tests that should notice
-    "pewe/tune.py": ("test_runs",),
+    "pewe/tune.py": ("test_runs", "test_train"),
     "pewe/runs.py": ("test_runs", "test_steps"),
     "pewe/checkpoint.py": ("test_checkpoint", "test_ensemble_record", "test_weights", "test_runs"),
     "pewe/grid.py": STEPS,
