@@ -6,30 +6,37 @@ makes `count` changes in each file, at most one a line, in a copy of the reposit
 """
 
 import argparse
+import contextlib
+import importlib
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
+FORK = multiprocessing.get_context("fork")
 STEPS, ENSEMBLES = ("test_steps", "test_reproduce"), ("test_ensemble_record", "test_weights", "test_unit_model")
 TESTS = {  # file -> the tests that should notice
-    "pewe/tuning/tune.py": ("test_runs", "test_train", "test_steps"),
+    "pewe/tuning/tune.py": ("test_runs", "test_train"),
     "pewe/tuning/runs.py": ("test_runs", "test_steps"),
-    "pewe/deltas/checkpoint.py": ("test_checkpoint", "test_weights", "test_runs"),
+    "pewe/deltas/checkpoint.py": ("test_checkpoint", "test_ensemble_record", "test_weights", "test_runs"),
     "pewe/grid/steps.py": STEPS,
     "pewe/grid/step.py": STEPS,
     "pewe/grid/run.py": STEPS,
-    "pewe/reporting/page.py": ("test_stats", "test_report", "test_reproduce"),
+    "pewe/reporting/page.py": ("test_stats", "test_report"),
     "pewe/reporting/stats.py": ("test_stats",),
     "pewe/reporting/tables.py": ("test_stats", "test_report", "test_errors"),
     "pewe/merging/weights.py": ("test_weights", "test_temperature", "test_ensemble_record"),
@@ -69,24 +76,58 @@ def changes(code: str, generator: random.Random) -> Iterator[tuple[str, int, str
             yield name.split("/")[1], *lines[0], new
 
 
-def noticed(copy: Path, tests: tuple[str, ...], seconds: int) -> bool:
-    """Whether any of these tests fails, or does not end."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(f"tests/{name}.py" for name in tests),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
+def preload() -> None:
+    """Import what all tests import but the suite itself, so that the tests of a change begin at once."""
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
+    for name in ("torch.utils.tensorboard", "scipy.stats", "matplotlib.pyplot", "jinja2"):
+        importlib.import_module(name)
+    transformers = importlib.import_module("transformers")
+    for name in ("AutoTokenizer", "T5TokenizerFast", "T5ForConditionalGeneration", "BertForSequenceClassification"):
+        getattr(transformers, name)
+
+
+def noticed(copy: Path, tests: tuple[str, ...], seconds: int) -> str:
+    """The first of these tests that fails in a fork of this process, or that they do not end; empty where all pass."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=run_tests, args=(copy, tests, sender))
+    child.start()
+    sender.close()
+    child.join(seconds)
+    if child.is_alive():
+        os.killpg(child.pid, signal.SIGKILL)
+        child.join()
+        return "no end"
+    with contextlib.suppress(EOFError):
+        return receiver.recv()
+    return f"exit code {child.exitcode}" if child.exitcode else ""
+
+
+class FirstFailure:
+    """A plugin of pytest: sends the name of each test that fails."""
+
+    def __init__(self, sender: Connection):
+        self.sender = sender
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.sender.send(report.nodeid.removeprefix("tests/"))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.sender.send(f"{report.nodeid.removeprefix('tests/')} cannot be imported")
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], sender: Connection) -> None:
+    """In a process of its own: the tests of the copy, in this order, up to the first that fails."""
+    os.setsid()
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "tests"))]
+    sys.dont_write_bytecode = True
+    os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    files = [f"tests/{name}.py" for name in tests]
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], plugins=[FirstFailure(sender)]))
 
 
 def main() -> None:
@@ -96,21 +137,25 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3, help="changes in each file")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=900, help="at most for the tests of one change")
+    parser.add_argument("--known_good", action="store_true", help="do not run the tests without a change first")
     given = parser.parse_args()
-    total = survived = 0
+    total, survived, sound = 0, 0, set(TESTS.values()) if given.known_good else set()
+    preload()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "benchmarks"))
         for name in given.files:
             code = (copy / name).read_text(encoding="utf-8")
-            if noticed(copy, TESTS[name], given.seconds):
-                sys.exit(f"the tests of {name} fail without a change")
+            if TESTS[name] not in sound and (failing := noticed(copy, TESTS[name], given.seconds)):
+                sys.exit(f"the tests of {name} fail without a change: {failing}")
+            sound.add(TESTS[name])
             made = changes(code, random.Random(f"{given.seed}/{name}"))
             for operator, line, text, new in (next(made) for _ in range(given.count)):
                 (copy / name).write_text(new, encoding="utf-8")
-                found = noticed(copy, TESTS[name], given.seconds)
+                began, found = time.monotonic(), noticed(copy, TESTS[name], given.seconds)
                 total, survived = total + 1, survived + (not found)
                 print(f"{'noticed ' if found else 'SURVIVED'} {name}:{line} {operator}: {text.strip()}", flush=True)
+                print(f"         {time.monotonic() - began:.0f} s, {found or 'all pass'}", flush=True)
             (copy / name).write_text(code, encoding="utf-8")
     print(f"{survived} of {total} changes survived")
 

@@ -120,14 +120,17 @@ def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path):
 
 
 def test_a_changed_number_is_refused_by_the_checksum(tmp_path):
-    write_checkpoint(tmp_path / "x.pt", "adapter", STATE, {"seed": 42})
-    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, "adapter", STATE, {"seed": 42})
+    content = torch.load(path, weights_only=True)
+    assert checkpoint.checksum(path) == content["sha256"] == checkpoint.sound_content(path)["sha256"]
     content["adapter"]["encoder.a"][0, 0] += 1e-6
-    torch.save(content, tmp_path / "x.pt")
+    torch.save(content, path)
+    assert checkpoint.checksum(path) == "" and checkpoint.sound_content(path) == {}
     for reads in (lambda path: read_checkpoint(path, "adapter"), lambda path: Checkpoints([path], "adapter"),
                   lambda path: convert(path, tmp_path / "new.pt")):  # fmt: skip
         with pytest.raises(UserError, match=r"x\.pt.* is damaged"):
-            reads(tmp_path / "x.pt")
+            reads(path)
 
 
 CONFIG = TuneConfig(tune_method="lora", lora_r=4, lora_alpha=4.0, model="nowhere/a")

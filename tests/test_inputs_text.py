@@ -13,7 +13,7 @@ from data.build.entry import clean
 from pewe.backbone import load_tokenizer
 from pewe.cli import UserError
 from pewe.cli import check as check_flags
-from pewe.data import DataConfig, find_prefixes, load_split, read_examples, split_path, task_names, tokenise
+from pewe.data import DataConfig, find_prefixes, load_split, read_examples, split_path, task_names
 from pewe.deltas.pemt_task import descriptions
 from pewe.fusion.domains import read_domains, read_tags
 from pewe.grid.run import material

@@ -69,6 +69,30 @@ def test_a_stored_report_is_made_again_to_the_byte(folder):
             assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_every_picture_and_what_it_shows(folder, monkeypatch):
+    drawn = {}
+    for name in ("lines", "heat_map"):
+        monkeypatch.setattr(report, name, lambda frame, path, *_, **__: drawn.update({path.stem: frame}))
+    stored = report.read_stored(folder)
+    sections = {}
+    for section, _, path in report.pictures(stored, folder / "pictures"):
+        sections.setdefault(section, []).append(path.stem)
+    assert sections == {
+        "Learning curves": ["curves_adapter"],
+        "Weights": [f"weights_adapter_{init}" for init in stored.weights["init"].unique()],
+        "Similarities": [f"similarities_adapter_{init}" for init in stored.similarities["init"].unique()],
+    }
+    curves, frame = stored.curves, drawn["curves_adapter"]
+    assert report.SOURCES not in frame and set(frame) == {*curves["init"]} - {report.SOURCES}
+    for init, column in frame.items():
+        for updates, shown in column.dropna().items():
+            own = curves[(curves["init"] == init) & (curves["updates"] == updates)]["dev"]
+            assert shown == pytest.approx(sum(own) / len(own))
+    weights = stored.weights.set_index(["init", "target", "source"])["weight"]
+    for target, row in drawn["weights_adapter_Loss"].iterrows():
+        assert all(shown == weights["Loss", target, source] for source, shown in row.dropna().items())
+
+
 def test_what_would_be_markup_in_a_markdown_table_is_not():
     frame = pd.DataFrame({"a|b": ["**0.5**", "x | y"], "<b>": ["1 ± 2", "a\nb"]}, index=["a\\", "R&D"])
     assert markdown(frame, "init").splitlines() == [

@@ -186,8 +186,26 @@ def test_where_every_source_fails_no_other_task_is_tried(here, capsys):
 def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):
     reproduce.run(Config(suite="tiny.toml", seeds=[1], init=["Loss"], dry_run=True))
     printed = capsys.readouterr().out
-    assert "to do   tiny/prefix/seed_1/from_Loss" in printed and "not timed yet" in printed
+    assert "to do   tiny/prefix/seed_1/from_Loss  3 cells\n" in printed and "not timed yet" in printed
     assert not (here.folder / "checkpoints").exists()
+
+
+def test_the_estimated_time_is_of_runs_like_those_that_wait(here, capsys):
+    out = here.folder / "results/tiny"
+    out.mkdir(parents=True)
+    times = {("adapter", SOURCES): 120, ("adapter", "Loss"): 50, ("adapter", "Average"): 70, ("prefix", "Loss"): 0}
+    rows = "".join(f"{delta}\t{init}\t{seconds}\n" for (delta, init), seconds in times.items())
+    (out / "cells.tsv").write_text(f"delta\tinit\tseconds\n{rows}")
+
+    def printed(delta: str) -> str:
+        reproduce.run(Config(suite="tiny.toml", delta=[delta], seeds=[1], init=["Random"], dry_run=True))
+        return capsys.readouterr().out
+
+    # three sources; three tasks with two learning rates
+    assert f"estimated time of the tuning: {(3 * 120 + 6 * 60) // 60} minutes\n" in printed("adapter")
+    assert "estimated time of the tuning: 0 minutes, and runs of a kind not timed yet\n" in printed("prefix")
+    (out / "cells.tsv").write_text(f"delta\tinit\tseconds\n{rows}prefix\t{SOURCES}\t0\n")
+    assert "estimated time of the tuning: 0 minutes\n" in printed("prefix")
 
 
 def test_a_reduced_run_is_kept_apart(here):

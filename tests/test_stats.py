@@ -148,6 +148,15 @@ def test_nothing_is_tested_where_nothing_differs():
     assert math.isnan(row["wilcoxon_p"]) and math.isnan(row["low"]) and row["better"] == row["worse"] == 0
 
 
+def test_two_pairs_have_an_interval_and_one_has_none():
+    loss, random = TEST["Loss"], TEST["Random"]
+    both = stats.scores(cells({name: {A: of[A], B: of[B]} for name, of in (("Random", random), ("Loss", loss))}))
+    (row,) = stats.paired(both[both["seed"] == 1], "Random").to_dict("records")
+    assert row["pairs"] == 2 and row["low"] <= row["difference"] <= row["high"] and row["low"] < row["high"]
+    (row,) = stats.paired(both[(both["seed"] == 1) & (both["task"] == A)], "Random").to_dict("records")
+    assert row["pairs"] == 1 and math.isnan(row["low"]) and math.isnan(row["high"])
+
+
 def spread_of(rows: pd.DataFrame) -> float:
     """The population deviation of the weights of the other tasks, averaged over targets and seeds."""
     groups = rows[rows["target"] != rows["source"]].groupby(["seed", "target"])["weight"]

@@ -4,6 +4,7 @@ import math
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from pewe.forward import member_losses
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.optimizers import StackedAdafactor, clip_gradients, make_optimizer
 from pewe.tuning.session import Member, Session
-from pewe.tuning.tune import COLUMNS, tune
+from pewe.tuning.tune import COLUMNS, for_run, tune
 
 TRACES = [
     (method, trace, 1)
@@ -351,6 +352,19 @@ def test_rules_of_the_original(tmp_path):
     assert run_scores(tmp_path, [0.2, 0.5, 0.5], as_original=True) == (0.5, 2, 0)
     best, step, waited = run_scores(tmp_path, [0.2, NAN, 0.1], as_original=True)
     assert (best, step, waited) == (0.1, 2, 0)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("as_original", [False, True])
+def test_the_start_is_a_candidate_where_asked_but_never_as_original(asked, as_original):
+    config = TuneConfig(start_is_candidate=asked, as_original=as_original, train_epochs=0)
+    assert for_run(config, None) == replace(config, start_is_candidate=asked and not as_original)
+
+
+def test_epochs_are_updates_of_the_run_and_each_is_validated():
+    run = SimpleNamespace(batch_size=4, splits={"train": SimpleNamespace(inputs=range(10))})
+    config = for_run(TuneConfig(train_epochs=2), run)
+    assert (config.train_iters, config.valid_interval) == (6, 3)  # the last batch of an epoch is smaller
 
 
 def test_early_stop_ends_a_member_alone(tiny_backbone, tiny_data, tmp_path):

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, LONGEST, Example, read_examples, tokenise
+from pewe.data import IGNORED, LONGEST, Example, read_examples
 from pewe.identity import deciding, digest, model_digest
 from pewe.merging.store import FISHER, GRAM, WEIGHTS, Statistics, made
 from pewe.tokens import tokenise
