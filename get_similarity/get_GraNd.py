@@ -45,7 +45,6 @@ class GraNdConfig(SimilarityConfig):
     )
     eval_mode: bool = flag(False, "without dropout: deterministic, whatever the seed")
     predict_batch_size: int = flag(5, "dev lines per batch")
-    seed: int = flag(42, "seed of dropout")
     bsz_list: list[int] = flag(
         [8], "batch size of the tuning, by whose micro-batches of 16 --as_original divides the loss"
     )
@@ -96,7 +95,9 @@ def original_budget(mode: str, task: str) -> int:
 def run_mode(config: GraNdConfig):
     """Run the measure in the mode of the flags."""
     check(config)
-    return run(Measure("GraNd", score, False, partial(original_budget, config.mode), gradients=True), config)
+    return run(
+        Measure("GraNd", score, False, partial(original_budget, config.mode), gradients=True, random=True), config
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.checkpoint import read_checkpoint, shapes_of, task_checkpoint
 from pewe.cli import UserError, flag, log, log_to, show
 from pewe.cli import check as check_flags
-from pewe.data import Batch, DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.data import Batch, DataConfig, Encoded, chosen_prefixes, load_split, scoring_batches, split_digest, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta, unread_flags
 from pewe.identity import deciding, difference, file_digest, model_digest, state_digest
 from pewe.plots import heat_map
@@ -66,6 +66,7 @@ class Measure:
     higher_is_more_similar: bool
     max_batches: Callable[[str], int | None] = lambda task: 1  # the original's budget for a target; None: all batches
     gradients: bool = False  # goes backwards: keeps the activations of every layer
+    random: bool = False  # depends on the seed
     needs_target: bool = False  # compares with a delta tuned on the target: member 0 of the stack
 
 
@@ -113,14 +114,15 @@ def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Seq
 
 
 def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:
-    prefix = find_prefixes(Path(config.task_dir), target)[0]
-    return load_split(backbone.tokenizer, config, target, prefix, "dev")
+    return load_split(backbone.tokenizer, config, target, chosen_prefixes(config, target)[0], "dev")
 
 
 def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
              tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
-    flags = deciding(config, tasks=[], source_tasks=[], one_prefix=False, full_train=False)  # told by the digests below
+    seed = config.seed if measure.random else 0
+    told = {"tasks": [], "source_tasks": [], "one_prefix": False, "sample": "", "full_train": False}  # by the digests
+    flags = deciding(config, seed=seed, **told)
     return {
         "measure": measure.name,
         **{name: value for name, value in flags.items() if name not in unread_flags(delta)},

@@ -20,7 +20,7 @@ from transformers import Adafactor
 from pewe import identity
 from pewe.backbone import Backbone
 from pewe.checkpoint import BEST, save_sealed, write_checkpoint
-from pewe.cli import SEED, flag, log, seed_flag
+from pewe.cli import SEED, SeedConfig, flag, log
 from pewe.data import Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.dropout import OwnStreams
@@ -33,7 +33,7 @@ LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(SeedConfig):
     """How one delta is tuned; the defaults are the paper's."""
 
     train_iters: int = flag(100_000, "updates at most", low=1)
@@ -58,7 +58,6 @@ class TrainConfig:
     )
     max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
     start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
-    seed: int = seed_flag(42, "seed of init, data order and dropout")
 
 
 @dataclass

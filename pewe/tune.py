@@ -27,7 +27,7 @@ from pewe.checkpoint import (
 )
 from pewe.cli import UserError, flag, log, log_to, show
 from pewe.cli import check as check_flags
-from pewe.data import SPLITS, DataConfig, find_prefixes, load_split, task_names
+from pewe.data import SPLITS, DataConfig, chosen_prefixes, load_split, task_names
 from pewe.deltas import Delta, DeltaConfig, DeltaState, attach_delta
 from pewe.evaluate import evaluate
 from pewe.pemt import MEASURED, generation_length, prepare_delta, report
@@ -156,9 +156,8 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
     for task in task_names(config):
         prepare_delta(delta, config, task, backbone.tokenizer)
         shapes = shapes_of(delta)
-        prefixes = find_prefixes(Path(config.task_dir), task)
-        states = inits(delta, task, shapes)
-        for prefix in prefixes[:1] if config.one_prefix else prefixes:
+        prefixes, states = chosen_prefixes(config, task), inits(delta, task, shapes)
+        for prefix in prefixes:
             splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
             lines, largest = len(splits["train"].inputs), max(config.bsz_list)
             if config.do_train and lines < largest:

@@ -13,6 +13,7 @@ from conftest import MINI_TASKS
 
 from pewe import report, reproduce, stats
 from pewe.cli import UserError
+from pewe.data import SPLITS
 from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, plan
 from pewe.reproduce import Config
 from pewe.results import read_json
@@ -153,6 +154,31 @@ def test_changed_settings_are_computed_again(here):
     path.write_text(path.read_text().replace("train_iters = 4", "train_iters = 2"))
     again = here()
     assert (first["updates"] == 4).all() and (again["updates"] == 2).all()
+
+
+def test_every_seed_has_its_own_sample(here):
+    suite = here.folder / "tiny.toml"
+    suite.write_text(suite.read_text().replace("[all]", '[all]\nsample = "by_seed"'))
+    for task in MINI_TASKS:
+        lines = (here.folder / f"data/{task}/{task}_full_train.tsv").read_text().splitlines(keepends=True)
+        for split in SPLITS:
+            shutil.copy(
+                here.folder / f"data/{task}/{task}_64_42_{split}.tsv",
+                here.folder / f"data/{task}/{task}_64_1_{split}.tsv",
+            )
+        (here.folder / f"data/{task}/{task}_64_1_train.tsv").write_text("".join(lines[:12]))
+        (here.folder / f"data/{task}/{task}_64_1_dev.tsv").write_text("".join(lines[12:]))
+    cells = here(init=["Random", "Loss"], seeds=[1, 42])
+    assert (cells["prefix"] == [f"{row.task}_64_{row.seed}" for row in cells.itertuples()]).all()
+    settings = [read_json(path)["settings"] for path in sorted(here.folder.rglob("run.json"))]
+    assert {(one["sample"], one["prefix"].endswith(f"_64_{one['seed']}")) for one in settings} == {("by_seed", True)}
+    for full, differing in ((True, 1), (False, 2)):  # the sources' train lines are the same, the targets' are not
+        for task in MINI_TASKS:
+            of_task = [one["data"] for one in settings if one["full_train"] == full and one["task"] == task]
+            assert len({data["train"] for data in of_task}) == differing
+            assert len({data["dev"] for data in of_task}) == 2 and len({data["test"] for data in of_task}) == 1
+    matrices = [read_json(path)["settings"]["dev"] for path in here.folder.rglob("similarity/Loss/config.json")]
+    assert all(len({matrix[task] for matrix in matrices}) == 2 for task in MINI_TASKS)
 
 
 def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
