@@ -96,6 +96,7 @@ class Grid:
         made = self.suite.config(kind, self.delta, *sections, **{**common, **flags})
         if self.limit and hasattr(made, "train_iters"):
             made.train_iters = min(made.train_iters, self.limit)
+            made.trace_test = [updates for updates in made.trace_test if updates <= self.limit]
         return made
 
     def step(self, name: str) -> Step:

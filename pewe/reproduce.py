@@ -22,8 +22,8 @@ from pewe.ensemble import WEIGHTS
 from pewe.grid import BY_MEASURE, BY_MODULE, DEFAULT_INITS, INITS, PEMT, SOURCES, Grid, plan
 from pewe.identity import digest, files_digests, model_digest
 from pewe.pemt import mean_gates, read_gates
-from pewe.results import hold, provenance, read_json, read_table, write_json, write_table
-from pewe.runs import COLUMNS
+from pewe.results import hold, provenance, read_json, read_table, within, write_json, write_table
+from pewe.runs import COLUMNS, OUTCOMES
 from pewe.step import Step
 from pewe.suite import Suite, read_suite
 from pewe.tune import TuneConfig
@@ -131,7 +131,7 @@ def everything(config: Config, suite: Suite) -> list[Grid]:
 
 def collect(config: Config, suite: Suite, out: Path) -> None:
     """Gather the results of all steps that hold today into the tables of results/<suite>/; of a stale step no row stays."""
-    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "weights": [], "similarities": []}
+    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "trace": [], "weights": [], "similarities": []}
     for grid in everything(config, suite):
         key = {"delta": grid.delta, "seed": grid.seed}
         grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
@@ -179,19 +179,24 @@ def cells_of(step: Step, root: Path) -> Iterator[tuple[str, pd.DataFrame]]:
         table["run"] = [str((path.parent / run).relative_to(root)) for run in table["run"]]
         table = table[table["run"].isin(own)]
         yield "cells", table
-        yield (
-            "curves",
-            pd.DataFrame(
-                [
-                    {"init": init, "task": row.task, "updates": point["updates"], "dev": point["dev"]}
-                    for row in table.itertuples()
-                    for point in (read_json(root / row.run / "run.json") or {}).get("result", {}).get("history", [])
-                ]
-            ),
-        )
+        results = {
+            row.run: within(read_json(root / row.run / "run.json"), "result") or {} for row in table.itertuples()
+        }
+        for name, part in (("curves", "history"), ("trace", "trace")):
+            points = [
+                {"init": init, "task": row.task, "prefix": row.prefix, **point, "dev": point.get("dev", row.dev)}
+                for row in table.itertuples()
+                for point in results[row.run].get(part, [])
+            ]
+            if points:
+                yield name, pd.DataFrame(points)[["init", "task", *POINTS[name]]]
 
 
 KEYS = ["delta", "init", "seed"]
+POINTS = {  # further columns of the tables that have several rows for a run; dev in trace is that of the best step
+    "curves": ["updates", "dev"],
+    "trace": ["prefix", "dev", "point", "updates", *OUTCOMES],
+}
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:

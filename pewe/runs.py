@@ -39,6 +39,7 @@ COLUMNS = [
     "run",
 ]
 RECORD = "run.json"
+OUTCOMES = ("test", "log_likelihood")  # of a point of --trace_test
 
 
 @dataclass
@@ -189,8 +190,15 @@ def other_rows(out: Path, runs: Sequence[Run]) -> Iterator[dict]:
 
 def row_of(result: Mapping, folder: Path, out: Path) -> dict:
     """A row of `result.tsv`."""
-    own = {**result, **result["block"], **result["measured"]}
+    block = {**result["block"], **traced(result)}
+    own = {**result, **block, **result["measured"], "block": block}
     return {"target": result["task"], **own, "run": str(folder.relative_to(out))}
+
+
+def traced(result: Mapping) -> dict[str, float]:
+    """Columns of what --trace_test noted: of each point, test score and log-likelihood."""
+    points = result.get("trace", [])
+    return {f"{what}_{point['point']}": point[what] for point in points for what in OUTCOMES}
 
 
 def write_results(out: Path, runs: Sequence[Run], results: Mapping[Path, dict], others: Sequence[dict]) -> pd.DataFrame:

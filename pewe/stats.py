@@ -20,6 +20,15 @@ def scores(cells: pd.DataFrame) -> pd.DataFrame:
     return best.groupby(["delta", "init", "task", "seed"], sort=False)["test"].mean().reset_index()
 
 
+def outcome(trace: pd.DataFrame, what: str, point: str) -> pd.Series:
+    """One outcome (test or log_likelihood) at one point of --trace_test, by delta, init, task and seed; named by both.
+
+    Of several runs of a cell that of the best dev score; averaged over the data's prefixes.
+    """
+    best = best_by_dev(trace[trace["point"] == point], ["delta", "init", "task", "seed", "prefix"])
+    return best.groupby(["delta", "init", "task", "seed"], sort=False)[what].mean().rename(f"{what} {point}")
+
+
 def paired(scored: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
     """Every init against a baseline, paired over tasks and seeds, for each delta.
 

@@ -24,7 +24,7 @@ from pewe.cli import SEED, SeedConfig, flag, log
 from pewe.data import Encoded, collate_stack, training_updates
 from pewe.deltas import Delta, DeltaState
 from pewe.dropout import OwnStreams
-from pewe.evaluate import evaluate
+from pewe.evaluate import evaluate, log_likelihoods
 from pewe.forward import member_losses
 from pewe.scalars import Scalars
 
@@ -57,6 +57,12 @@ class TrainConfig(SeedConfig):
         16, "a larger batch is cut into micro-batches of this size, gradients accumulated", low=1
     )
     max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
+    trace_test: list[int] = flag(
+        [],
+        "updates (0: the start) after which the test lines are scored too; there and of the best step, their log-likelihood",
+        low=0,
+        unique=True,
+    )
     start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
 
 
@@ -71,6 +77,7 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
+    trace: list[dict] = field(default_factory=list)  # point, updates, test, log_likelihood (--trace_test)
 
 
 @dataclass
@@ -95,6 +102,7 @@ class Member:
     saved: dict | None = None  # the content of that
     best: DeltaState | None = None
     failed: str = ""  # the cause
+    test: Encoded | None = None  # --trace_test
 
     @property
     def resume_file(self) -> Path:
@@ -230,8 +238,18 @@ class Session:
             _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
             for member in self.members:
                 member.saved = None  # no longer needed
-        elif not self.as_original:
+            return
+        self.trace(0)
+        if not self.as_original:
             self.validate([float("nan")] * len(self.members))
+
+    def trace(self, updates: int) -> None:
+        """Note in every member how it does on its test lines after so many updates, where --trace_test asks for it."""
+        if updates in self.config.trace_test:
+            points = outcomes(self.backbone, self.delta, self.members, self.config.predict_batch_size, self.max_length)
+            for member, point in zip(self.members, points, strict=True):
+                member.progress.trace.append({"point": str(updates), "updates": updates, **point})
+            self.backbone.model.train()
 
     def train(self, steps: int, bar: tqdm) -> list[float]:
         """`steps` updates of every member; returns the mean training loss of each."""
@@ -241,6 +259,7 @@ class Session:
             losses = self._update(self.members[0].progress.updates + step)
             total, since_log = total + losses, since_log + losses
             bar.update(len(self.members))
+            self.trace(self.members[0].progress.updates + step)
             if step % self.config.log_interval == 0 or step == steps:
                 count = (step - 1) % self.config.log_interval + 1
                 self._log_losses((since_log / count).tolist(), step, bar)
@@ -365,6 +384,18 @@ class Session:
             [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
         )
         return left
+
+
+def outcomes(
+    backbone: Backbone, delta: Delta, members: Sequence[Member], batch_size: int, max_length: int
+) -> list[dict[str, float]]:
+    """The metric and the log-likelihood (`log_likelihoods`) of each member on its test lines, as they are in the stack."""
+    splits, metrics = [member.test for member in members], [member.metric for member in members]
+    scores = evaluate(backbone, delta, splits, metrics, batch_size, max_length)
+    likelihoods = log_likelihoods(backbone, delta, splits, batch_size)
+    return [
+        {"test": score, "log_likelihood": likelihood} for score, likelihood in zip(scores, likelihoods, strict=True)
+    ]
 
 
 def write_best(member: Member) -> None:

@@ -18,6 +18,7 @@ from pewe.grid import BY_MODULE, DEFAULT_INITS, FUSION, PEMT, SOURCES, Grid, pla
 from pewe.reproduce import Config
 from pewe.results import read_json
 from pewe.suite import read_suite
+from pewe.tables import best_by_dev
 
 SUITE = """
 title = "Tiny"
@@ -158,7 +159,11 @@ def test_changed_settings_are_computed_again(here):
 
 def test_every_seed_has_its_own_sample(here):
     suite = here.folder / "tiny.toml"
-    suite.write_text(suite.read_text().replace("[all]", '[all]\nsample = "by_seed"'))
+    suite.write_text(
+        suite.read_text()
+        .replace("[all]", '[all]\nsample = "by_seed"')
+        .replace("[weights]", "[targets]\ntrace_test = [0, 2]\n[weights]")
+    )
     for task in MINI_TASKS:
         lines = (here.folder / f"data/{task}/{task}_full_train.tsv").read_text().splitlines(keepends=True)
         for split in SPLITS:
@@ -177,8 +182,24 @@ def test_every_seed_has_its_own_sample(here):
             of_task = [one["data"] for one in settings if one["full_train"] == full and one["task"] == task]
             assert len({data["train"] for data in of_task}) == differing
             assert len({data["dev"] for data in of_task}) == 2 and len({data["test"] for data in of_task}) == 1
+    _every_point_of_the_trace(here.folder / "results/tiny", cells)
     matrices = [read_json(path)["settings"]["dev"] for path in here.folder.rglob("similarity/Loss/config.json")]
     assert all(len({matrix[task] for matrix in matrices}) == 2 for task in MINI_TASKS)
+
+
+def _every_point_of_the_trace(folder, cells):
+    """trace.tsv has every target run at every point, and trace.md their means."""
+    trace = pd.read_csv(folder / "trace.tsv", sep="\t", dtype={"point": str})
+    targets = cells[cells["init"] != SOURCES]
+    assert (trace["init"] != SOURCES).all() and len(trace) == 3 * len(targets)
+    assert list(trace["point"].unique()) == ["0", "2", "best"] and (trace["log_likelihood"] < 0).all()
+    best = trace[trace["point"] == "best"]
+    assert best["test"].tolist() == targets["test"].tolist() and best["dev"].tolist() == targets["dev"].tolist()
+    chosen = best_by_dev(trace[(trace["init"] == "Loss") & (trace["point"] == "0")], ["task", "seed"])
+    shown = (folder / "trace.md").read_text().splitlines()
+    heads, loss = (next(line for line in shown if name in line).split("|")[1:-1] for name in ("| init |", "| Loss |"))
+    column = [head.strip() for head in heads].index("log_likelihood 0")
+    assert float(loss[column].strip(" *")) == pytest.approx(chosen["log_likelihood"].mean(), abs=6e-4)
 
 
 def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
