@@ -52,14 +52,16 @@ PEMT = {  # init -> flags: the whole of stage 2, and without one of its parts; r
     "PEMT_no_prompt": {"pemt_prompt": False},
     "PEMT_no_adapter": {"pemt_adapter": False},
 }
-BY_MEASURE = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd")
+OF_THE_PAPER = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd")
+BY_MEASURE = (*OF_THE_PAPER, "TextEmb")
+BEST_SOURCE = {"Best_source": "Loss"}  # init -> the measure by which a single source is copied
 BY_MODULE = {
     "GraNd_block": ("GraNd", {"mode": "block"}),
     "GraNd_layer": ("GraNd", {"mode": "layer"}),
     "block": ("block", {}),
 }
-DEFAULT_INITS = ("Random", *FROM_DELTAS, *BY_MEASURE)
-INITS = (*DEFAULT_INITS, *FUSION, *BY_MODULE, *PEMT)
+DEFAULT_INITS = ("Random", *FROM_DELTAS, *OF_THE_PAPER)
+INITS = (*DEFAULT_INITS, "TextEmb", *BEST_SOURCE, *FUSION, *BY_MODULE, *PEMT)
 SOURCES = "Full data"  # the row of the source deltas themselves
 
 
@@ -151,15 +153,17 @@ class Grid:
         run, kind = MEASURES[measure]
         config = self.config(kind, source_ckpt_path=self._path("sources"), random_tuned_ckpt_path=self._path("from_Random"),
                              output_dir=self._path(name), **flags)  # fmt: skip
-        needs = ("sources", "from_Random") if measure in ("KL", "block") else ("sources",)
-        return self._step(name, config, at_once(run, matrix_of), needs)
+        needs = {"KL": ("sources", "from_Random"), "block": ("sources", "from_Random"), "TextEmb": ()}
+        return self._step(name, config, at_once(run, matrix_of), needs.get(measure, ("sources",)))
 
     def _weights(self, name: str, init: str) -> Step:
         paths = {"source_ckpt_path": self._path("sources"), "save_ckpt_path": self._path(name),
                  "tuned_64shot_ckpt_path": self._path("from_Random"), "tuned_ckpt_path": self._path("pairs"),
                  "zero_result_path": f"{self._path('zero_shot')}/{RESULT}",
-                 "origin_data_path": self._path(f"similarity/{init}")}  # fmt: skip
-        needed, module, flags = (FROM_DELTAS | FUSION).get(init, ((f"similarity/{init}",), unit_model_others, {}))
+                 "origin_data_path": self._path(f"similarity/{BEST_SOURCE.get(init, init)}")}  # fmt: skip
+        by_similarity = ((f"similarity/{BEST_SOURCE.get(init, init)}",), unit_model_others, {})
+        needed, module, flags = (FROM_DELTAS | FUSION).get(init, by_similarity)
+        flags = {**flags, **({"top_k": 1} if init in BEST_SOURCE else {})}
         config = self.config(module.Config, "weights", **paths, **flags)
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
         config.effective = min(config.effective, len(self.flags["tasks"]) / 2)

@@ -90,7 +90,7 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     record = {"settings": identity(measure, config, delta, states, tuned, dev), "measure": measure.name,
               "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()}  # fmt: skip
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
-    rows = _Rows(out, record, targets, source_names)
+    rows = Rows(out, record, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
 
@@ -160,7 +160,7 @@ def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measu
     return max(1, min(sources, room // needed - measure.needs_target))
 
 
-class _Rows:
+class Rows:
     """The table under construction: knows which pairs are there, and writes at most every two seconds.
 
     The record beside it is written first: it names the table that is there and the one that takes its place.
@@ -219,7 +219,7 @@ class _Rows:
         return table
 
 
-def _fill(rows: _Rows, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
+def _fill(rows: Rows, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
           dev: dict[str, Encoded], stack: int) -> None:  # fmt: skip
     """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
     names = list(states)
