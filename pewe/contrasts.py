@@ -1,7 +1,7 @@
 """Contrasts of two inits with tasks as units, and the power of a planned experiment, from a stored trace. No model is run.
 
     python -m pewe.contrasts --folder results/real --pairs Loss:Random Loss:Average Loss:Best_source
-    python -m pewe.contrasts --folder results/real_pilot --pairs Loss:Random Loss:Average --planned_tasks 18 --planned_seeds 5
+    python -m pewe.contrasts --folder results/real_pilot --pairs Loss:Random Loss:Average --planned_tasks 16 --planned_seeds 5
 
 reads `trace.tsv` (runs with --trace_test) and writes contrasts.tsv, both outcomes at every point, over tasks and over groups, and
 power.tsv, what the variances between tasks and between seeds mean for an experiment of the planned size.
@@ -32,7 +32,7 @@ class Config:
     )
     without: list[str] = flag([], "tasks to leave out", unique=True)
     out: str = flag("", "folder of contrasts.tsv and power.tsv (default: the folder that is read)")
-    planned_tasks: int = flag(18, "tasks of the planned experiment", low=2)
+    planned_tasks: int = flag(16, "tasks of the planned experiment", low=2)
     planned_seeds: int = flag(5, "its seeds", low=1)
     alpha: float = flag(0.05, "level of all pairs together", above=0, high=1)
     power: float = flag(0.8, "how likely a difference is to be shown", above=0, high=0.999)
