@@ -47,7 +47,6 @@ class GraNdConfig(SimilarityConfig):
     )
     eval_mode: bool = flag(False, "without dropout: deterministic, whatever the seed")
     predict_batch_size: int = flag(5, "dev lines per batch")
-    seed: int = flag(42, "seed of dropout")
     bsz_list: list[int] = flag(
         [8], "batch size of the tuning, by whose micro-batches of 16 --as_original divides the loss"
     )
@@ -95,7 +94,7 @@ def original_budget(config: GraNdConfig, task: str) -> int:
     return 3 if task in ("boolq", "mc_taco") else 5
 
 
-MEASURE = Measure("GraNd", score, False, original_budget, gradients=True, config=GraNdConfig)
+MEASURE = Measure("GraNd", score, False, original_budget, gradients=True, random=True, config=GraNdConfig)
 
 if __name__ == "__main__":
     main(partial(run, MEASURE), MEASURE.config, __doc__)

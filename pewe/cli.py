@@ -170,6 +170,13 @@ class OriginalConfig:
     )
 
 
+@dataclasses.dataclass
+class SeedConfig:
+    """The flag that data and training share."""
+
+    seed: int = seed_flag(42, "seed of init, data order and dropout, and of --sample by_seed")
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises UserError instead of printing the usage, and suggests the nearest flag for an unknown one."""
 

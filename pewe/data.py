@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe import metrics
-from pewe.cli import OriginalConfig, UserError, flag, suggest
+from pewe.cli import OriginalConfig, SeedConfig, UserError, flag, suggest
 from pewe.identity import digest
 from pewe.texts import decoded, raw_lines, visible
 from pewe.tokens import tokenise
@@ -25,10 +25,11 @@ from task_list import METRICS, TASK_LISTS
 IGNORED = -100  # label of a padded position
 LONGEST = 2**15  # tokens of a sequence
 SPLITS = ("train", "dev", "test")
+SAMPLES = ("all", "by_seed")
 
 
 @dataclass
-class DataConfig(OriginalConfig):
+class DataConfig(OriginalConfig, SeedConfig):
     """Which tasks, where they are, and how they are cut."""
 
     task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
@@ -37,6 +38,11 @@ class DataConfig(OriginalConfig):
     )
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
     one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
+    sample: str = flag(
+        "all",
+        "all: every prefix of a task's data; by_seed: the one that ends with the seed (python -m data.build.resample)",
+        choices=SAMPLES,
+    )
     full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
     max_input_length: int = flag(512, "tokens of the input at most, the end token among them", low=2, high=LONGEST)
     max_output_length: int = flag(
@@ -188,6 +194,21 @@ def find_prefixes(task_dir: Path, task: str) -> list[str]:
     if not prefixes:
         raise UserError(f"{folder} has no <prefix>_train.tsv, e.g. {task}_64_42_train.tsv")
     return prefixes
+
+
+def chosen_prefixes(config: DataConfig, task: str) -> list[str]:
+    """The prefixes of a task that the flags choose: the seed's own (--sample by_seed), the first (--one_prefix), or all.
+
+    Raises UserError where there is not exactly one for the seed.
+    """
+    prefixes = find_prefixes(Path(config.task_dir), task)
+    if config.sample == "all":
+        return prefixes[:1] if config.one_prefix else prefixes
+    own = [prefix for prefix in prefixes if prefix.endswith(f"_{config.seed}")]
+    if len(own) != 1:
+        folder, there = Path(config.task_dir) / task, ", ".join(own or prefixes)
+        raise UserError(f"{folder}: expected one <prefix>_{config.seed}_train.tsv (--sample by_seed), found {there}")
+    return own
 
 
 def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: bool = False) -> Path:

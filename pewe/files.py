@@ -156,7 +156,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, sep="\t", index=False, quoting=csv.QUOTE_NONE)
 
 
-TEXTS = ("target", "source", "scope", "task", "delta", "init", "prefix", "group", "run")  # columns of names
+TEXTS = ("target", "source", "scope", "task", "delta", "init", "prefix", "group", "run", "point")  # columns of names
 _PARTS = ("target", "source", "scope", "task", "delta")  # of them, those that become a part of a path
 
 

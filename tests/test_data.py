@@ -13,6 +13,7 @@ from pewe.data import (
     DataConfig,
     Encoded,
     Example,
+    chosen_prefixes,
     collate,
     collate_stack,
     find_prefixes,
@@ -65,6 +66,23 @@ def test_prefixes_leave_out_the_full_training_file(tmp_path):
     assert find_prefixes(tmp_path, "boolq") == ["boolq_64_13", "boolq_64_42"]
     with pytest.raises(UserError, match="did you mean 'boolq'"):
         find_prefixes(tmp_path, "bolq")
+
+
+def test_prefixes_that_the_flags_choose(tmp_path):
+    (tmp_path / "boolq").mkdir()
+    for name in ("boolq_64_1", "boolq_64_42", "boolq_full"):
+        (tmp_path / "boolq" / f"{name}_train.tsv").touch()
+    flags = {"task_dir": str(tmp_path), "seed": 42}
+    assert chosen_prefixes(DataConfig(**flags), "boolq") == ["boolq_64_1", "boolq_64_42"]
+    assert chosen_prefixes(DataConfig(**flags, one_prefix=True), "boolq") == ["boolq_64_1"]
+    assert chosen_prefixes(DataConfig(**flags, one_prefix=True, sample="by_seed"), "boolq") == ["boolq_64_42"]
+    with pytest.raises(
+        UserError, match=r"one <prefix>_2_train.tsv \(--sample by_seed\), found boolq_64_1, boolq_64_42"
+    ):
+        chosen_prefixes(DataConfig(task_dir=str(tmp_path), sample="by_seed", seed=2), "boolq")
+    (tmp_path / "boolq" / "boolq_16_42_train.tsv").touch()
+    with pytest.raises(UserError, match="found boolq_16_42, boolq_64_42"):
+        chosen_prefixes(DataConfig(**flags, sample="by_seed"), "boolq")
 
 
 def test_task_names():

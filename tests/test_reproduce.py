@@ -12,6 +12,7 @@ import torch
 from conftest import MINI_TASKS
 
 from pewe.cli import UserError
+from pewe.data import SPLITS
 from pewe.deltas.kinds import KINDS
 from pewe.files import read_json
 from pewe.grid import run as reproduce
@@ -21,6 +22,7 @@ from pewe.grid.suite import read_suite
 from pewe.reporting import page as report
 from pewe.reporting import stats
 from pewe.reporting.page import SOURCES
+from pewe.reporting.tables import best_by_dev
 from unit_model import FUSION, MODULES, PAPER, of_group
 
 DEFAULT_INITS = ["Random", *of_group(PAPER)]
@@ -163,6 +165,51 @@ def test_changed_settings_are_computed_again(here):
     assert (first["updates"] == 4).all() and (again["updates"] == 2).all()
 
 
+def test_every_seed_has_its_own_sample(here):
+    suite = here.folder / "tiny.toml"
+    suite.write_text(
+        suite.read_text()
+        .replace("[all]", '[all]\nsample = "by_seed"')
+        .replace("[weights]", "[targets]\ntrace_test = [0, 2]\n[weights]")
+    )
+    for task in MINI_TASKS:
+        lines = (here.folder / f"data/{task}/{task}_full_train.tsv").read_text().splitlines(keepends=True)
+        for split in SPLITS:
+            shutil.copy(
+                here.folder / f"data/{task}/{task}_64_42_{split}.tsv",
+                here.folder / f"data/{task}/{task}_64_1_{split}.tsv",
+            )
+        (here.folder / f"data/{task}/{task}_64_1_train.tsv").write_text("".join(lines[:12]))
+        (here.folder / f"data/{task}/{task}_64_1_dev.tsv").write_text("".join(lines[12:]))
+    cells = here(init=["Random", "Loss"], seeds=[1, 42])
+    assert (cells["prefix"] == [f"{row.task}_64_{row.seed}" for row in cells.itertuples()]).all()
+    settings = [read_json(path)["settings"] for path in sorted(here.folder.rglob("run.json"))]
+    assert {(one["sample"], one["prefix"].endswith(f"_64_{one['seed']}")) for one in settings} == {("by_seed", True)}
+    for full, differing in ((True, 1), (False, 2)):  # the sources' train lines are the same, the targets' are not
+        for task in MINI_TASKS:
+            of_task = [one["data"] for one in settings if one["full_train"] == full and one["task"] == task]
+            assert len({data["train"] for data in of_task}) == differing
+            assert len({data["dev"] for data in of_task}) == 2 and len({data["test"] for data in of_task}) == 1
+    _every_point_of_the_trace(here.folder / "results/tiny", cells)
+    matrices = [read_json(path)["settings"]["dev"] for path in here.folder.rglob("similarity/Loss/config.json")]
+    assert all(len({matrix[task] for matrix in matrices}) == 2 for task in MINI_TASKS)
+
+
+def _every_point_of_the_trace(folder, cells):
+    """trace.tsv has every target run at every point, and trace.md their means."""
+    trace = pd.read_csv(folder / "trace.tsv", sep="\t", dtype={"point": str})
+    targets = cells[cells["init"] != SOURCES]
+    assert (trace["init"] != SOURCES).all() and len(trace) == 3 * len(targets)
+    assert list(trace["point"].unique()) == ["0", "2", "best"] and (trace["log_likelihood"] < 0).all()
+    best = trace[trace["point"] == "best"]
+    assert best["test"].tolist() == targets["test"].tolist() and best["dev"].tolist() == targets["dev"].tolist()
+    chosen = best_by_dev(trace[(trace["init"] == "Loss") & (trace["point"] == "0")], ["task", "seed"])
+    shown = (folder / "trace.md").read_text().splitlines()
+    heads, loss = (next(line for line in shown if name in line).split("|")[1:-1] for name in ("| init |", "| Loss |"))
+    column = [head.strip() for head in heads].index("log_likelihood 0")
+    assert float(loss[column].strip(" *")) == pytest.approx(chosen["log_likelihood"].mean(), abs=6e-4)
+
+
 def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
     bad = here.folder / "data" / MINI_TASKS[1]
     next(bad.glob("*_dev.tsv")).write_text("no tab\n")
@@ -250,6 +297,14 @@ def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
         assert len(folders) == len(set(folders))
         for number, step in enumerate(plan(grid, list(DEFAULT_INITS))):
             assert all(need.folder in folders[:number] for need in step.needs)
+
+
+def test_the_best_source_is_the_first_of_the_loss_and_texts_need_no_deltas(here):
+    grid = reproduce.grids(Config(suite="tiny.toml", seeds=[1]), read_suite("tiny.toml"))[0]
+    best, text = grid.step("weights/Best_source"), grid.step("similarity/TextEmb")
+    assert best.config.top_k == 1 and best.config.origin_data_path.endswith("seed_1/similarity/Loss")
+    assert [need.folder.name for need in best.needs] == ["sources", "Loss"] and text.needs == ()
+    assert grid.step("weights/Loss").config.top_k == 0 and text.config.full_train
 
 
 def test_statistics_by_hand():

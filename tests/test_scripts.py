@@ -10,7 +10,7 @@ from conftest import METHODS, MINI_TASKS, ROOT
 from pewe.files import read_table
 
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.sh"))
-MEASURES = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd", "block")
+MEASURES = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd", "TextEmb", "block")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

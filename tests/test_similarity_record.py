@@ -81,7 +81,7 @@ def test_only_the_flags_that_it_needs():
     own = {field.name for field in fields(SimilarityConfig)}
     for kind in (BackboneConfig, DataConfig, DeltaConfig):
         assert {field.name for field in fields(kind)} <= own
-    assert own & {field.name for field in fields(TrainConfig)} == {"predict_batch_size"}
+    assert own & {field.name for field in fields(TrainConfig)} == {"predict_batch_size", "seed"}
 
 
 def test_flags_of_tuning_are_accepted_and_said_to_be_ignored(capsys):

@@ -53,7 +53,14 @@ def weights(delta="adapter", seeds=(1, 2), inits=("Loss", "EL2N")) -> pd.DataFra
 
 def stored(folder: Path, **tables) -> Stored:
     empty = pd.DataFrame()
-    found = {"cells": cells(), "weights": weights(), "similarities": empty, "curves": empty, "about": {}}
+    found = {
+        "cells": cells(),
+        "weights": weights(),
+        "similarities": empty,
+        "curves": empty,
+        "trace": empty,
+        "about": {},
+    }
     return Stored(folder, **{**found, **tables})
 
 

@@ -15,7 +15,7 @@ from pewe.cli import UserError
 from pewe.deltas.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.files import read_table
 from pewe.merging.average import merge
-from pewe.merging.weights import allowed_sources, softmax_weights, temperature_for, uniform_weights
+from pewe.merging.weights import allowed_sources, softmax_weights, temperature_for, top_sources, uniform_weights
 from pewe.reporting.stats import effective_numbers
 from pewe.similarity.table import similarity_frame
 from task_list import QA_task_list
@@ -24,6 +24,43 @@ from unit_model import unit_model_average, unit_model_others
 NAMES = ["a", "b", "c"]
 ALL = allowed_sources(NAMES, NAMES)
 S = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [2.0, 2.0, 0.0]])
+
+
+def test_the_most_similar_sources_by_hand():
+    ties = torch.tensor([[9.0, 1.0, 1.0], [3.0, 9.0, 1.0], [2.0, 5.0, 9.0]])
+    assert top_sources(ties, 1, True, ALL).int().tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    assert top_sources(ties, 1, False, ALL).int().tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    for count in (2, 3, 7):
+        assert top_sources(ties, count, True, ALL).equal(ALL)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("flags", [{"tem": 0.3}, {"effective": 2.5}, {"tem": 0.3, "orientation": "higher"}])
+def test_top_k_keeps_the_largest_weights(tiny_checkpoints, tmp_path, count, flags):
+    """final_weight.tsv against the renormalised weights without --top_k; one source alone is copied, never the own one."""
+    tasks = QA_task_list[:5]
+    values = draws("top k", 5, 5)
+    rows = [(t, s, "all", f"{values[i, j]}") for i, t in enumerate(tasks) for j, s in enumerate(tasks)]
+    path = tmp_path / "result.tsv"
+    path.write_text("\n".join("\t".join(row) for row in [("target", "source", "scope", "value"), *rows]) + "\n")
+    sources = tiny_checkpoints / "adapter" / "source"
+    config = unit_model_others.Config(origin_data_path=str(path), source_ckpt_path=str(sources), quiet=True, **flags)
+    frames = []
+    for k in (0, count):
+        out = tmp_path / str(k)
+        unit_model_others.run(replace(config, save_ckpt_path=str(out), top_k=k))
+        table = read_table(out / "final_weight.tsv", ["target", "source", "weight"])
+        frames.append(table.pivot(index="target", columns="source", values="weight").loc[tasks, tasks])
+    full, kept = (torch.tensor(frame.to_numpy()) for frame in frames)
+    least = full.sort(1, descending=True).values[:, count - 1 : count]
+    expected = torch.where(full >= least, full, 0.0)
+    torch.testing.assert_close(kept, expected / expected.sum(1, keepdim=True))
+    assert ((kept > 0).sum(1) == count).all() and not kept.diagonal().any()
+    if count == 1:
+        for i, task in enumerate(tasks):
+            copied = read_checkpoint(ensemble_checkpoint(tmp_path / "1", task), "adapter")
+            source = read_checkpoint(task_checkpoint(sources, tasks[int(kept[i].argmax())]), "adapter")
+            assert all(copied[name].equal(source[name]) for name in source)
 
 
 def test_softmax_by_hand_in_both_orientations():

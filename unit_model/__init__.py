@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
-PAPER, FUSION, MODULES = "the paper's", "of Dataless Knowledge Fusion", "with a row per block or layer"
+PAPER, RIVALS, FUSION, MODULES = (
+    "the paper's",
+    "rivals",
+    "of Dataless Knowledge Fusion",
+    "with a row per block or layer",
+)
 RANDOM = ("tuned", "Random")  # a step of the experiment: its kind, and of what
 
 
@@ -44,6 +49,8 @@ ENSEMBLES = {
     "EL2N": by_measure("EL2N"),
     "Cosine_of_Logits_and_Labels": by_measure("Cosine_of_Logits_and_Labels"),
     "GraNd": by_measure("GraNd"),
+    "TextEmb": by_measure("TextEmb", RIVALS),
+    "Best_source": Ensemble("unit_model_others", (("similarity", "Loss"),), {"top_k": 1}, group=RIVALS),
     "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
     "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
     "GraNd_block": by_measure("GraNd", MODULES, mode="block"),

@@ -17,7 +17,7 @@ from pewe.backbone import DEVICES
 from pewe.cli import UserError, cause_of, check, flag, log, log_to, main, seed_flag, suggest
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
-from pewe.files import hold, provenance, read_json, read_table, write_json, write_table
+from pewe.files import hold, provenance, read_json, read_table, within, write_json, write_table
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
@@ -25,6 +25,7 @@ from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
 from pewe.reporting import page as report
 from pewe.reporting.page import INITS, SOURCES
+from pewe.reporting.stats import OUTCOMES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig
@@ -136,7 +137,7 @@ def everything(config: Config, suite: Suite) -> list[Grid]:
 
 def collect(config: Config, suite: Suite, out: Path) -> None:
     """Gather the results of all steps that hold today into the tables of results/<suite>/; of a stale step no row stays."""
-    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "weights": [], "similarities": []}
+    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "trace": [], "weights": [], "similarities": []}
     for grid in everything(config, suite):
         key = {"delta": grid.delta, "seed": grid.seed}
         grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
@@ -182,19 +183,24 @@ def cells_of(step: Step, root: Path) -> Iterator[tuple[str, pd.DataFrame]]:
         table["run"] = [str((path.parent / run).relative_to(root)) for run in table["run"]]
         table = table[table["run"].isin(own)]
         yield "cells", table
-        yield (
-            "curves",
-            pd.DataFrame(
-                [
-                    {"init": init, "task": row.task, "updates": point["updates"], "dev": point["dev"]}
-                    for row in table.itertuples()
-                    for point in (read_json(root / row.run / "run.json") or {}).get("result", {}).get("history", [])
-                ]
-            ),
-        )
+        results = {
+            row.run: within(read_json(root / row.run / "run.json"), "result") or {} for row in table.itertuples()
+        }
+        for name, part in (("curves", "history"), ("trace", "trace")):
+            points = [
+                {"init": init, "task": row.task, "prefix": row.prefix, **point, "dev": point.get("dev", row.dev)}
+                for row in table.itertuples()
+                for point in results[row.run].get(part, [])
+            ]
+            if points:
+                yield name, pd.DataFrame(points)[["init", "task", *POINTS[name]]]
 
 
 KEYS = ["delta", "init", "seed"]
+POINTS = {  # further columns of the tables that have several rows for a run; dev in trace is that of the best step
+    "curves": ["updates", "dev"],
+    "trace": ["prefix", "dev", "point", "updates", *OUTCOMES],
+}
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:

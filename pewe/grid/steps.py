@@ -70,6 +70,7 @@ class Grid:
         made = self.suite.config(kind, self.delta, *sections, **{**common, **flags})
         if self.limit and hasattr(made, "train_iters"):
             made.train_iters = min(made.train_iters, self.limit)
+            made.trace_test = [updates for updates in made.trace_test if updates <= self.limit]
         return made
 
     def step(self, kind: str, of: str = "") -> Step:
@@ -132,16 +133,18 @@ class Grid:
         config = self.config(
             measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
         )
-        needs = (("sources",), ("tuned", "Random")) if measure.needs_target else (("sources",),)
+        needs = (("sources",),) * (not measure.matrix) + (("tuned", "Random"),) * measure.needs_target
         return self._step("similarity", init, config, at_once(partial(loop.run, measure), matrix_of), needs)
 
     def _weights(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
         script = ensemble.load()
+        needs = (("similarity", init),) if ensemble.measure else ensemble.needs
+        similarity = next((need for need in needs if need[0] == "similarity"), ("similarity", init))
         paths = {"source_ckpt_path": self.folder("sources"), "save_ckpt_path": self.folder("weights", init),
                  "tuned_64shot_ckpt_path": self.folder("tuned", "Random"), "tuned_ckpt_path": self.folder("pairs"),
                  "zero_result_path": self.folder("zero_shot") / RESULT,
-                 "origin_data_path": self.folder("similarity", init)}  # fmt: skip
+                 "origin_data_path": self.folder(*similarity)}  # fmt: skip
         needs = (("similarity", init),) if ensemble.measure else ensemble.needs
         config = self.config(
             script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags

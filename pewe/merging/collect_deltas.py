@@ -20,7 +20,16 @@ from transformers import PreTrainedModel
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.cli import UserError, flag, log, log_to, main
-from pewe.data import Batch, DataConfig, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.data import (
+    Batch,
+    DataConfig,
+    Encoded,
+    chosen_prefixes,
+    load_split,
+    scoring_batches,
+    split_digest,
+    task_names,
+)
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta, layer_name
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
@@ -156,7 +165,8 @@ def statistics_file(folder: Path, task: str) -> Path:
 
 def statistics_of_delta(config: Config, delta: Delta, state: DeltaState, data: Encoded) -> dict:
     """All that the statistics of a delta depend on."""
-    own = deciding(config, tasks=[], one_prefix=False, full_train=False)  # told by task and data
+    told = {"tasks": [], "one_prefix": False, "sample": "", "seed": 0, "full_train": False}  # by task and data
+    own = deciding(config, **told)
     flags = {name: value for name, value in own.items() if name not in unread_flags(config.tune_method)}
     return {DELTA: state_digest(state), TASK: data.task, DATA: split_digest(data), **flags, **delta_identity(config)}
 
@@ -175,7 +185,7 @@ def run(config: Config) -> None:
     with hold(folder):
         for task, path in zip(tasks, paths, strict=True):
             state = read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
-            prefix = find_prefixes(Path(config.task_dir), task)[0]
+            prefix = chosen_prefixes(config, task)[0]
             data = load_split(backbone.tokenizer, config, task, prefix, "train")
             write_delta_statistics(config, backbone, delta, state, data, statistics_file(folder, task))
 

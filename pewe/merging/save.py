@@ -34,7 +34,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.files import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
-from pewe.merging.weights import softmax_weights, temperature_for
+from pewe.merging.weights import softmax_weights, temperature_for, top_sources
 from pewe.reporting.plots import bars, heat_map
 from pewe.reporting.stats import effective_numbers
 from pewe.similarity.table import COLUMNS
@@ -60,6 +60,11 @@ class EnsembleConfig:
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
     quiet: bool = flag(False, "warnings only", decides=False)
     effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
+    top_k: int = flag(
+        0,
+        "of weights from a similarity keep the largest K of each target, made to sum to 1; 1: the best source; 0: all",
+        low=0,
+    )
 
 
 def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
@@ -91,7 +96,10 @@ def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints
 def ensemble_weights(
     config: EnsembleConfig, S: Tensor, temperature: float, higher: bool, allowed: Tensor
 ) -> tuple[Tensor, float]:
-    """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse."""
+    """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse.
+
+    `--top_k` leaves the temperature as it is: the softmax is then taken over the most similar sources alone.
+    """
     if config.effective:
         temperature = temperature_for(S, config.effective, higher, allowed)
     W = softmax_weights(S, temperature, higher, allowed)
@@ -99,6 +107,8 @@ def ensemble_weights(
         found = np.median(effective_numbers(W.numpy()))
         level = logging.WARNING if abs(found - config.effective) > 0.01 * config.effective else logging.INFO
         log.log(level, "temperature %.3g gives an effective number of sources of %.3g", temperature, found)
+    if config.top_k:
+        return softmax_weights(S, temperature, higher, top_sources(S, config.top_k, higher, allowed)), temperature
     collapsed = effective_numbers(W.numpy()) < 1.5
     if collapsed.mean() > 0.5 and allowed.sum(1).median() > 3:
         advice = temperature_for(S, 3, higher, allowed)

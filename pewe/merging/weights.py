@@ -42,6 +42,13 @@ def softmax_weights(S: Tensor, temperature: float | Tensor, higher_is_more_simil
     return torch.softmax(below / temperature, dim=1)
 
 
+def top_sources(S: Tensor, count: int, higher_is_more_similar: bool, allowed: Tensor) -> Tensor:
+    """`allowed` (T, n) without all but the `count` most similar sources of each target; of equally similar ones the first."""
+    oriented = (S.double() if higher_is_more_similar else -S.double()).masked_fill(~allowed, float("-inf"))
+    best = oriented.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return allowed & torch.zeros_like(allowed).scatter(1, best, True)
+
+
 def uniform_weights(allowed: Tensor) -> Tensor:
     """The same weight for every allowed source, (T, n), float64."""
     return allowed.double() / allowed.sum(1, keepdim=True)

@@ -1,9 +1,10 @@
 """Tables and one self-contained page from the stored results of an experiment; no model is run.
 
-Reads <folder>/{cells,weights,similarities,curves}.tsv and provenance.json, as pewe.grid.run gathers them, and writes
+Reads <folder>/{cells,weights,similarities,curves,trace}.tsv and provenance.json, as pewe.grid.run gathers them, and writes
 
     table.md, table.csv, table.tex, table.txt     test scores: inits down, tasks by group across
     summary.md                                    their means: inits down, deltas across
+    trace.md                                      test score and log-likelihood at each point of --trace_test
     comparisons.tsv                               every init against Random and Average, paired over tasks and seeds
     modules.md                                    test score from the weights of each block or layer, and their spread
     own_group.md, own_group.png                   weight on the sources of the target's own group
@@ -28,6 +29,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines
+from pewe.reporting.stats import OUTCOMES
 from pewe.reporting.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
 from unit_model import ENSEMBLES
@@ -40,6 +42,7 @@ COLUMNS = {  # of the tables: names and numbers
     "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
     "similarities": (["delta", "init", "target", "source"], ["seed", "value"]),
     "curves": (["delta", "init", "task"], ["seed", "updates", "dev"]),
+    "trace": (["delta", "init", "task", "prefix", "point"], ["seed", "dev", "updates", *OUTCOMES]),
 }
 PAPER = "The paper reports improvements of 5 to 8 % over its baselines."
 
@@ -53,6 +56,7 @@ class Stored:
     weights: pd.DataFrame
     similarities: pd.DataFrame
     curves: pd.DataFrame
+    trace: pd.DataFrame
     about: dict
 
 
@@ -118,6 +122,16 @@ def tables(stored: Stored) -> None:
         pd.concat(long).rename_axis("init").reset_index().to_csv(temporary, index=False)
     write_text(stored.folder / "table.tex", "\n".join(latex))
     write_text(stored.folder / "table.txt", "\n".join(text))
+
+
+def trace_table(stored: Stored) -> str:
+    """Mean over tasks and seeds of every outcome at every point (--trace_test), inits down; a block for each delta."""
+    blocks = []
+    for delta, part in stored.trace[stored.trace["init"] != SOURCES].groupby("delta", sort=False):
+        points = [stats.outcome(part, what, point) for point in part["point"].unique() for what in OUTCOMES]
+        frame = pd.DataFrame({one.name: one.groupby("init", sort=False).mean() for one in points})
+        blocks.append(f"### {delta}\n\n{markdown(best_in_bold(frame), 'init')}")
+    return "\n".join(blocks)
 
 
 def plain_rows(cells: pd.DataFrame) -> pd.DataFrame:
@@ -227,6 +241,8 @@ def write(folder: Path) -> None:
     tables(stored)
     compared, modules = comparisons(stored), module_table(stored)
     write_table(folder / "comparisons.tsv", compared)
+    if len(stored.trace):
+        write_text(folder / "trace.md", trace_table(stored))
     if len(modules):
         write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}

@@ -4,19 +4,33 @@
 init, seed, target, source and weight or value.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.special
 import scipy.stats
 
 from pewe.reporting.tables import best_by_dev
 from task_list import GROUP_OF
 
+OUTCOMES = ("test", "log_likelihood")  # of a point of --trace_test
+
 
 def scores(cells: pd.DataFrame) -> pd.DataFrame:
     """One test score per delta, init, task and seed: of the run with the best dev score, averaged over the data's prefixes."""
     best = best_by_dev(cells, ["delta", "init", "task", "seed", "prefix"])
     return best.groupby(["delta", "init", "task", "seed"], sort=False)["test"].mean().reset_index()
+
+
+def outcome(trace: pd.DataFrame, what: str, point: str) -> pd.Series:
+    """One outcome (test or log_likelihood) at one point of --trace_test, by delta, init, task and seed; named by both.
+
+    Of several runs of a cell that of the best dev score; averaged over the data's prefixes.
+    """
+    best = best_by_dev(trace[trace["point"] == point], ["delta", "init", "task", "seed", "prefix"])
+    return best.groupby(["delta", "init", "task", "seed"], sort=False)[what].mean().rename(f"{what} {point}")
 
 
 def paired(scored: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
@@ -41,6 +55,66 @@ def paired(scored: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
                 "improvement_percent": 100 * difference.mean() / base if base else np.nan,
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def by_task(values: pd.Series, pair: tuple[str, str]) -> pd.DataFrame:
+    """The two inits of a pair over tasks, each the mean over the seeds that both have; of one delta's `outcome`."""
+    frame = values.unstack("init", sort=False).reindex(columns=list(pair)).dropna()
+    return frame.groupby(level="task", sort=False).mean()
+
+
+def contrasts(values: pd.Series, pairs: Sequence[tuple[str, str]], unit: str = "task", seed: int = 0) -> pd.DataFrame:
+    """First minus second init of each pair, over tasks or groups as units, seeds averaged first; of one delta's `outcome`.
+
+    Mean difference with a 95 % bootstrap interval over units (BCa, 9,999 resamples), the same in percent of the second's
+    mean (nan where that is not above 0), and for tasks the two-sided p of Wilcoxon's signed-rank test, plain and by Holm's
+    method over the pairs.
+    """
+    rows = []
+    for first, second in pairs:
+        frame = by_task(values, (first, second))
+        if unit == "group":
+            frame = frame.groupby(frame.index.map(GROUP_OF), sort=False).mean()
+        difference, base = (frame[first] - frame[second]).to_numpy(), frame[second].mean()
+        found = {"first": first, "second": second, "unit": unit, "units": len(frame), "difference": difference.mean(),
+                 **_interval(difference, seed)}  # fmt: skip
+        share = 100 / base if base > 0 else np.nan
+        found |= {f"{name}_percent": share * found[name] for name in ("difference", "low", "high")}
+        tested = unit == "task" and difference.any()
+        p = float(scipy.stats.wilcoxon(difference).pvalue) if tested else np.nan
+        rows.append({**found, "better": int((difference > 0).sum()), "worse": int((difference < 0).sum()), "p": p})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"].to_numpy()))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values corrected by Holm's method; nan stays nan and does not count as a test."""
+    corrected, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return corrected
+
+
+def variances(values: pd.Series, pair: tuple[str, str]) -> tuple[float, float]:
+    """Variance of a contrast between tasks and between the seeds of a task: t2 and s2 of a random-effects model.
+
+    s2 is the mean over tasks of the variance over seeds, t2 the variance over tasks of the mean over m seeds less s2 / m,
+    at least 0. All tasks have the same seeds, two at least.
+    """
+    frame = values.unstack("init", sort=False)
+    by_seed = (frame[pair[0]] - frame[pair[1]]).unstack("seed")
+    s2 = float(by_seed.var(axis=1, ddof=1).mean())
+    return max(0.0, float(by_seed.mean(axis=1).var(ddof=1)) - s2 / by_seed.shape[1]), s2
+
+
+def detectable(deviation: float, units: int, alpha: float, power: float) -> float:
+    """The smallest mean difference of so many units with this standard deviation that a two-sided paired t test at `alpha`
+    shows, in its own direction, with this power."""
+    free = units - 1
+    limit = scipy.stats.t.ppf(1 - alpha / 2, free)
+    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(limit, free, shift) - power, 0.0, limit + 10)
+    return deviation / units**0.5 * shift
 
 
 def _interval(values: np.ndarray, seed: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pewe.backbone import Backbone, load_backbone
 from pewe.cli import UserError, log, log_to, show
 from pewe.cli import check as check_flags
-from pewe.data import Batch, Encoded, find_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.data import Batch, Encoded, chosen_prefixes, load_split, scoring_batches, split_digest, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
@@ -39,6 +39,8 @@ from pewe.state import DeltaState, shapes_of
 
 def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     """Compute, or complete, the similarity matrix of a measure; returns the table that it writes."""
+    if measure.matrix:
+        return measure.matrix(config)
     check(measure, config)
     out = Path(config.output_dir)
     with hold(out):
@@ -81,14 +83,15 @@ def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Seq
 
 
 def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:
-    prefix = find_prefixes(Path(config.task_dir), target)[0]
-    return load_split(backbone.tokenizer, config, target, prefix, "dev")
+    return load_split(backbone.tokenizer, config, target, chosen_prefixes(config, target)[0], "dev")
 
 
 def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
              tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
-    flags = deciding(config, tasks=[], source_tasks=[], one_prefix=False, full_train=False)  # told by the digests below
+    seed = config.seed if measure.random else 0
+    told = {"tasks": [], "source_tasks": [], "one_prefix": False, "sample": "", "full_train": False}  # by the digests
+    flags = deciding(config, seed=seed, **told)
     return {
         "measure": measure.name,
         **{name: value for name, value in flags.items() if name not in unread_flags(config.tune_method)},

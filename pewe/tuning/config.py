@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pewe.backbone import BackboneConfig
-from pewe.cli import flag, seed_flag
+from pewe.cli import SeedConfig, flag
 from pewe.data import DataConfig
 from pewe.deltas.config import DeltaConfig
 
@@ -14,7 +14,7 @@ LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(SeedConfig):
     """How one delta is tuned; the defaults are the paper's."""
 
     train_iters: int = flag(100_000, "updates at most", low=1)
@@ -38,8 +38,13 @@ class TrainConfig:
         16, "a larger batch is cut into micro-batches of this size, gradients accumulated", low=1
     )
     max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
+    trace_test: list[int] = flag(
+        [],
+        "updates (0: the start) after which the test lines are scored too; there and of the best step, their log-likelihood",
+        low=0,
+        unique=True,
+    )
     start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
-    seed: int = seed_flag(42, "seed of init, data order and dropout")
 
 
 @dataclass

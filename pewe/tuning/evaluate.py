@@ -8,9 +8,9 @@ from torch import Tensor
 from pewe import metrics
 from pewe.backbone import Backbone
 from pewe.cli import log
-from pewe.data import Encoded
+from pewe.data import Encoded, collate_stack
 from pewe.deltas.base import Delta
-from pewe.forward import T5, Cache, KeysValues
+from pewe.forward import T5, Cache, KeysValues, losses
 from pewe.packing import Layout
 
 ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finished ones are dropped
@@ -119,3 +119,22 @@ def evaluate(
             log.warning("%s: %s; it counts as %g", split.task, undefined, value)
         scores.append(value)
     return scores
+
+
+@torch.no_grad()
+def log_likelihoods(backbone: Backbone, delta: Delta, splits: Sequence[Encoded], batch_size: int) -> list[float]:
+    """How likely member k of the delta finds the answers of `splits[k]`, in nats per label token.
+
+    Of each line the mean of log p(token | input, tokens before) over the tokens of its first answer, as tuning sees them;
+    then the mean over the lines. `batch_size` is per member; inputs are taken longest first.
+    """
+    backbone.model.eval()
+    rows = [sorted(zip(split.inputs, split.labels(), strict=True), key=lambda row: -len(row[0])) for split in splits]
+    totals = torch.zeros(len(splits), dtype=torch.float64)
+    for start in range(0, max(map(len, rows)), batch_size):
+        found, packed = losses(delta, collate_stack([own[start : start + batch_size] for own in rows], backbone.pad))
+        row, lines = packed.decoder.row[packed.scored].cpu(), len(packed.decoder.lengths)
+        by_line = torch.zeros(lines, dtype=torch.float64).index_add(0, row, -found.double().cpu())
+        means = (by_line / row.bincount(minlength=lines)).split(packed.decoder.rows)
+        totals += torch.stack([own.sum() for own in means])
+    return [total / len(own) for total, own in zip(totals.tolist(), rows, strict=True)]

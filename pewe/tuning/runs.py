@@ -26,6 +26,7 @@ from pewe.deltas.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, del
 from pewe.deltas.config import unread_flags
 from pewe.deltas.pemt_task import GATES, REPORT
 from pewe.files import provenance, read_record, replacing, write_record, write_table
+from pewe.reporting.stats import OUTCOMES
 from pewe.state import DeltaState
 from task_list import METRICS
 
@@ -209,8 +210,15 @@ def other_rows(out: Path, runs: Sequence[Run]) -> Iterator[dict]:
 
 def row_of(result: Mapping, folder: Path, out: Path) -> dict:
     """A row of `result.tsv`."""
-    own = {**result, **result["block"], **result["measured"]}
+    block = {**result["block"], **traced(result)}
+    own = {**result, **block, **result["measured"], "block": block}
     return {"target": result["task"], **own, "run": str(folder.relative_to(out))}
+
+
+def traced(result: Mapping) -> dict[str, float]:
+    """Columns of what --trace_test noted: of each point, test score and log-likelihood."""
+    points = result.get("trace", [])
+    return {f"{what}_{point['point']}": point[what] for point in points for what in OUTCOMES}
 
 
 def write_results(out: Path, runs: Sequence[Run], results: Mapping[Path, dict], others: Sequence[dict]) -> pd.DataFrame:

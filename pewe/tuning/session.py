@@ -26,7 +26,7 @@ from pewe.dropout import OwnStreams
 from pewe.forward import member_losses
 from pewe.state import DeltaState
 from pewe.tuning.config import TrainConfig
-from pewe.tuning.evaluate import evaluate
+from pewe.tuning.evaluate import evaluate, log_likelihoods
 from pewe.tuning.optimizers import (
     _keep,
     _load_optimizer,
@@ -50,6 +50,7 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
+    trace: list[dict] = field(default_factory=list)  # point, updates, test, log_likelihood (--trace_test)
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Member:
     saved: dict | None = None  # the content of that
     best: DeltaState | None = None
     failed: str = ""  # the cause
+    test: Encoded | None = None  # --trace_test
 
     @property
     def resume_file(self) -> Path:
@@ -128,8 +130,18 @@ class Session:
             _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
             for member in self.members:
                 member.saved = None  # no longer needed
-        elif not self.as_original:
+            return
+        self.trace(0)
+        if not self.as_original:
             self.validate([float("nan")] * len(self.members))
+
+    def trace(self, updates: int) -> None:
+        """Note in every member how it does on its test lines after so many updates, where --trace_test asks for it."""
+        if updates in self.config.trace_test:
+            points = outcomes(self.backbone, self.delta, self.members, self.config.predict_batch_size, self.max_length)
+            for member, point in zip(self.members, points, strict=True):
+                member.progress.trace.append({"point": str(updates), "updates": updates, **point})
+            self.backbone.model.train()
 
     def train(self, steps: int, bar: tqdm) -> list[float]:
         """`steps` updates of every member; returns the mean training loss of each."""
@@ -139,6 +151,7 @@ class Session:
             losses = self._update(self.members[0].progress.updates + step)
             total, since_log = total + losses, since_log + losses
             bar.update(len(self.members))
+            self.trace(self.members[0].progress.updates + step)
             if step % self.config.log_interval == 0 or step == steps:
                 count = (step - 1) % self.config.log_interval + 1
                 self._log_losses((since_log / count).tolist(), step, bar)
@@ -263,6 +276,18 @@ class Session:
             [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
         )
         return left
+
+
+def outcomes(
+    backbone: Backbone, delta: Delta, members: Sequence[Member], batch_size: int, max_length: int
+) -> list[dict[str, float]]:
+    """The metric and the log-likelihood (`log_likelihoods`) of each member on its test lines, as they are in the stack."""
+    splits, metrics = [member.test for member in members], [member.metric for member in members]
+    scores = evaluate(backbone, delta, splits, metrics, batch_size, max_length)
+    likelihoods = log_likelihoods(backbone, delta, splits, batch_size)
+    return [
+        {"test": score, "log_likelihood": likelihood} for score, likelihood in zip(scores, likelihoods, strict=True)
+    ]
 
 
 def write_best(member: Member) -> None:

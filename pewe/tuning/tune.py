@@ -16,7 +16,7 @@ import pandas as pd
 from pewe.backbone import Backbone, load_backbone
 from pewe.cli import UserError, log, log_to, show
 from pewe.cli import check as check_flags
-from pewe.data import SPLITS, find_prefixes, load_split, task_names
+from pewe.data import SPLITS, chosen_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import BEST, checksum, delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
@@ -40,7 +40,7 @@ from pewe.tuning.runs import (
     write_results,
     write_run,
 )
-from pewe.tuning.session import Member, fit, read_resume, write_best
+from pewe.tuning.session import Member, fit, outcomes, read_resume, write_best
 
 __all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
 
@@ -121,6 +121,10 @@ def check(config: TuneConfig) -> None:
     check_flags(config)
     if config.train_epochs and config.stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
+    if config.trace_test and not config.do_predict:
+        raise UserError("--trace_test scores the test lines: give --do_predict")
+    if not config.train_epochs and max(config.trace_test, default=0) > config.train_iters:
+        raise UserError(f"--trace_test {max(config.trace_test)}: a run ends after {config.train_iters} updates")
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
@@ -131,9 +135,8 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
     for task in task_names(config):
         prepare_delta(delta, config, task, backbone.tokenizer)
         shapes = shapes_of(delta)
-        prefixes = find_prefixes(Path(config.task_dir), task)
-        states = inits(delta, task, shapes)
-        for prefix in prefixes[:1] if config.one_prefix else prefixes:
+        prefixes, states = chosen_prefixes(config, task), inits(delta, task, shapes)
+        for prefix in prefixes:
             splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
             lines, largest = len(splits["train"].inputs), max(config.bsz_list)
             if config.do_train and lines < largest:
@@ -190,6 +193,7 @@ def prepare(run: Run) -> Member:
     member = Member(
         task=run.task, metric=run.metric, train=run.splits["train"], dev=run.splits["dev"], batch_size=run.batch_size,
         learning_rate=run.learning_rate, folder=run.folder, init=run.init, settings=run.settings, args=run.args,
+        test=run.splits["test"],
     )  # fmt: skip
     if saved := read_resume(member.resume_file, run.settings):
         member.progress, member.resumes = saved["progress"], True
@@ -246,21 +250,35 @@ def score_and_record(
         for (_, member), score in zip(pairs, _score(backbone, delta, runs, "dev", config), strict=True):
             member.progress.best = score
     tested = time.perf_counter()
-    scores = _score(backbone, delta, runs, "test", config) if config.do_predict else [None] * len(runs)
+    tests = test_best(backbone, delta, pairs, config)
     end = time.perf_counter()
     results = {}
-    for (run, member), score in zip(pairs, scores, strict=True):
-        block = {}
+    for (run, member), test in zip(pairs, tests, strict=True):
+        score, block = test.get("test"), {}
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
             block = report(backbone, delta, run, score, epochs, end - tested, config)
         measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
         measured |= {name: block.pop(name) for name in MEASURED if name in block}
         result = {**_result(run, member, score), "block": block, "gates": gates_print(run.folder)}
+        if config.trace_test:
+            last = {"point": "best", "updates": member.progress.best_updates, **test}
+            result["trace"] = [*member.progress.trace, last]
         result["checkpoint"] = checksum(run.folder / BEST) if config.do_train else ""
         write_run(run, measured, result=result)
         results[run.folder] = {**result, "measured": measured}
     return results
+
+
+def test_best(
+    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+) -> list[dict[str, float]]:
+    """Test score of the best steps, which are loaded, and log-likelihood (--trace_test); empty without --do_predict."""
+    if config.trace_test:
+        members = [member for _, member in pairs]
+        return outcomes(backbone, delta, members, config.predict_batch_size, generation_length(config))
+    scores = _score(backbone, delta, [run for run, _ in pairs], "test", config) if config.do_predict else []
+    return [{"test": score} for score in scores] or [{} for _ in pairs]
 
 
 def for_run(config: TuneConfig, run: Run) -> TuneConfig:

@@ -19,7 +19,7 @@ SCORES = (
     ("tables", "from_ensemble", "result.tsv"),
 )
 CELLS = (("report", RESULTS, "cells.tsv"),)
-REPORTED = (*CELLS, *(("report", RESULTS, f"{name}.tsv") for name in ("weights", "similarities", "curves")))
+REPORTED = (*CELLS, *(("report", RESULTS, f"{name}.tsv") for name in ("weights", "similarities", "curves", "trace")))
 GATES = (("gates", "pemt", f"{FIRST}/*/*/gates.tsv"),)
 NEEDED = (*SIMILARITIES, *SCORES, *CELLS)
 HARMLESS = ("header only", "a row twice", "a cell more", "torn")  # for some of the readers

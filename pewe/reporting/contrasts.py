@@ -1,0 +1,92 @@
+"""Contrasts of two inits with tasks as units, and the power of a planned experiment, from a stored trace. No model is run.
+
+    python -m pewe.reporting.contrasts --folder results/real --pairs Loss:Random Loss:Average Loss:Best_source
+    python -m pewe.reporting.contrasts --folder results/real_pilot --pairs Loss:Random Loss:Average --planned_tasks 16 --planned_seeds 5
+
+reads `trace.tsv` (runs with --trace_test) and writes contrasts.tsv, both outcomes at every point, over tasks and over groups,
+and power.tsv, what the variances between tasks and between seeds mean for an experiment of the planned size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pewe.cli import UserError, flag, main, suggest
+from pewe.files import write_table
+from pewe.reporting import stats
+from pewe.reporting.page import read_stored
+from pewe.reporting.stats import OUTCOMES
+from task_list import METRICS
+
+
+@dataclass
+class Config:
+    """Which results, and which contrasts."""
+
+    folder: str = flag("results/real", "folder with trace.tsv")
+    pairs: list[str] = flag(
+        ["Loss:Random", "Loss:Average", "Loss:Best_source"],
+        "FIRST:SECOND, inits to compare; Holm is over them",
+        unique=True,
+    )
+    without: list[str] = flag([], "tasks to leave out", unique=True)
+    out: str = flag("", "folder of contrasts.tsv and power.tsv (default: the folder that is read)")
+    planned_tasks: int = flag(16, "tasks of the planned experiment", low=2)
+    planned_seeds: int = flag(5, "its seeds", low=1)
+    alpha: float = flag(0.05, "level of all pairs together", above=0, high=1)
+    power: float = flag(0.8, "how likely a difference is to be shown", above=0, high=0.999)
+
+
+def run(config: Config) -> None:
+    """Read, write, print."""
+    trace = read_stored(Path(config.folder)).trace
+    if trace.empty:
+        raise UserError(f"there is no {Path(config.folder) / 'trace.tsv'}; its runs need --trace_test")
+    for task in config.without:
+        if task not in METRICS:
+            raise UserError(f"--without {suggest(task, METRICS)}")
+    trace, pairs = trace[~trace["task"].isin(config.without)], [_pair(given, trace) for given in config.pairs]
+    compared, powers = [], []
+    for point in trace["point"].unique():
+        for what in OUTCOMES:
+            for delta, values in stats.outcome(trace, what, point).groupby(level="delta", sort=False):
+                key, own = {"delta": delta, "outcome": what, "point": point}, values.droplevel("delta")
+                parts = [stats.contrasts(own, pairs, unit) for unit in ("task", "group")]
+                compared.append(pd.concat(parts, ignore_index=True).assign(**key))
+                powers += [{**key, **_power(own, pair, config)} for pair in pairs]
+    out = Path(config.out or config.folder)
+    for name, table in (("contrasts", pd.concat(compared, ignore_index=True)), ("power", pd.DataFrame(powers))):
+        write_table(
+            out / f"{name}.tsv", table[["delta", "outcome", "point", *table.columns.difference(KEYS, sort=False)]]
+        )
+        print(f"{name}\n{table.round(4).to_string(index=False)}\n")
+
+
+KEYS = ["delta", "outcome", "point"]
+
+
+def _pair(given: str, trace: pd.DataFrame) -> tuple[str, str]:
+    first, _, second = given.partition(":")
+    known = list(trace["init"].unique())
+    for init in (first, second):
+        if init not in known:
+            raise UserError(f"--pairs {given}: an init cannot be {suggest(init, known)}")
+    return first, second
+
+
+def _power(values: pd.Series, pair: tuple[str, str], config: Config) -> dict:
+    between, within = stats.variances(values, pair)
+    deviation = (between + within / config.planned_seeds) ** 0.5
+    alpha = config.alpha / len(config.pairs)
+    return {
+        "first": pair[0],
+        "second": pair[1],
+        "variance_tasks": between,
+        "variance_seeds": within,
+        "detectable": stats.detectable(deviation, config.planned_tasks, alpha, config.power),
+    }
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

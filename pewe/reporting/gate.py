@@ -1,0 +1,79 @@
+"""Which sources have anything to give: each against the constant answer and a few-shot run from random init, on its own task.
+
+    python -m pewe.reporting.gate --folder results/real --task_dir data/crossfit_seeds
+
+reads cells.tsv and the data and writes gate.tsv and gate.md. No model is run.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pewe import metrics
+from pewe.cli import UserError, flag, main
+from pewe.data import find_prefixes, read_examples, split_path
+from pewe.files import write_table, write_text
+from pewe.reporting import stats
+from pewe.reporting.page import SOURCES, read_stored
+from pewe.reporting.tables import markdown
+from task_list import METRICS
+
+BASELINE = "Random"
+
+
+@dataclass
+class Config:
+    """Which results, and the data that they are of."""
+
+    folder: str = flag("results/real", "folder with cells.tsv")
+    task_dir: str = flag("data/crossfit_seeds", "folder with one sub-folder per task, in CrossFit format")
+
+
+def constant_answer(task_dir: Path, task: str, prefix: str) -> tuple[str, float]:
+    """The most frequent first answer of the full training file (of equals the first), and its score on the test lines."""
+    train, test = (
+        read_examples(split_path(task_dir, task, prefix, split, full_train=True)) for split in ("train", "test")
+    )
+    ((answer, _),) = Counter(example.outputs[0] for example in train).most_common(1)
+    value, _ = metrics.score(METRICS[task], [answer] * len(test), [example.outputs for example in test])
+    return answer, value
+
+
+def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
+    """A row per delta and task: scores of the constant answer, of few-shot runs and of the sources, and whether these are best.
+
+    Few-shot runs and sources are means over seeds, the constant answer over the test files of the runs' prefixes.
+    """
+    scored = stats.scores(cells).groupby(["delta", "init", "task"], sort=False)["test"].mean().unstack("init")
+    if missing := {BASELINE, SOURCES} - set(scored):
+        raise UserError(f"cells.tsv has no row {min(missing)!r}, which the gate needs")
+    rows = []
+    for (delta, task), row in scored.dropna(subset=[BASELINE, SOURCES]).iterrows():
+        prefixes = sorted(set(cells["prefix"][cells["task"] == task]))
+        known = find_prefixes(task_dir, task)
+        if unknown := [prefix for prefix in prefixes if prefix not in known]:
+            raise UserError(f"{task_dir / task} has no {unknown[0]}_train.tsv, which the cells are of")
+        found = [constant_answer(task_dir, task, prefix) for prefix in prefixes]
+        constant = sum(value for _, value in found) / len(found)
+        rows.append({
+            "delta": delta, "task": task, "metric": METRICS[task], "constant answer": found[0][0], "constant": constant,
+            "few-shot": row[BASELINE], "source": row[SOURCES], "passes": row[SOURCES] > max(constant, row[BASELINE]),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def run(config: Config) -> None:
+    """Read, write, print."""
+    folder = Path(config.folder)
+    table = gate(read_stored(folder).cells, Path(config.task_dir))
+    write_table(folder / "gate.tsv", table)
+    shown = table.assign(passes=table["passes"].map({True: "yes", False: "no"})).round(3)
+    write_text(folder / "gate.md", markdown(shown.set_index("task"), "task"))
+    print(shown.to_string(index=False))
+    print(f"{int(table['passes'].sum())} of {len(table)} sources pass")
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

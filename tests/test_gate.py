@@ -1,0 +1,63 @@
+"""The gate of the sources, by hand."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pewe.cli import UserError
+from pewe.reporting import gate
+
+TASKS = ("boolq", "liar")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Of boolq "yes" is the most frequent answer in full, "no" in the few-shot file; 3 of 4 test lines are yes."""
+    for task in TASKS:
+        folder = tmp_path / "data" / task
+        folder.mkdir(parents=True)
+        for name, answers in (
+            ("full_train", "yyyn"),
+            ("64_1_train", "nnny"),
+            ("64_1_dev", "yn"),
+            ("64_1_test", "yyyn"),
+        ):
+            lines = [f"q{i}\t{ {'y': 'yes', 'n': 'no'}[answer] }" for i, answer in enumerate(answers)]
+            (folder / f"{task}_{name}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data"
+
+
+def cells(**scores: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """task -> row -> test scores of two seeds, both on the same sample."""
+    rows = [
+        ("adapter", init, seed, task, f"{task}_64_1", 0.5, test, 1.0)
+        for task, inits in scores.items()
+        for init, values in inits.items()
+        for seed, test in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["delta", "init", "seed", "task", "prefix", "dev", "test", "seconds"])
+
+
+def test_a_source_must_beat_both(data, tmp_path, capsys):
+    table = cells(
+        boolq={"Random": (0.6, 0.8), "Full data": (0.8, 0.7)},  # 0.75 is not above the constant answer's 0.75
+        liar={"Random": (0.4, 0.5), "Full data": (0.5, 0.48)},
+    )
+    table.to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+    gate.run(gate.Config(str(tmp_path), str(data)))
+    found = pd.read_csv(tmp_path / "gate.tsv", sep="\t").set_index("task")
+    assert found["constant answer"].tolist() == ["yes", "yes"] and found["passes"].tolist() == [False, True]
+    assert found.loc["boolq", "constant"] == 0.75 and found.loc["boolq", "few-shot"] == pytest.approx(0.7)
+    assert found.loc["liar", "constant"] == pytest.approx(3 / 7)  # macro F1: 6/7 of yes, 0 of no
+    assert "1 of 2 sources pass" in capsys.readouterr().out
+    better = cells(liar={"Random": (0.5, 0.7), "Full data": (0.59, 0.6)})
+    assert gate.gate(better, data)["passes"].tolist() == [False]  # below the few-shot runs
+
+
+def test_what_is_missing_is_named(data):
+    with pytest.raises(UserError, match="no row 'Full data', which the gate needs"):
+        gate.gate(cells(boolq={"Random": (0.5, 0.5)}), data)
+    table = cells(boolq={"Random": (0.5, 0.5), "Full data": (0.5, 0.5)}).assign(prefix="boolq_64_7")
+    with pytest.raises(UserError, match=r"boolq has no boolq_64_7_train\.tsv"):
+        gate.gate(table, data)

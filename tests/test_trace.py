@@ -1,0 +1,108 @@
+"""Outcomes on the test lines along the way (--trace_test): likelihoods by a slow loop; a look changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MINI_TASKS, SMALL, filled, small, tiny_t5
+
+import pewe.tuning.session
+from pewe.backbone import Backbone
+from pewe.cli import UserError
+from pewe.data import Encoded, Example
+from pewe.deltas.attach import attach_delta
+from pewe.files import read_record, read_table
+from pewe.tuning.config import TuneConfig
+from pewe.tuning.evaluate import log_likelihoods
+from pewe.tuning.runs import COLUMNS
+from pewe.tuning.tune import tune
+
+
+def split(lines: int, seed: int) -> Encoded:
+    """Lines of unequal lengths; every third has two answers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(most: int) -> tuple[int, ...]:
+        length = int(torch.randint(1, most, (1,), generator=generator))
+        return tuple(torch.randint(2, 96, (length,), generator=generator).tolist())
+
+    examples = tuple(Example("x", ("y",) * (1 + (line % 3 == 0))) for line in range(lines))
+    outputs = tuple(tuple(ids(5) for _ in example.outputs) for example in examples)
+    return Encoded("task", examples, tuple(ids(9) for _ in examples), outputs)
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "prefix"])
+def test_likelihoods_by_a_slow_loop(name):
+    """transformers' own loss of one line and one delta at a time."""
+    splits = [split(7, 1), split(3, 2)]
+    delta, states = filled(tiny_t5(dropout_rate=0.1), name, 2)
+    backbone = Backbone(delta.backbone_model, None, torch.device("cpu"))
+    delta.backbone_model.train()  # there is no dropout in a score
+    found = [log_likelihoods(backbone, delta, splits, batch_size) for batch_size in (2, 50)]
+    for k, (state, own) in enumerate(zip(states, splits, strict=True)):
+        single = attach_delta(tiny_t5(), small(name), 1)
+        single.load([state])
+        losses = [
+            single.backbone_model(input_ids=torch.tensor([line]), labels=torch.tensor([answers[0]])).loss.item()
+            for line, answers in zip(own.inputs, own.outputs, strict=True)
+        ]
+        for likelihoods in found:
+            assert likelihoods[k] == pytest.approx(-sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.fixture
+def config(tiny_backbone, tiny_data, tmp_path) -> TuneConfig:
+    return TuneConfig(
+        model=str(tiny_backbone), task_dir=str(tiny_data), tasks=list(MINI_TASKS[:2]), output_dir=str(tmp_path / "traced"),
+        device="cpu", do_train=True, do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_iters=4, valid_interval=2,
+        max_input_length=32, max_output_length=6, quiet=True, stack=2, trace_test=[0, 1, 4], **SMALL["adapter"],
+    )  # fmt: skip
+
+
+def results(config: TuneConfig) -> list[dict]:
+    """The stored results of a folder of runs."""
+    tune(config)
+    folder = Path(config.output_dir)
+    return [read_record(path)["result"] for path in sorted(folder.glob("*/*/*/run.json"))]
+
+
+def test_a_look_at_the_test_lines_changes_nothing(config, tmp_path):
+    traced, plain = results(config), results(replace(config, output_dir=str(tmp_path / "plain"), trace_test=[]))
+    for one, other in zip(traced, plain, strict=True):
+        trace = one.pop("trace")
+        assert {name for name in one if one[name] != other[name]} <= {"checkpoint", "history"}  # its args name the flag
+        assert one["history"][1:] == other["history"][1:]
+        assert [(point["point"], point["updates"]) for point in trace[:3]] == [("0", 0), ("1", 1), ("4", 4)]
+        assert (trace[3]["point"], trace[3]["updates"], trace[3]["test"]) == ("best", one["best_updates"], one["test"])
+        of_the_best = [point for point in trace[:3] if point["updates"] == one["best_updates"]]
+        assert all(point["log_likelihood"] == pytest.approx(trace[3]["log_likelihood"]) for point in of_the_best)
+        assert len({point["log_likelihood"] for point in trace[:3]}) == 3
+    table = read_table(tmp_path / "traced/result.tsv", [*COLUMNS, "test_1", "log_likelihood_best"])
+    assert table["test_best"].tolist() == table["test"].tolist()
+    assert list(read_table(tmp_path / "plain/result.tsv", COLUMNS).columns) == COLUMNS
+
+
+def test_a_killed_run_has_the_same_trace(config, tmp_path, monkeypatch):
+    whole = results(config)
+    config = replace(config, output_dir=str(tmp_path / "killed"))
+    update = pewe.tuning.session.Session._update
+    for deadly in (2, 4):  # behind a point that is not in the resume file yet; behind one that is
+
+        def dying(session, number, deadly=deadly):
+            if number == deadly:
+                raise KeyboardInterrupt
+            return update(session, number)
+
+        monkeypatch.setattr(pewe.tuning.session.Session, "_update", dying)
+        with pytest.raises(KeyboardInterrupt):
+            tune(config)
+    monkeypatch.setattr(pewe.tuning.session.Session, "_update", update)
+    assert [one["trace"] for one in results(config)] == [one["trace"] for one in whole]
+
+
+def test_points_that_no_run_can_have_are_refused(config):
+    with pytest.raises(UserError, match="--trace_test 4: a run ends after 3 updates"):
+        tune(replace(config, train_iters=3))
+    with pytest.raises(UserError, match="--trace_test scores the test lines: give --do_predict"):
+        tune(replace(config, do_predict=False))
