@@ -45,8 +45,13 @@ class Config:
 def build(config: Config) -> None:
     """The random encoder, and copies of it with noise."""
     heads = max(1, config.width // 64)
-    bert = BertConfig(hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=heads,
-                      intermediate_size=4 * config.width, num_labels=4)  # fmt: skip
+    bert = BertConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * config.width,
+        num_labels=4,
+    )
     first = Path(config.folder) / "0"
     BertForSequenceClassification(bert).save_pretrained(first)
     tensors = load_file(first / "model.safetensors")

@@ -49,9 +49,18 @@ class Config:
 def backbone(config: Config) -> Backbone:
     """A random T5 v1.1; no tokenizer is needed."""
     torch.manual_seed(0)
-    shape = T5Config(vocab_size=config.vocabulary, d_model=config.width, d_kv=64, d_ff=config.feed_forward,
-                     num_heads=config.width // 64, num_layers=config.layers, feed_forward_proj="gated-gelu",
-                     tie_word_embeddings=False, dropout_rate=0.0, decoder_start_token_id=0)  # fmt: skip
+    shape = T5Config(
+        vocab_size=config.vocabulary,
+        d_model=config.width,
+        d_kv=64,
+        d_ff=config.feed_forward,
+        num_heads=config.width // 64,
+        num_layers=config.layers,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
     device = torch.device(config.device)
     return Backbone(T5ForConditionalGeneration(shape).to(device, DTYPES[config.dtype]).eval(), None, device)
 

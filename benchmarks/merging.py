@@ -33,8 +33,12 @@ class Config:
 
 def adapter_shapes() -> dict[str, tuple[int, ...]]:
     """The adapter of size 12 on T5-base: 60 sites of two matrices."""
-    sites = [f"{stack}.block.{b}.layer.{layer}.adapter" for stack, layers in (("encoder", 2), ("decoder", 3))
-             for b in range(12) for layer in range(layers)]  # fmt: skip
+    sites = [
+        f"{stack}.block.{b}.layer.{layer}.adapter"
+        for stack, layers in (("encoder", 2), ("decoder", 3))
+        for b in range(12)
+        for layer in range(layers)
+    ]
     return {f"{site}.adapter_{m}": shape for site in sites for m, shape in (("A", (768, 12)), ("B", (12, 768)))}
 
 

@@ -68,8 +68,10 @@ def task_lines(config: Config, tokenizer) -> Lines:
 
     def draw(rng: random.Random) -> list[list[Row]]:
         chosen = [splits[k % len(splits)] for k in range(config.stack)]
-        return [[(split.inputs[i], split.outputs[i][0]) for i in rng.choices(range(len(split.inputs)), k=config.rows)]
-                for split in chosen]  # fmt: skip
+        return [
+            [(split.inputs[i], split.outputs[i][0]) for i in rng.choices(range(len(split.inputs)), k=config.rows)]
+            for split in chosen
+        ]
 
     return draw
 
@@ -79,8 +81,18 @@ def new_model(config: Config) -> T5ForConditionalGeneration:
     if config.tasks:
         return load_backbone(config).model
     torch.manual_seed(0)
-    shape = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6, dropout_rate=0.1,
-                     feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0)  # fmt: skip
+    shape = T5Config(
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_heads=6,
+        dropout_rate=0.1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
     shape._attn_implementation = "eager"
     model = T5ForConditionalGeneration(shape)
     model.lm_head.weight.data.mul_(0.05)  # logits of a sane size: exp of far lower ones is slow
@@ -91,11 +103,15 @@ def stock_losses(delta: Delta, batch: Batch) -> Tensor:
     """`member_losses` by transformers' forward on the padded rectangle."""
     model, counted = delta.backbone_model, batch.labels != IGNORED
     logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_attention_mask=counted.long(),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels), use_cache=False,
-    ).logits  # fmt: skip
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED,
-                                         reduction="none")  # fmt: skip
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_attention_mask=counted.long(),
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
+        use_cache=False,
+    ).logits
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return losses.view(delta.stack, -1).sum(1) / counted.view(delta.stack, -1).sum(1)
 
 
@@ -135,11 +151,18 @@ def compare(config: Config, method: str, what: str, lines: Lines) -> list[dict]:
         model.config.eos_token_id = ends
 
     kinds = {
-        "update": (True, lambda: update(stock_losses(delta, now["batch"].to(device))),
-                   lambda: update(member_losses(delta, now["batch"], OwnStreams(rate, seeds, device)))),
-        "scoring": (False, lambda: stock_losses(delta, now["batch"].to(device)), lambda: member_losses(delta, now["batch"])),
+        "update": (
+            True,
+            lambda: update(stock_losses(delta, now["batch"].to(device))),
+            lambda: update(member_losses(delta, now["batch"], OwnStreams(rate, seeds, device))),
+        ),
+        "scoring": (
+            False,
+            lambda: stock_losses(delta, now["batch"].to(device)),
+            lambda: member_losses(delta, now["batch"]),
+        ),
         "generation": (False, lambda: stock_greedy(delta, now["batch"].to(device), settings), ours_generated),
-    }  # fmt: skip
+    }
     rows = []
     for kind, (training, plain, ours) in kinds.items():
         model.train(training)

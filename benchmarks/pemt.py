@@ -75,8 +75,12 @@ def run(config: Config) -> None:
         name: [s / config.updates for s in seconds] for name, seconds in measure.in_turns(ways, config.repeats).items()
     }
     cost = round(1 / measure.median_ratio(times), 2)
-    row = measure.row(f"one update, {config.sources} sources, d {config.width}", times, times_the_adapter=cost,
-                      sequence=batch.input_ids.shape[1])  # fmt: skip
+    row = measure.row(
+        f"one update, {config.sources} sources, d {config.width}",
+        times,
+        times_the_adapter=cost,
+        sequence=batch.input_ids.shape[1],
+    )
     measure.write(config.name, config, [row])
 
 

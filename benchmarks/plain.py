@@ -60,8 +60,11 @@ def full_length(batch: Batch, config: DataConfig, pad: int) -> Batch:
     def widen(tensor: Tensor, width: int, value: int) -> Tensor:
         return nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
-    return Batch(widen(batch.input_ids, config.max_input_length, pad), widen(batch.attention_mask, config.max_input_length, 0),
-                 widen(batch.labels, config.max_output_length, IGNORED))  # fmt: skip
+    return Batch(
+        widen(batch.input_ids, config.max_input_length, pad),
+        widen(batch.attention_mask, config.max_input_length, 0),
+        widen(batch.labels, config.max_output_length, IGNORED),
+    )
 
 
 def tune(config: TuneConfig, task: str, folder: Path) -> tuple[float, float]:
@@ -124,8 +127,11 @@ def _call(model, batch: Batch):
 def _outputs(model, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Logits (B, T, V), and the output of every encoder and decoder block."""
     kept: dict[str, list[Tensor]] = {"encoder": [], "decoder": []}
-    hooks = [block.register_forward_hook(lambda m, a, output, name=name: kept[name].append(output[0]))
-             for name in kept for block in getattr(model, name).block]  # fmt: skip
+    hooks = [
+        block.register_forward_hook(lambda m, a, output, name=name: kept[name].append(output[0]))
+        for name in kept
+        for block in getattr(model, name).block
+    ]
     model.eval()
     with torch.no_grad():
         logits = _call(model, batch).logits

@@ -28,13 +28,25 @@ MODES = {"dev": 0, "block": 3, "layer": 5}  # leading parts of a parameter's nam
 
 # The original's number of dev batches: every full batch of 5 of the classification tasks, and 10 of the others.
 BATCHES = {
-    6: ("boolq", "mc_taco", "amazon_polarity", "scitail", "tab_fact", "tweet_eval-offensive", "tweet_eval-irony", "glue-mrpc",
-        "glue-qqp", "medical_questions_pairs", "blimp-ellipsis_n_bar_1", "blimp-irregular_past_participle_adjectives",
-        "blimp-sentential_negation_npi_scope"),
+    6: (
+        "boolq",
+        "mc_taco",
+        "amazon_polarity",
+        "scitail",
+        "tab_fact",
+        "tweet_eval-offensive",
+        "tweet_eval-irony",
+        "glue-mrpc",
+        "glue-qqp",
+        "medical_questions_pairs",
+        "blimp-ellipsis_n_bar_1",
+        "blimp-irregular_past_participle_adjectives",
+        "blimp-sentential_negation_npi_scope",
+    ),
     9: ("financial_phrasebank", "anli", "tweet_eval-sentiment"),
     12: ("climate_fever", "health_fact"),
     18: ("liar",),
-}  # fmt: skip
+}
 BATCHES_OF = {task: count for count, tasks in BATCHES.items() for task in tasks}
 
 

@@ -80,8 +80,12 @@ def _matrix(config: TextEmbConfig, out: Path) -> pd.DataFrame:
         split: {name: _split(backbone, config, name, split) for name in names}
         for split, names in (("dev", task_names(config)), ("train", task_names(config, "source_tasks")))
     }
-    record = {"settings": identity(config, texts), "measure": NAME, "higher_is_more_similar": True,
-              "provenance": provenance()}  # fmt: skip
+    record = {
+        "settings": identity(config, texts),
+        "measure": NAME,
+        "higher_is_more_similar": True,
+        "provenance": provenance(),
+    }
     targets, sources = (
         torch.stack(
             [embedding(backbone, encoded, config.text_lines, config.predict_batch_size) for encoded in own.values()]

@@ -195,9 +195,13 @@ def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
         if kind != "t5":
             raise UserError(f"--model {name}: a T5 is needed, this is a {kind!r} model")
         model, report = T5ForConditionalGeneration.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, attn_implementation="eager",
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            attn_implementation="eager",
             trust_remote_code=False,
-        )  # fmt: skip
+        )
     for problem in ("mismatched", "missing", "unexpected"):
         if wrong := sorted(key if isinstance(key, str) else key[0] for key in report[f"{problem}_keys"]):
             raise UserError(

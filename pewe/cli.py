@@ -31,9 +31,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def flag(
-    default, help: str, decides: bool = True, *, low: float | None = None, high: float | None = None,
-    above: float | None = None, choices: Collection[str] | None = None, unique: bool = False, name: bool = False,
-):  # fmt: skip
+    default,
+    help: str,
+    decides: bool = True,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Collection[str] | None = None,
+    unique: bool = False,
+    name: bool = False,
+):
     """A dataclass field that becomes `--NAME`; `default` may be a list.
 
     `decides=False`: no result depends on this flag itself (at most on the content that it names, which a record holds).

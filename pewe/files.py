@@ -186,8 +186,16 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         for name in dict.fromkeys(names):
             if name or column in columns:  # what is not asked for may be empty
                 checked_name(name, f"{path}, line {names.index(name) + 2}: {column}")
-    return pd.read_csv(io.StringIO(text), sep="\t", dtype=dict.fromkeys(TEXTS, str), na_values=[""], keep_default_na=False,
-                       quoting=csv.QUOTE_NONE, skip_blank_lines=False, float_precision="round_trip")  # fmt: skip
+    return pd.read_csv(
+        io.StringIO(text),
+        sep="\t",
+        dtype=dict.fromkeys(TEXTS, str),
+        na_values=[""],
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+        skip_blank_lines=False,
+        float_precision="round_trip",
+    )
 
 
 def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:

@@ -111,8 +111,14 @@ class T5:
         self.delta.encoded(hidden)
         return hidden, layout
 
-    def decode(self, ids: Tensor, layout: Layout, memory: Callable[[str, nn.Module], KeysValues], encoder: Layout,
-               cache: "Cache | None" = None) -> Tensor:  # fmt: skip
+    def decode(
+        self,
+        ids: Tensor,
+        layout: Layout,
+        memory: Callable[[str, nn.Module], KeysValues],
+        encoder: Layout,
+        cache: "Cache | None" = None,
+    ) -> Tensor:
         """(M,) -> (M, d). `memory` gives the keys and values of the encoder's output for each cross-attention."""
         stack = self.model.decoder
         side = Side(self, "decoder", stack, layout, cache)

@@ -49,10 +49,20 @@ def small(name: str) -> DeltaConfig:
 def tiny_config(**changes) -> T5Config:
     """Three encoder and two decoder layers; heads times head size differs from d_model, as in T5 v1.1 small."""
     settings = {
-        "vocab_size": 96, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_heads": 3, "num_layers": 3, "num_decoder_layers": 2,
-        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "dropout_rate": 0.0,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 96,
+        "d_model": 24,
+        "d_kv": 6,
+        "d_ff": 40,
+        "num_heads": 3,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20,
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+    }
     return T5Config(**{**settings, **changes})
 
 
@@ -171,8 +181,14 @@ def fusion_npz(path: str) -> dict[str, torch.Tensor]:
 
 MINI_TASKS = ("mini_read_towns", "mini_read_people", "mini_yesno_towns")
 # Six of the paper's tasks, with lines of the mini gym; three of them have several answers in every dev line
-LINES_OF = {"adversarialqa": "mini_read_people", "ai2_arc": "mini_choice_towns", "boolq": "mini_yesno_towns",
-            "codah": "mini_choice_animals", "eli5-eli5": "mini_closed_people", "web_questions": "mini_read_animals"}  # fmt: skip
+LINES_OF = {
+    "adversarialqa": "mini_read_people",
+    "ai2_arc": "mini_choice_towns",
+    "boolq": "mini_yesno_towns",
+    "codah": "mini_choice_animals",
+    "eli5-eli5": "mini_closed_people",
+    "web_questions": "mini_read_animals",
+}
 
 
 def write_tiny_data(out: Path, lines_of: dict[str, str]) -> Path:
@@ -236,11 +252,20 @@ def write_tuned_pairs(out: Path, sources: Path, method: str, tasks: list[str]) -
 def similarity_config(backbone: Path, data: Path, checkpoints: Path, out: Path, method: str = "adapter", **changes):
     """Settings of a measure on the deltas `<checkpoints>/<method>/{source,random}`, with the sizes of `SMALL`."""
     fields = {
-        "model": str(backbone), "task_dir": str(data), "device": "cpu", "quiet": True, "pictures": False, "tasks": list(LINES_OF),
-        "max_input_length": 32, "max_output_length": 12, "predict_batch_size": 5, **SMALL[method], "output_dir": str(out),
+        "model": str(backbone),
+        "task_dir": str(data),
+        "device": "cpu",
+        "quiet": True,
+        "pictures": False,
+        "tasks": list(LINES_OF),
+        "max_input_length": 32,
+        "max_output_length": 12,
+        "predict_batch_size": 5,
+        **SMALL[method],
+        "output_dir": str(out),
         "source_ckpt_path": str(checkpoints / method / "source"),
         "random_tuned_ckpt_path": str(checkpoints / method / "random"),
-    }  # fmt: skip
+    }
     return SimilarityConfig(**{**fields, **changes})
 
 

@@ -18,8 +18,15 @@ def small_encoder(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
     torch.manual_seed(0)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-                "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}  # fmt: skip
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.2,
+    }
     BertModel(BertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=16, **settings)).save_pretrained(folder)
     return folder
 
@@ -42,6 +49,15 @@ def small_domains(folder: Path) -> Path:
 
 def small_experiment(encoder: Path, data: Path, zoo: Path, **changes) -> Config:
     """The settings of an experiment of seconds; its results lie below the current folder."""
-    settings = {"domains": ["a", "b"], "held_out": ["c"], "seeds": [1, 2], "updates": 4, "batch_size": 4, "ridge": 1e-3,
-                "learning_rate": 1e-2, "name": "tiny", "quiet": True}  # fmt: skip
+    settings = {
+        "domains": ["a", "b"],
+        "held_out": ["c"],
+        "seeds": [1, 2],
+        "updates": 4,
+        "batch_size": 4,
+        "ridge": 1e-3,
+        "learning_rate": 1e-2,
+        "name": "tiny",
+        "quiet": True,
+    }
     return Config(model=str(encoder), data_dir=str(data), zoo=str(zoo), **{**settings, **changes})

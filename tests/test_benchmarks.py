@@ -17,8 +17,15 @@ def small_config(tiny_backbone, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
 
     def config(kind, **flags):
-        return kind(model=str(tiny_backbone), task_dir=str(tiny_data), tasks=list(MINI_TASKS), max_input_length=32,
-                    max_output_length=6, repeats=1, **flags)  # fmt: skip
+        return kind(
+            model=str(tiny_backbone),
+            task_dir=str(tiny_data),
+            tasks=list(MINI_TASKS),
+            max_input_length=32,
+            max_output_length=6,
+            repeats=1,
+            **flags,
+        )
 
     return config
 
@@ -61,14 +68,28 @@ def test_plain_merging_and_ours_agree():
     weights = merging.leave_one_out(4)
     for slow, fast in zip(merging.plain_loop(states, weights), merging.merge(states, weights), strict=True):
         assert all((slow[name] - fast[name]).abs().max() < 1e-6 for name in slow)
-    numbers = {name: sum(a * b for a, b in shapes.values()) for name, shapes in
-               (("adapter", merging.adapter_shapes()), ("lora", merging.lora_shapes()))}  # fmt: skip
+    numbers = {
+        name: sum(a * b for a, b in shapes.values())
+        for name, shapes in (("adapter", merging.adapter_shapes()), ("lora", merging.lora_shapes()))
+    }
     assert numbers["adapter"] == 1_105_920 and 2.4e6 < numbers["lora"] < 2.8e6
 
 
 def test_the_gpu_benchmark_on_the_cpu(small_config):
-    gpu.bench(gpu.Config(device="cpu", dtype="float32", layers=1, width=64, feed_forward=64, vocabulary=100, tasks_count=2, lines=6,
-                         updates=2, repeats=1))  # fmt: skip
+    gpu.bench(
+        gpu.Config(
+            device="cpu",
+            dtype="float32",
+            layers=1,
+            width=64,
+            feed_forward=64,
+            vocabulary=100,
+            tasks_count=2,
+            lines=6,
+            updates=2,
+            repeats=1,
+        )
+    )
     matrix, tuned = read_json(measure.RESULTS / "gpu.json")["rows"]
     assert matrix["case"] == "Loss matrix 2 x 2" and 0 < matrix["share_of_matmul_peak"] < 1
     assert tuned["case"].startswith("tuning of 2 targets") and 0 < tuned["share_of_matmul_peak"] < 1

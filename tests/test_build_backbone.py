@@ -26,8 +26,11 @@ def test_weights_are_dequantised_and_named(tmp_path):
     path = tmp_path / "encoder.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], weights)), str(path))
     found = dict(read_weights(path))
-    assert found.keys() == {"encoder.block.0.layer.1.DenseReluDense.wo.weight", "encoder.embed_tokens.weight",
-                            "encoder.final_layer_norm.weight"}  # fmt: skip
+    assert found.keys() == {
+        "encoder.block.0.layer.1.DenseReluDense.wo.weight",
+        "encoder.embed_tokens.weight",
+        "encoder.final_layer_norm.weight",
+    }
     matrix = found["encoder.block.0.layer.1.DenseReluDense.wo.weight"]  # (out, in)
     assert torch.equal(matrix, torch.tensor([[0.0, 1.5], [0.5, 2.0], [1.0, 2.5]]))
     assert found["encoder.embed_tokens.weight"].item() == 14.0

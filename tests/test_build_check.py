@@ -37,23 +37,38 @@ def test_a_good_folder_has_no_findings(tmp_path):
 
 
 CASES = {
-    "no tab": ({"dev": "a\tyes\nno tab here\n"},
-               "boolq_64_42_dev.tsv, line 2: no TAB; expected input TAB output [TAB further outputs]"),
+    "no tab": (
+        {"dev": "a\tyes\nno tab here\n"},
+        "boolq_64_42_dev.tsv, line 2: no TAB; expected input TAB output [TAB further outputs]",
+    ),
     "empty input": ({"dev": "\tyes\n"}, "boolq_64_42_dev.tsv, line 1: empty input"),
     "empty output": ({"dev": "a\t \n"}, "boolq_64_42_dev.tsv, line 1: empty output in column 2"),
     "empty further output": ({"dev": "a\tyes\t\tno\n"}, "boolq_64_42_dev.tsv, line 1: empty output in column 3"),
     "not UTF-8": ({"test": b"a\tyes\n\xff\tno\n"}, "boolq_64_42_test.tsv, line 2: not UTF-8 (byte 0)"),
-    "unknown label": ({"test": "a\tmaybe\n"}, "boolq_64_42_test.tsv, line 1: unknown label 'maybe'; the task has: no, yes"),
+    "unknown label": (
+        {"test": "a\tmaybe\n"},
+        "boolq_64_42_test.tsv, line 1: unknown label 'maybe'; the task has: no, yes",
+    ),
     "empty file": ({"test": ""}, "boolq_64_42_test.tsv: the file is empty"),
-    "missing split": ({"test": None}, "boolq_64_42_test.tsv: the file is missing; every prefix needs train, dev and test"),
-    "leak": ({"test": "x\tno\n" + GOOD["dev"]}, "boolq_64_42_test.tsv, line 2: the same input as line 1 of boolq_64_42_dev.tsv"),
-    "leak into full": ({"boolq_full_train__tsv": GOOD["test"]},
-                       "boolq_full_train.tsv, line 1: the same input as line 1 of boolq_64_42_test.tsv"),
+    "missing split": (
+        {"test": None},
+        "boolq_64_42_test.tsv: the file is missing; every prefix needs train, dev and test",
+    ),
+    "leak": (
+        {"test": "x\tno\n" + GOOD["dev"]},
+        "boolq_64_42_test.tsv, line 2: the same input as line 1 of boolq_64_42_dev.tsv",
+    ),
+    "leak into full": (
+        {"boolq_full_train__tsv": GOOD["test"]},
+        "boolq_full_train.tsv, line 1: the same input as line 1 of boolq_64_42_test.tsv",
+    ),
     "repeated": ({"dev": 2 * GOOD["dev"]}, "boolq_64_42_dev.tsv, line 2: remark: the same input as line 1"),
-    "few lines": ({"train": "a\tno\nb\tyes\n"},
-                  "boolq_64_42_train.tsv: remark: 2 lines are fewer than a batch of 8; use --bsz_list 2"),
+    "few lines": (
+        {"train": "a\tno\nb\tyes\n"},
+        "boolq_64_42_train.tsv: remark: 2 lines are fewer than a batch of 8; use --bsz_list 2",
+    ),
     "uneven": ({"train": GOOD["train"] + "a\tno\n"}, "boolq_64_42_train.tsv: remark: uneven labels: 5 no, 4 yes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,7 +90,8 @@ def test_an_answer_must_be_an_option(tmp_path):
 def test_an_output_must_suit_the_metric(tmp_path):
     lines = {"train": "".join(f"summarize: {n}\ts{n}\n" for n in range(8)), "dev": "a\t...\n", "test": "b\tc\n"}
     assert told(folder_of(tmp_path, "xsum", **lines)) == [
-        "xsum_64_42_dev.tsv, line 1: Rouge-L is not defined for an output of dots only"]  # fmt: skip
+        "xsum_64_42_dev.tsv, line 1: Rouge-L is not defined for an output of dots only"
+    ]
 
 
 def test_a_new_task_is_told_where_to_be_added(tmp_path):

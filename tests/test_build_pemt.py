@@ -28,19 +28,39 @@ MRQA_TEXT = "question: who ' s 0 ?  context: It ' s Ana_0 ( of Köln ) . "
 
 ROWS = {  # columns, "#" being the row's number; number of labels; source text and target of row 0, as the original writes them
     "mnli": (PREMISE, 3, PREMISE_TEXT, "entailment"),
-    "qnli": ({"question": "Who is #?", "sentence": "Ana is."}, 2, "question: Who is 0? sentence: Ana is.", "entailment"),
+    "qnli": (
+        {"question": "Who is #?", "sentence": "Ana is."},
+        2,
+        "question: Who is 0? sentence: Ana is.",
+        "entailment",
+    ),
     "qqp": (
-        {"question1": "Who is #?", "question2": "Who's #?"}, 2, "question1: Who is 0? question2: Who's 0?", "not_duplicate",
+        {"question1": "Who is #?", "question2": "Who's #?"},
+        2,
+        "question1: Who is 0? question2: Who's 0?",
+        "not_duplicate",
     ),
     "sst2": ({"sentence": "a dull # hours "}, 2, "sentence: a dull 0 hours ", "negative"),
     "squad": (
-        {"question": "Where's #?", "context": "At no. # (left).", "answers": {"text": ["no. #", "left"], "answer_start": [3, 9]}},
-        0, "question: Where ' s 0 ?  context: At no . 0 ( left ) . ", "no . 0",
+        {
+            "question": "Where's #?",
+            "context": "At no. # (left).",
+            "answers": {"text": ["no. #", "left"], "answer_start": [3, 9]},
+        },
+        0,
+        "question: Where ' s 0 ?  context: At no . 0 ( left ) . ",
+        "no . 0",
     ),
     "superglue-record": (
-        {"passage": "Ana said \"#!\"\n@highlight\nBo left\n@highlight\nIt rained", "query": "@placeholder spoke.",
-         "entities": ["Bo", "Ana"], "answers": ["Ana", "Ms. #"]},
-        0, 'record query: @placeholder spoke. entities: Bo, Ana passage: Ana said "0!" Bo left. It rained', ["Ana", "Ms. 0"],
+        {
+            "passage": 'Ana said "#!"\n@highlight\nBo left\n@highlight\nIt rained',
+            "query": "@placeholder spoke.",
+            "entities": ["Bo", "Ana"],
+            "answers": ["Ana", "Ms. #"],
+        },
+        0,
+        'record query: @placeholder spoke. entities: Bo, Ana passage: Ana said "0!" Bo left. It rained',
+        ["Ana", "Ms. 0"],
     ),
     "cola": ({"sentence": "Ana # sleep."}, 2, "sentence: Ana 0 sleep.", "unacceptable"),
     "rte": (PAIR, 2, PAIR_TEXT, "entailment"),
@@ -49,30 +69,50 @@ ROWS = {  # columns, "#" being the row's number; number of labels; source text a
     "superglue-cb": (PREMISE, 3, PREMISE_TEXT, "entailment"),
     "superglue-wic": (PAIR | {"word": "hen"}, 2, PAIR_TEXT + " word: hen", "False"),
     "superglue-wsc-fixed": (
-        {"text": "When # men saw Mr. (Bo) they said that he slept.", "span1_text": "Mr. (Bo)", "span1_index": 4,
-         "span2_text": "they", "span2_index": 6},
-        2, "text: When 0 men saw * Mr. (Bo) * # they # said that he slept.", "False",
+        {
+            "text": "When # men saw Mr. (Bo) they said that he slept.",
+            "span1_text": "Mr. (Bo)",
+            "span1_index": 4,
+            "span2_text": "they",
+            "span2_index": 6,
+        },
+        2,
+        "text: When 0 men saw * Mr. (Bo) * # they # said that he slept.",
+        "False",
     ),
     "superglue-boolq": (
-        {"question": "is # odd", "passage": "It\nis."}, 2, "question: is 0 odd passage: It\nis.", "False",
+        {"question": "is # odd", "passage": "It\nis."},
+        2,
+        "question: is 0 odd passage: It\nis.",
+        "False",
     ),
     "superglue-multirc": (
-        {"paragraph": "<b>1: </b>Ana is #.<br>Bo is old.", "question": "Who is <b>#</b>?", "answer": "Ana",
-         "idx": {"paragraph": 1, "question": 12, "answer": 3}},
-        2, "question: Who is 0? answer: Ana paragraph: 1: Ana is 0. Bo is old.", "False",
+        {
+            "paragraph": "<b>1: </b>Ana is #.<br>Bo is old.",
+            "question": "Who is <b>#</b>?",
+            "answer": "Ana",
+            "idx": {"paragraph": 1, "question": 12, "answer": 3},
+        },
+        2,
+        "question: Who is 0? answer: Ana paragraph: 1: Ana is 0. Bo is old.",
+        "False",
     ),
     **dict.fromkeys(("nq", "newsqa", "hotpotqa", "searchqa"), (MRQA, 0, MRQA_TEXT, "Ana_0")),
     "scitail": (
-        {"sentence1": "Ice # is cold.", "sentence2": "It is cold.", "gold_label": "neutral"}, 0,
-        "premise: Ice 0 is cold. hypothesis: It is cold.", "neutral",
+        {"sentence1": "Ice # is cold.", "sentence2": "It is cold.", "gold_label": "neutral"},
+        0,
+        "premise: Ice 0 is cold. hypothesis: It is cold.",
+        "neutral",
     ),
     "yelp_polarity": ({"text": "Good\\nfood, # times"}, 2, "sentence: Good\\nfood, 0 times", "0"),
     "winogrande": (
-        {"sentence": "Bo saw # hens but _ ran.", "option1": "Bo", "option2": "hens", "answer": "2"}, 0,
-        "sentence: Bo saw 0 hens but _ ran. option1: Bo option2: hens", "hens",
+        {"sentence": "Bo saw # hens but _ ran.", "option1": "Bo", "option2": "hens", "answer": "2"},
+        0,
+        "sentence: Bo saw 0 hens but _ ran. option1: Bo option2: hens",
+        "hens",
     ),
     "paws": (PAIR, 2, PAIR_TEXT, "0"),
-}  # fmt: skip
+}
 
 
 def row(task, number, label=None):
@@ -269,16 +309,30 @@ def test_tasks_without_classes_draw_k_lines(tmp_path):
     assert len(files["4_42_train"]) == 4 and len(files["4_42_dev"]) == len(files["4_42_test"]) == 5
     files = built(tmp_path, "superglue-record", {"train": 1010, "validation": 10})
     assert {split: len(lines) for split, lines in files.items()} == {
-        "4_42_train": 8, "4_42_dev": 2000, "4_42_test": 20, "full_train": 20}  # fmt: skip
+        "4_42_train": 8,
+        "4_42_dev": 2000,
+        "4_42_test": 20,
+        "full_train": 20,
+    }
 
 
 def test_both_stages_run_on_what_was_built(tmp_path, tiny_backbone):
     for task in ("rte", "superglue-cb", "superglue-multirc"):
         built(tmp_path, task, {"train": 20, "validation": 10})
     base = TuneConfig(
-        model=str(tiny_backbone), task_dir=str(tmp_path / "out"), device="cpu", do_train=True, do_predict=True, bsz_list=[4],
-        train_iters=2, max_input_length=32, max_output_length=4, expert_rank=2, expert_path=str(tmp_path / "1"), quiet=True,
-    )  # fmt: skip
+        model=str(tiny_backbone),
+        task_dir=str(tmp_path / "out"),
+        device="cpu",
+        do_train=True,
+        do_predict=True,
+        bsz_list=[4],
+        train_iters=2,
+        max_input_length=32,
+        max_output_length=4,
+        expert_rank=2,
+        expert_path=str(tmp_path / "1"),
+        quiet=True,
+    )
     sources = ["pemt-rte", "pemt-superglue-cb"]
     tune(replace(base, tune_method="pemt_source", full_train=True, tasks=sources, output_dir=str(tmp_path / "1")))
     target = replace(base, tune_method="pemt", tasks=["pemt-superglue-multirc"], output_dir=str(tmp_path / "2"))

@@ -50,8 +50,10 @@ def test_sizes_and_classes(folder, tmp_path):
     assert {name: len(lines) for name, lines in made["texts"].items()} == {
         **{f"4_{seed}_{split}": 4 for seed in (1, 2) for split in ("train", "dev")},
         **{f"4_{seed}_test": 12 for seed in (1, 2, 42)},
-        "4_42_train": 12, "4_42_dev": 12, "full_train": 120 - 30,
-    }  # fmt: skip
+        "4_42_train": 12,
+        "4_42_dev": 12,
+        "full_train": 120 - 30,
+    }
     for split in ("train", "dev"):
         labels = [line[1] for line in made["classes"][f"4_1_{split}"]]
         assert sorted(labels) == sorted([*CLASSES] * 4)

@@ -240,7 +240,11 @@ def test_a_built_task_is_skipped_and_another_setting_builds_it_again(tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in (out / "boolq").iterdir()} == before
     build(tmp_path / "in", out)
     assert sorted(path.name for path in (out / "boolq").iterdir()) == [
-        "boolq_4_42_dev.tsv", "boolq_4_42_test.tsv", "boolq_4_42_train.tsv", "build.json"]  # fmt: skip
+        "boolq_4_42_dev.tsv",
+        "boolq_4_42_test.tsv",
+        "boolq_4_42_train.tsv",
+        "build.json",
+    ]
     (out / "boolq" / "boolq_4_42_dev.tsv").unlink()
     build(tmp_path / "in", out)
     assert len(built(out, "boolq")["dev"]) == 4
@@ -275,7 +279,7 @@ BAD_RECORDS = {
     "counts are null": lambda r: changed(r, "counts", value=None),
     "a count is true": lambda r: changed(r, "counts", "empty", value=True),
     "kind is a list": lambda r: changed(r, "kind", value=[]),
-}  # fmt: skip
+}
 
 
 def test_a_record_of_another_shape_counts_as_absent(tmp_path, capsys):

@@ -96,8 +96,11 @@ def test_other_tensors_are_refused(tmp_path, name, sealed):
     tensor, message = REFUSED[name]
     seal = {"sha256": "of another content"} if sealed else {}
     torch.save({"adapter": {**STATE, "decoder.b": tensor}, "args": {}, **seal}, tmp_path / "x.pt")
-    for reads in (lambda path: read_checkpoint(path, "adapter"), lambda path: Checkpoints([path], "adapter"),
-                  lambda path: convert(path, tmp_path / "new.pt")):  # fmt: skip
+    for reads in (
+        lambda path: read_checkpoint(path, "adapter"),
+        lambda path: Checkpoints([path], "adapter"),
+        lambda path: convert(path, tmp_path / "new.pt"),
+    ):
         with pytest.raises(UserError, match=rf"x\.pt: tensor decoder\.b .*{message}"):
             reads(tmp_path / "x.pt")
     assert not (tmp_path / "new.pt").exists()
@@ -127,8 +130,11 @@ def test_a_changed_number_is_refused_by_the_checksum(tmp_path):
     content["adapter"]["encoder.a"][0, 0] += 1e-6
     torch.save(content, path)
     assert checkpoint.checksum(path) == "" and checkpoint.sound_content(path) == {}
-    for reads in (lambda path: read_checkpoint(path, "adapter"), lambda path: Checkpoints([path], "adapter"),
-                  lambda path: convert(path, tmp_path / "new.pt")):  # fmt: skip
+    for reads in (
+        lambda path: read_checkpoint(path, "adapter"),
+        lambda path: Checkpoints([path], "adapter"),
+        lambda path: convert(path, tmp_path / "new.pt"),
+    ):
         with pytest.raises(UserError, match=r"x\.pt.* is damaged"):
             reads(path)
 

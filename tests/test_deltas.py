@@ -178,8 +178,10 @@ def test_prefix_formula_on_one_self_attention(version, stack):
     delta, _ = filled(model, "prefix", 1)
     keys, values = (both[0] for both in delta.networks[stack](number))
     attention, seen = getattr(model, stack).block[number].layer[0].SelfAttention, []
-    hooks = [attention.q.register_forward_pre_hook(lambda module, args: seen.append(args[0][0])),
-             attention.o.register_forward_hook(lambda module, args, output: seen.append(output[0]))]  # fmt: skip
+    hooks = [
+        attention.q.register_forward_pre_hook(lambda module, args: seen.append(args[0][0])),
+        attention.o.register_forward_hook(lambda module, args, output: seen.append(output[0])),
+    ]
     with torch.no_grad():
         model(input_ids=torch.arange(5, 11)[None], decoder_input_ids=torch.arange(20, 26)[None], use_cache=False)
     for hook in hooks:

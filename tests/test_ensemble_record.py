@@ -28,10 +28,14 @@ TASKS = ["mini_read_towns", "mini_read_people", "mini_yesno_towns"]
 OTHER = "mini_yesno_people"
 MADE_FOR = {"lora_alpha": 8.0, "backbone": "t5", "model": "folder/t5"}
 SCRIPTS = {
-    "average": unit_model_average, "cos": unit_model_cos, "Euclidean": unit_model_Euclidean,
-    "Performance": unit_model_Performance, "Fisher": unit_model_Fisher, "RegMean": unit_model_RegMean,
+    "average": unit_model_average,
+    "cos": unit_model_cos,
+    "Euclidean": unit_model_Euclidean,
+    "Performance": unit_model_Performance,
+    "Fisher": unit_model_Fisher,
+    "RegMean": unit_model_RegMean,
     "others": unit_model_others,
-}  # fmt: skip
+}
 
 
 def state_of(number: float) -> dict[str, torch.Tensor]:
@@ -67,10 +71,19 @@ class World:
 
     def run(self, name: str, **flags):
         module = SCRIPTS[name]
-        known = {"delta": "lora", "quiet": True, "save_ckpt_path": str(self.out), "source_ckpt_path": str(self.sources),
-                 "tuned_64shot_ckpt_path": f"{self.folder}/random", "tuned_ckpt_path": f"{self.folder}/pairs",
-                 "zero_result_path": f"{self.folder}/pairs/result.tsv", "origin_data_path": str(self.table),
-                 "tasks": list(TASKS), "tem": 1.0, "temperature": 1.0}  # fmt: skip
+        known = {
+            "delta": "lora",
+            "quiet": True,
+            "save_ckpt_path": str(self.out),
+            "source_ckpt_path": str(self.sources),
+            "tuned_64shot_ckpt_path": f"{self.folder}/random",
+            "tuned_ckpt_path": f"{self.folder}/pairs",
+            "zero_result_path": f"{self.folder}/pairs/result.tsv",
+            "origin_data_path": str(self.table),
+            "tasks": list(TASKS),
+            "tem": 1.0,
+            "temperature": 1.0,
+        }
         fields = module.Config.__dataclass_fields__
         module.run(module.Config(**{name: value for name, value in (known | flags).items() if name in fields}))
         path = self.out / "final_weight.tsv"
@@ -106,8 +119,10 @@ def test_the_record_holds_all_that_it_was_made_from(world, name):
     world.run(name)
     record = read_record(world.out / "config.json")
     assert record["finished"] and record["files"].keys() == {
-        "final_weight.tsv", "hot_pic_all.png", *(f"without_{task}_checkpoint.pt" for task in TASKS)
-    }  # fmt: skip
+        "final_weight.tsv",
+        "hot_pic_all.png",
+        *(f"without_{task}_checkpoint.pt" for task in TASKS),
+    }
     assert all(ensemble.file_digest(world.out / file) == found for file, found in record["files"].items())
     pair = f"{TASKS[0]}/{TASKS[1]}"
     source, number = (pair, 10) if name == "Performance" else (TASKS[1], 1)
@@ -157,8 +172,12 @@ def test_nothing_of_an_earlier_call_stays(world):
 
 
 def scoped(world, scopes: dict[str, list[str]]) -> None:
-    rows = [(t, s, scope, float(abs(TASKS.index(t) - 2 * TASKS.index(s)))) for scope, order in scopes.items()
-            for t in order for s in order]  # fmt: skip
+    rows = [
+        (t, s, scope, float(abs(TASKS.index(t) - 2 * TASKS.index(s))))
+        for scope, order in scopes.items()
+        for t in order
+        for s in order
+    ]
     world.write(rows)
 
 
@@ -246,17 +265,29 @@ def flip(path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda w: flip(w.table), "is not the table that .*config.json is of: make the matrix again"),
-        (lambda w: write_record(w.record, {**read_record(w.record), "finished": False}), "is not finished: start its script"),
+        (
+            lambda w: write_record(w.record, {**read_record(w.record), "finished": False}),
+            "is not finished: start its script",
+        ),
         (lambda w: w.record.write_text(w.record.read_text().replace("true", "false")), "config.json is damaged, or"),
-        (lambda w: w.record.write_text(w.record.read_text().replace('"sha256"', '"sha257"')), "config.json is damaged, or"),
+        (
+            lambda w: w.record.write_text(w.record.read_text().replace('"sha256"', '"sha257"')),
+            "config.json is damaged, or",
+        ),
         (lambda w: w.record.write_text(w.record.read_text()[:-9]), "config.json is damaged, or"),
         (lambda w: w.record.write_text("[1]"), "config.json is damaged, or"),
         (lambda w: write_json(w.record, {"higher_is_more_similar": "no"}), "must be true or false, not 'no'"),
-        (lambda w: w.table.write_text("\t".join(COLUMNS) + "\n"), "line 2: expected a target, a source, a scope and a value"),
-        (lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)), "line 2: .* must not be empty"),
+        (
+            lambda w: w.table.write_text("\t".join(COLUMNS) + "\n"),
+            "line 2: expected a target, a source, a scope and a value",
+        ),
+        (
+            lambda w: w.table.write_text(w.table.read_text().replace("\tall\t", "\t\t", 1)),
+            "line 2: .* must not be empty",
+        ),
         (lambda w: w.table.write_text(w.table.read_text().replace(TASKS[0], "", 1)), "line 2: .* must not be empty"),
     ],
-)  # fmt: skip
+)
 def test_a_table_that_is_not_what_its_record_says_is_refused(world, spoil, message):
     world.run("others")
     before = {path: path.read_bytes() for path in world.out.iterdir()}

@@ -25,8 +25,23 @@ from pewe.tuning.tune import tune
 from unit_model import unit_model_average, unit_model_others
 
 TASK = MINI_TASKS[0]
-TUNE = ["--do_train", "--do_predict", "--train_iters", "1", "--valid_interval", "1", "--max_input_length", "16",
-        "--max_output_length", "4", "--adapter_size", "4", "--quiet", "--bsz_list", "4"]  # fmt: skip
+TUNE = [
+    "--do_train",
+    "--do_predict",
+    "--train_iters",
+    "1",
+    "--valid_interval",
+    "1",
+    "--max_input_length",
+    "16",
+    "--max_output_length",
+    "4",
+    "--adapter_size",
+    "4",
+    "--quiet",
+    "--bsz_list",
+    "4",
+]
 
 
 class World:
@@ -69,8 +84,23 @@ class World:
         main(tune, TuneConfig, "", [*map(str, base), *TUNE, *map(str, args)])
 
     def similarity(self, *args):
-        base = ["--model", self.backbone, "--task_dir", self.data, "--tasks", *MINI_TASKS, "--output_dir", self.out,
-                "--source_ckpt_path", self.sources, "--adapter_size", "4", "--quiet", "--device", "cpu"]  # fmt: skip
+        base = [
+            "--model",
+            self.backbone,
+            "--task_dir",
+            self.data,
+            "--tasks",
+            *MINI_TASKS,
+            "--output_dir",
+            self.out,
+            "--source_ckpt_path",
+            self.sources,
+            "--adapter_size",
+            "4",
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
         main(partial(run, get_Loss.MEASURE), SimilarityConfig, "", [*map(str, base), *map(str, args)])
 
     def others(self, *args):
@@ -123,10 +153,15 @@ CASES = {
     "empty file": (lambda w: (w.file("train").write_text(""), w.tune()), "is empty"),
     "no training file": (lambda w: (w.file("train").unlink(), w.tune()), "has no <prefix>_train.tsv"),
     "no full training file": (
-        lambda w: ((w.data / TASK / f"{TASK}_full_train.tsv").unlink(), w.tune("--full_train")), "missing split train"),
+        lambda w: ((w.data / TASK / f"{TASK}_full_train.tsv").unlink(), w.tune("--full_train")),
+        "missing split train",
+    ),
     "no task folder": (lambda w: (shutil.rmtree(w.data / TASK), w.tune()), f"no data for task '{TASK}'"),
     "no data folder": (lambda w: w.tune("--task_dir", w.folder / "nowhere"), "there is no data folder"),
-    "fewer lines than a batch": (lambda w: w.tune("--bsz_list", 16), "12 training lines are fewer than one batch of 16"),
+    "fewer lines than a batch": (
+        lambda w: w.tune("--bsz_list", 16),
+        "12 training lines are fewer than one batch of 16",
+    ),
     # flags
     "unknown task": (lambda w: w.tune("--tasks", "mini_read_town"), "did you mean 'mini_read_towns'"),
     "unknown list": (lambda w: w.tune("--tasks", TASK, TASK), "names 'mini_read_towns' twice"),
@@ -137,53 +172,90 @@ CASES = {
     "contradiction": (lambda w: w.tune("--apply_lora"), "--apply_lora contradicts --tune_method adapter"),
     "zero interval": (lambda w: w.tune("--valid_interval", "0"), "--valid_interval must be at least 1"),
     "unknown dtype": (lambda w: w.tune("--dtype", "float31"), "did you mean 'float32'"),
-    "accumulation": (lambda w: w.tune("--bsz_list", "10", "--micro_batch_size", "4"), "must be a multiple of --micro_batch_size"),
+    "accumulation": (
+        lambda w: w.tune("--bsz_list", "10", "--micro_batch_size", "4"),
+        "must be a multiple of --micro_batch_size",
+    ),
     "nothing to do": (lambda w: main(tune, TuneConfig, "", []), "nothing to do"),
     "nothing to test": (lambda w: main(tune, TuneConfig, "", ["--do_predict"]), "needs --test_checkpoint"),
     "reduction": (lambda w: w.similarity("--reduction", "max"), "--reduction cannot be 'max'"),
     "no cuda": (lambda w: w.tune("--device", "cuda"), "no CUDA device is available"),
     # backbone
     "no model": (lambda w: w.tune("--model", w.folder / "no" / "model"), "there is no such folder"),
-    "no config": (lambda w: w.tune("--model", broken_model(w, lambda c: (c / "config.json").unlink())), "no config.json"),
+    "no config": (
+        lambda w: w.tune("--model", broken_model(w, lambda c: (c / "config.json").unlink())),
+        "no config.json",
+    ),
     "damaged weights": (
         lambda w: w.tune("--model", broken_model(w, lambda c: (c / "model.safetensors").write_bytes(b"x" * 99))),
-        "cannot load the model"),
+        "cannot load the model",
+    ),
     "other model": (
-        lambda w: w.tune("--model", broken_model(w, lambda c: (c / "config.json").write_text('{"model_type": "bert"}'))),
-        "a T5 is needed, this is a 'bert' model"),
+        lambda w: w.tune(
+            "--model", broken_model(w, lambda c: (c / "config.json").write_text('{"model_type": "bert"}'))
+        ),
+        "a T5 is needed, this is a 'bert' model",
+    ),
     # checkpoints
     "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune them first"),
     "other size": (lambda w: (other_size(w), w.similarity()), "has shape (3, 3), expected"),
     "not finite": (lambda w: (not_finite(w), w.similarity()), "not finite"),
-    "other kind": (lambda w: w.similarity("--tune_method", "lora"), "is a adapter checkpoint; expected one of --tune_method lora"),
+    "other kind": (
+        lambda w: w.similarity("--tune_method", "lora"),
+        "is a adapter checkpoint; expected one of --tune_method lora",
+    ),
     "other adapter size": (lambda w: w.similarity("--adapter_size", "5"), "expected"),
     "damaged checkpoint": (
-        lambda w: (task_checkpoint(w.sources, TASK).write_bytes(b"junk"), w.average()), "it is damaged"),
+        lambda w: (task_checkpoint(w.sources, TASK).write_bytes(b"junk"), w.average()),
+        "it is damaged",
+    ),
     "truncated checkpoint": (
-        lambda w: (p := task_checkpoint(w.sources, TASK), p.write_bytes(p.read_bytes()[:500]), w.average()), "cannot read"),
+        lambda w: (p := task_checkpoint(w.sources, TASK), p.write_bytes(p.read_bytes()[:500]), w.average()),
+        "cannot read",
+    ),
     "missing ensemble": (lambda w: w.tune("--train_checkpoint", w.folder), "make it with a script of unit_model/"),
     "other scale": (
-        lambda w: (write_checkpoint(ensemble_checkpoint(w.folder, TASK), "lora", w.state, {"lora_alpha": 4.0}),
-                   w.tune("--tune_method", "lora", "--train_checkpoint", w.folder)), "give --lora_alpha 4.0"),
-    "rate twice": (lambda w: w.tune("--learning_rate_list", "5e-4", "0.0005"), "--learning_rate_list names '0.0005' twice"),
+        lambda w: (
+            write_checkpoint(ensemble_checkpoint(w.folder, TASK), "lora", w.state, {"lora_alpha": 4.0}),
+            w.tune("--tune_method", "lora", "--train_checkpoint", w.folder),
+        ),
+        "give --lora_alpha 4.0",
+    ),
+    "rate twice": (
+        lambda w: w.tune("--learning_rate_list", "5e-4", "0.0005"),
+        "--learning_rate_list names '0.0005' twice",
+    ),
     "batch size twice": (lambda w: w.tune("--bsz_list", "4", "4"), "--bsz_list names 4 twice"),
     "diverged": (
-        lambda w: w.tune("--train_iters", "3", "--valid_interval", "3", "--learning_rate_list", "1e30"), "1 runs failed"),
+        lambda w: w.tune("--train_iters", "3", "--valid_interval", "3", "--learning_rate_list", "1e30"),
+        "1 runs failed",
+    ),
     "nothing to convert": (
         lambda w: main(checkpoint._run, checkpoint.ConvertConfig, "", ["--original", "none.pt", "--out", "x.pt"]),
-        "there is no checkpoint none.pt"),
+        "there is no checkpoint none.pt",
+    ),
     "incomplete ensemble": (
-        lambda w: (write_checkpoint(ensemble_checkpoint(w.folder, TASK), "adapter", dict(list(w.state.items())[1:]), {}),
-                   w.tune("--train_checkpoint", w.folder)), "1 tensors are missing"),
+        lambda w: (
+            write_checkpoint(ensemble_checkpoint(w.folder, TASK), "adapter", dict(list(w.state.items())[1:]), {}),
+            w.tune("--train_checkpoint", w.folder),
+        ),
+        "1 tensors are missing",
+    ),
     # tables
     "no table": (lambda w: (w.table.unlink(), w.others()), "there is no table"),
     "no header": (lambda w: (rewrite_table(w, "scope", "layer"), w.others()), "column 'scope' is missing"),
-    "not a value": (lambda w: (rewrite_table(w, FIRST_ROW, FIRST_ROW[:-3] + "high"), w.others()), "line 3: value must be a number"),
+    "not a value": (
+        lambda w: (rewrite_table(w, FIRST_ROW, FIRST_ROW[:-3] + "high"), w.others()),
+        "line 3: value must be a number",
+    ),
     "pair twice": (lambda w: (rewrite_table(w, FIRST_ROW, f"{FIRST_ROW}\n{FIRST_ROW}"), w.others()), "stands twice"),
     "pair missing": (lambda w: (rewrite_table(w, FIRST_ROW + "\n", ""), w.others()), "is missing"),
     "zero temperature": (lambda w: w.others("--tem", "0"), "--tem must be above 0"),
-    "no result": (lambda w: main(tables.run, tables.TableConfig, "", ["--rows", f"Random={w.folder}"]), "there is no table"),
-}  # fmt: skip
+    "no result": (
+        lambda w: main(tables.run, tables.TableConfig, "", ["--rows", f"Random={w.folder}"]),
+        "there is no table",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -59,7 +59,7 @@ BAD_TABLES = {
     "target above": (HEAD + b"../../x\tb\tall\t1\n", "line 2: target must be a plain name"),
     "source above": (HEAD + b"a\t..\tall\t1\n", "line 2: source must be a plain name"),
     "NUL": (HEAD + b"a\0\tb\tall\t1\n", "line 2: target must be a plain name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
@@ -104,10 +104,15 @@ def test_a_column_of_truth_values_is_no_column_of_numbers(tmp_path):
 def test_every_table_is_read_and_written_in_one_place():
     """What reads its tables elsewhere has neither the quoting nor the checks; a CSV for others is no table of ours."""
     elsewhere = [
-        str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")
-        if path.relative_to(ROOT).parts[0] not in ("tests", ".venv", "build") and path.name != "results.py"
-        and ("read_csv" in path.read_text(encoding="utf-8") or 'to_csv(temporary, sep=' in path.read_text(encoding="utf-8"))
-    ]  # fmt: skip
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if path.relative_to(ROOT).parts[0] not in ("tests", ".venv", "build")
+        and path.name != "results.py"
+        and (
+            "read_csv" in path.read_text(encoding="utf-8")
+            or "to_csv(temporary, sep=" in path.read_text(encoding="utf-8")
+        )
+    ]
     assert elsewhere == []
 
 
@@ -176,8 +181,13 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
 def test_what_earlier_versions_left_is_swept_when_it_is_old(tmp_path):
     """They wrote `.NAME.PID.tmp`, without the machine whose process it is."""
     dead, day = 2**22 + 1, 86_400  # no process has a number beyond 2^22
-    ages = {f".resume.pt.{dead}.tmp": 2 * day, f".a.tsv.{dead}.tmp": 60, f".b.tsv.{os.getpid()}.tmp": 2 * day,
-            f"c.tsv.{dead}.tmp": 2 * day, ".d.tsv.old.tmp": 2 * day}  # fmt: skip
+    ages = {
+        f".resume.pt.{dead}.tmp": 2 * day,
+        f".a.tsv.{dead}.tmp": 60,
+        f".b.tsv.{os.getpid()}.tmp": 2 * day,
+        f"c.tsv.{dead}.tmp": 2 * day,
+        ".d.tsv.old.tmp": 2 * day,
+    }
     for name, age in ages.items():
         (tmp_path / name).write_text("x")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
@@ -187,8 +197,10 @@ def test_what_earlier_versions_left_is_swept_when_it_is_old(tmp_path):
 
 def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path):
     write_text(tmp_path / "t.txt", "old")
-    code = "import os, sys, pathlib; from pewe.files import replacing\n" \
-           "with replacing(pathlib.Path(sys.argv[1])) as t: t.write_text('new'); os.kill(os.getpid(), 9)"  # fmt: skip
+    code = (
+        "import os, sys, pathlib; from pewe.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as t: t.write_text('new'); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", code, tmp_path / "t.txt"], check=False)
     assert (tmp_path / "t.txt").read_text() == "old" and len(left(tmp_path)) == 1
     write_text(tmp_path / "other.txt", "x")
@@ -262,8 +274,11 @@ def test_every_kind_of_file_is_named_where_the_disk_is_full(tmp_path):
 
 def test_provenance_without_git_and_without_a_package(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(results.importlib.metadata, "version", lambda name: (_ for _ in ()).throw(
-        results.importlib.metadata.PackageNotFoundError(name)))  # fmt: skip
+    monkeypatch.setattr(
+        results.importlib.metadata,
+        "version",
+        lambda name: (_ for _ in ()).throw(results.importlib.metadata.PackageNotFoundError(name)),
+    )
     found = provenance()
     assert found["commit"] == "unknown" and set(found["versions"].values()) == {"unknown"}
     assert json.dumps(found) and found["python"] == platform.python_version()

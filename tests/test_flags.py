@@ -18,9 +18,12 @@ from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig
 
 COMMANDS = sorted(
-    path for pattern in ("*.py", "*/*.py", "*/*/*.py") for path in ROOT.glob(pattern)
-    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8") and path.parts[len(ROOT.parts)] not in ("tests", ".venv")
-)  # fmt: skip
+    path
+    for pattern in ("*.py", "*/*.py", "*/*/*.py")
+    for path in ROOT.glob(pattern)
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    and path.parts[len(ROOT.parts)] not in ("tests", ".venv")
+)
 
 
 def config_of(path):
@@ -127,7 +130,7 @@ REFUSED = [
     (FUSE, "--domains market ../harbour", "--domains must be a plain name without slashes, not '../harbour'"),
     (FUSE, "--domains market market", "--domains names 'market' twice"),
     (FUSE, "--methods simple simple", "--methods names 'simple' twice"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("config_class", "args", "message"), REFUSED, ids=[args for _, args, _ in REFUSED])

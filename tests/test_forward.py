@@ -30,9 +30,12 @@ def stock_losses(delta, batch: Batch) -> torch.Tensor:
     """`member_losses` by transformers' forward on the padded batch."""
     model, counted = delta.backbone_model, batch.labels != IGNORED
     logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_attention_mask=counted.long(),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels), use_cache=False,
-    ).logits.float()  # fmt: skip
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_attention_mask=counted.long(),
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
+        use_cache=False,
+    ).logits.float()
     losses = cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(delta.stack, -1).sum(1) / counted.view(delta.stack, -1).sum(1).clamp(min=1)
 

@@ -110,10 +110,13 @@ def golden_config(setting: dict) -> MergeConfig:
     own = setting.get("cfg", {})
     return MergeConfig(
         method="regmean" if "gram" in setting else "fisher" if "fisher" in setting else "simple",
-        coefficients=setting.get("coeffs", []), alpha=0.0 if "regmean_diag" in own else own.get("regmean_reduce_nondiag", 1.0),
-        smoothing=own.get("fisher_smooth", 1e-10), normalise=own.get("fisher_normalize") or "none",
-        head_rule=own.get("multi_label_head_special", True), regmean_exclude=own.get("regmean_exclude_param_regex", []),
-    )  # fmt: skip
+        coefficients=setting.get("coeffs", []),
+        alpha=0.0 if "regmean_diag" in own else own.get("regmean_reduce_nondiag", 1.0),
+        smoothing=own.get("fisher_smooth", 1e-10),
+        normalise=own.get("fisher_normalize") or "none",
+        head_rule=own.get("multi_label_head_special", True),
+        regmean_exclude=own.get("regmean_exclude_param_regex", []),
+    )
 
 
 def golden_statistics(world: str, number: int, setting: dict) -> Statistics:
@@ -200,11 +203,14 @@ def test_three_models_of_the_release(golden_fusion):
     models = [group(f"param{i}.") for i in range(3)]
     statistics = [
         Statistics(
-            {**{GRAM + k: v for k, v in group(f"gram{i}.").items()}, **{FISHER + k: v for k, v in group(f"fisher{i}.").items()}},
+            {
+                **{GRAM + k: v for k, v in group(f"gram{i}.").items()},
+                **{FISHER + k: v for k, v in group(f"fisher{i}.").items()},
+            },
             {"labels": info["labels_seen"][i], "conv1d": info["conv1d"]},
         )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     for run in sorted(
         {name.rsplit(".", 2)[0] for name in arrays if name.split("_")[0] in ("regmean", "fisher", "simple")}
     ):
@@ -234,8 +240,13 @@ def test_ensembles_of_the_release(golden_fusion):
 def test_entity_f1_of_the_release(golden_fusion):
     """Its precision 20/34 and recall 20/31 are those of the sentences without the second one; why is not known."""
     golden = json.loads((GOLDEN_FUSION / "extras" / "ner_metric.json").read_text())
-    kept = [[[golden["labels"][tag] for tag, right in zip(line, gold, strict=True) if right != -100]
-             for line, gold in zip(golden[side], golden["gold"], strict=True)] for side in ("pred", "gold")]  # fmt: skip
+    kept = [
+        [
+            [golden["labels"][tag] for tag, right in zip(line, gold, strict=True) if right != -100]
+            for line, gold in zip(golden[side], golden["gold"], strict=True)
+        ]
+        for side in ("pred", "gold")
+    ]
     found = entity_f1(*([line for number, line in enumerate(lines) if number != 1] for lines in kept))
     assert all(found[name] == pytest.approx(golden["result"][name]) for name in found)
     assert entity_f1(*kept)["f1"] == pytest.approx(100 * 2 * 24 / (40 + 36))
@@ -321,9 +332,16 @@ def test_ensembles_of_generators_of_the_release(golden_fusion):
 def random_encoder(seed: int, kind=RobertaForSequenceClassification):
     """A random tiny RoBERTa with four labels."""
     config = AutoConfig.for_model(
-        "roberta", vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=20, num_labels=4, initializer_range=0.3,
-    )  # fmt: skip
+        "roberta",
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=20,
+        num_labels=4,
+        initializer_range=0.3,
+    )
     torch.manual_seed(seed)
     return kind(config).eval()
 
@@ -525,10 +543,18 @@ def test_demo_merges_two_folders(tiny_backbone, tmp_path):
 def test_statistics_from_text_of_a_classifier(tiny_backbone, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
     config = AutoConfig.for_model(
-        "roberta", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=40, num_labels=2, label2id={"good": 0, "bad": 1}, id2label={0: "good", 1: "bad"},
+        "roberta",
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+        num_labels=2,
+        label2id={"good": 0, "bad": 1},
+        id2label={0: "good", 1: "bad"},
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     RobertaForSequenceClassification(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data, output = tmp_path / "data.tsv", tmp_path / "stats.safetensors"

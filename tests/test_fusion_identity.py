@@ -206,10 +206,25 @@ def test_every_flag_that_decides_has_its_class():
 
 
 OTHER = {
-    "alpha": 0.7, "ridge": 1e-2, "smoothing": 1e-3, "normalise": "param", "exclude": ["classifier"], "head_rule": False,
-    "regmean_exclude": [".*query"], "fisher": "hard", "examples": 5, "batch_size": 3, "as_original": True, "layers": 1,
-    "max_length": 4, "updates": 3, "learning_rate": 1e-3, "own_heads": True, "accuracy": True, "kind": "multi",
-}  # fmt: skip
+    "alpha": 0.7,
+    "ridge": 1e-2,
+    "smoothing": 1e-3,
+    "normalise": "param",
+    "exclude": ["classifier"],
+    "head_rule": False,
+    "regmean_exclude": [".*query"],
+    "fisher": "hard",
+    "examples": 5,
+    "batch_size": 3,
+    "as_original": True,
+    "layers": 1,
+    "max_length": 4,
+    "updates": 3,
+    "learning_rate": 1e-3,
+    "own_heads": True,
+    "accuracy": True,
+    "kind": "multi",
+}
 
 
 def test_scores_depend_on_every_flag_of_these_classes(config):
@@ -230,8 +245,12 @@ def test_the_flags_of_a_kind():
     config = Config(alpha=0.3, updates=7, batch_size=5)
     assert part(config, MergeRules) == MergeRules(alpha=0.3)
     assert deciding(part(config, TrainingConfig))["updates"] == 7
-    assert deciding(part(config, StatisticsConfig)) == {"batch_size": 5, "fisher": "empirical", "examples": 1000,
-                                                        "as_original": False}  # fmt: skip
+    assert deciding(part(config, StatisticsConfig)) == {
+        "batch_size": 5,
+        "fisher": "empirical",
+        "examples": 1000,
+        "as_original": False,
+    }
 
 
 def test_two_that_need_a_model_train_it_once(config, monkeypatch):
@@ -304,7 +323,10 @@ def test_collect_is_of_this_model_and_these_data(encoder, tmp_path, said):
     with pytest.raises(UserError, match="lies in the folder of the model"):
         collect.run(replace(config, output=str(folder / "model.safetensors")))
     (folder / "model.safetensors").unlink()
-    save_file({name: tensor for name, tensor in weights.items() if name != "classifier.weight"}, folder / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "classifier.weight"},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(UserError, match=r"the weights do not fit config\.json, e\.g\. classifier\.weight"):
         collect.run(config)

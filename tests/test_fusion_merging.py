@@ -29,10 +29,15 @@ def of(value, dtype=single, shape=(2, 2)) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtypes", "expected"),
     [
-        ((half, single), single), ((single, half), single), ((half, brain), single), ((brain, brain), brain),
-        ((half, half), half), ((half, double), double), ((double, single), double),
+        ((half, single), single),
+        ((single, half), single),
+        ((half, brain), single),
+        ((brain, brain), brain),
+        ((half, half), half),
+        ((half, double), double),
+        ((double, single), double),
     ],
-)  # fmt: skip
+)
 def test_floats_are_written_in_the_widest_dtype(dtypes, expected):
     found = merged(of(1.0, dtypes[0]), of(3.0, dtypes[1]))["w.weight"]
     assert found.dtype == expected and (found == 2).all()
@@ -124,8 +129,10 @@ def test_negative_coefficients_are_for_simple_only():
         merged(of(1.0), of(2.0), statistics=statistics, method="fisher", coefficients=[-1.0, 2.0])
 
 
-@pytest.mark.parametrize(("method", "key", "bad"), [("fisher", FISHER + "w.weight", NAN), ("fisher", FISHER + "w.weight", -1.0),
-                                                    ("regmean", GRAM + "w", INF)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "key", "bad"),
+    [("fisher", FISHER + "w.weight", NAN), ("fisher", FISHER + "w.weight", -1.0), ("regmean", GRAM + "w", INF)],
+)
 def test_statistics_that_are_not_sound(method, key, bad):
     good = {GRAM + "w": torch.eye(2).double(), FISHER + "w.weight": torch.ones(2, 2)}
     damaged = {**good, key: torch.full((2, 2), bad)}
@@ -178,8 +185,11 @@ def test_a_merged_folder_says_what_it_was_made_from(config):
     assert record["models"] == {model: model_digest(model) for model in config.models} and record["method"] == "regmean"
     assert record["model.safetensors"] == file_digest(Path(config.output) / "model.safetensors")
     assert {path.name for path in Path(config.output).glob("[!.]*")} == {
-        "config.json", "tokenizer.json", "model.safetensors", "fusion.json"
-    }  # fmt: skip
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "fusion.json",
+    }
 
 
 def test_the_configuration_names_the_dtype_of_the_weights(config, tmp_path):

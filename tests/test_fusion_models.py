@@ -58,9 +58,11 @@ def test_positions_that_an_encoder_can_read():
         16: BertForSequenceClassification(bert),
         18: RobertaModel(RobertaConfig(**SMALL, max_position_embeddings=20, pad_token_id=1)),
         14: MPNetModel(MPNetConfig(**SMALL, max_position_embeddings=16)),
-        9: DistilBertModel(DistilBertConfig(vocab_size=30, dim=8, n_layers=1, n_heads=2, hidden_dim=8, max_position_embeddings=9)),
+        9: DistilBertModel(
+            DistilBertConfig(vocab_size=30, dim=8, n_layers=1, n_heads=2, hidden_dim=8, max_position_embeddings=9)
+        ),
         None: tiny_t5(),
-    }  # fmt: skip
+    }
     assert {found: positions(model) for found, model in models.items()} == {found: found for found in models}
     for length, model in models.items():
         if length and hasattr(model, "eval"):
@@ -91,8 +93,12 @@ def test_collecting_cuts_alike(config, encoder, data, tmp_path):
     BertForSequenceClassification.from_pretrained(folder, **labels).save_pretrained(folder)
     found = []
     for length in (128, 16):
-        settings = collect.Config(model=str(folder), data=str(data / "a" / "a_train.tsv"), max_length=length,
-                                  output=str(tmp_path / f"{length}.safetensors"))  # fmt: skip
+        settings = collect.Config(
+            model=str(folder),
+            data=str(data / "a" / "a_train.tsv"),
+            max_length=length,
+            output=str(tmp_path / f"{length}.safetensors"),
+        )
         collect.run(settings)
         found.append(read_tensors(tmp_path / f"{length}.safetensors"))
     assert found[0].info == found[1].info and found[0].info["identity"]["max_length"] == 16
@@ -130,10 +136,13 @@ DAMAGED = {
     "shape": (weights(lambda tensors: tensors.update({QUERY: torch.zeros(3, 3)})), "cannot load"),
     "fewer layers": (edited("config.json", lambda c: c.update(num_hidden_layers=1)), "do not fit config.json, e.g. "),
     "more layers": (edited("config.json", lambda c: c.update(num_hidden_layers=9)), "do not fit config.json, e.g. "),
-    "code": (edited("config.json", lambda c: c.update(auto_map={"AutoConfig": "evil.X"})), "no code of a model is ever run"),
+    "code": (
+        edited("config.json", lambda c: c.update(auto_map={"AutoConfig": "evil.X"})),
+        "no code of a model is ever run",
+    ),
     "tokens": (edited("tokenizer.json", lambda c: c["model"]["vocab"].update(far=77)), "its tokenizer 1 more: far"),
     "tokenizer": (lambda folder: [path.unlink() for path in folder.glob("*[ov][kc]*")], "cannot load a tokenizer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)

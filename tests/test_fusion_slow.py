@@ -15,9 +15,13 @@ from pewe.merging.store import FISHER, GRAM
 ENCODER, T5 = random_encoder, lambda seed: tiny_t5()
 LAYERS = {  # linear layer -> the field whose padding its inputs have
     ENCODER: {"roberta.encoder.layer.0.attention.self.query": "attention_mask", "classifier.out_proj": ""},
-    T5: {"encoder.block.2.layer.1.DenseReluDense.wo": "attention_mask", "decoder.block.1.layer.1.EncDecAttention.q": "labels",
-         "decoder.block.1.layer.1.EncDecAttention.k": "attention_mask", "lm_head": "labels"},
-}  # fmt: skip
+    T5: {
+        "encoder.block.2.layer.1.DenseReluDense.wo": "attention_mask",
+        "decoder.block.1.layer.1.EncDecAttention.q": "labels",
+        "decoder.block.1.layer.1.EncDecAttention.k": "attention_mask",
+        "lm_head": "labels",
+    },
+}
 BATCHES = {ENCODER: lambda: encoder_batches(1, 3), T5: lambda: [random_batch(4, seed=seed) for seed in (1, 2, 3)]}
 
 
@@ -34,8 +38,13 @@ def test_grams_by_a_slow_loop(kind, as_original):
                 lambda module, args, inputs=inputs: inputs.append(args[0].detach())
             )
             if kind is T5 and as_original:
-                model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_length=4, num_beams=1,
-                               do_sample=False)  # fmt: skip
+                model.generate(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    max_length=4,
+                    num_beams=1,
+                    do_sample=False,
+                )
             model(**{key: value for key, value in batch.items() if kind is T5 or key != "labels"})
             handle.remove()
             for x in inputs:
@@ -48,8 +57,11 @@ def test_grams_by_a_slow_loop(kind, as_original):
         assert np.abs(found.tensors[GRAM + name].numpy() - slow).max() < 1e-5 * np.abs(slow).max(), name
 
 
-@pytest.mark.parametrize(("kind", "fisher"), [(ENCODER, "hard"), (ENCODER, "empirical"), (T5, "empirical")],
-                         ids=["encoder-hard", "encoder-empirical", "t5-empirical"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "fisher"),
+    [(ENCODER, "hard"), (ENCODER, "empirical"), (T5, "empirical")],
+    ids=["encoder-hard", "encoder-empirical", "t5-empirical"],
+)
 def test_fishers_by_a_slow_loop(kind, fisher):
     """The mean over batches of the squared gradient of a batch's mean loss; hard: against the most likely class."""
     model, data = kind(1), BATCHES[kind]()
@@ -123,11 +135,20 @@ def slow_merge(name, names, models, statistics, c, method, alpha=0.9, ridge=0.0,
 
 
 @pytest.mark.parametrize("coefficients", [[], [0.5, 0.3, 0.2]], ids=["equal", "unequal"])
-@pytest.mark.parametrize("settings", [
-    {"method": "simple"}, *({"method": "fisher", "normalise": kind} for kind in ("none", "param", "model")),
-    *({"method": "regmean", "alpha": alpha, "ridge": 1e-3} for alpha in (0.0, 0.5, 1.0)),
-    {"method": "regmean", "ridge": 1e-6, "regmean_exclude": ["roberta.pooler.dense.weight", "classifier.dense.weight"]},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "simple"},
+        *({"method": "fisher", "normalise": kind} for kind in ("none", "param", "model")),
+        *({"method": "regmean", "alpha": alpha, "ridge": 1e-3} for alpha in (0.0, 0.5, 1.0)),
+        {
+            "method": "regmean",
+            "ridge": 1e-6,
+            "regmean_exclude": ["roberta.pooler.dense.weight", "classifier.dense.weight"],
+        },
+    ],
+    ids=str,
+)
 def test_merges_by_a_slow_loop(three, settings, coefficients):
     models, statistics = three
     found = merged(models, statistics, **settings, coefficients=coefficients, exclude=["roberta.embeddings.LayerNorm"])

@@ -39,9 +39,20 @@ def config(backbone, tmp_path, monkeypatch):
             lines = [f"we {label} {number}\t{label}\n" for number in range(count) for label in labels]
             (tmp_path / "data" / name / f"{name}_{split}.tsv").write_text("".join(lines))
     return Config(
-        kind="yesno", model=str(backbone), data_dir=str(tmp_path / "data"), zoo=str(tmp_path / "zoo"), domains=["a", "b"],
-        held_out=["c"], seeds=[1], updates=3, batch_size=4, learning_rate=1e-2, ridge=1e-3, name="tiny", quiet=True,
-    )  # fmt: skip
+        kind="yesno",
+        model=str(backbone),
+        data_dir=str(tmp_path / "data"),
+        zoo=str(tmp_path / "zoo"),
+        domains=["a", "b"],
+        held_out=["c"],
+        seeds=[1],
+        updates=3,
+        batch_size=4,
+        learning_rate=1e-2,
+        ridge=1e-3,
+        name="tiny",
+        quiet=True,
+    )
 
 
 def test_rows_ask_for_every_known_label(config, tmp_path, backbone):

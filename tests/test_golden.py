@@ -13,9 +13,12 @@ from golden.make import HERE, stored
 def world(tiny_backbones, tiny_data, paper_data, tiny_checkpoints, tmp_path_factory):
     """What the cases read, and a new folder for each."""
     return SimpleNamespace(
-        backbones=tiny_backbones, data=tiny_data, paper_data=paper_data, checkpoints=tiny_checkpoints,
+        backbones=tiny_backbones,
+        data=tiny_data,
+        paper_data=paper_data,
+        checkpoints=tiny_checkpoints,
         scratch=lambda: tmp_path_factory.mktemp("case"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

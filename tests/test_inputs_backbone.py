@@ -63,8 +63,13 @@ def own_code(folder: Path, place: str) -> None:
         edit(folder, place, tokenizer_class="XTok", auto_map={"AutoTokenizer": ["evil.X", "evil.X"]})
     else:
         changes = {"model_type": "evil"} if place == "unknown" else {}
-        edit(folder, "config.json", trust_remote_code=True,
-             auto_map={"AutoConfig": "evil.X", "AutoModelForSeq2SeqLM": "evil.X"}, **changes)  # fmt: skip
+        edit(
+            folder,
+            "config.json",
+            trust_remote_code=True,
+            auto_map={"AutoConfig": "evil.X", "AutoModelForSeq2SeqLM": "evil.X"},
+            **changes,
+        )
 
 
 @pytest.fixture
@@ -75,51 +80,103 @@ def folder(tiny_backbone, tmp_path) -> Path:
 
 SPOILED = {
     # configuration
-    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: expected a JSON object, not a list"),
-    "config is damaged": (lambda f: (f / "config.json").write_text('{"a": '), "config.json: Expecting value: line 1 column 7"),
-    "config is too deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot load .*config.json: maximum"),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json: expected a JSON object, not a list",
+    ),
+    "config is damaged": (
+        lambda f: (f / "config.json").write_text('{"a": '),
+        "config.json: Expecting value: line 1 column 7",
+    ),
+    "config is too deep": (
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        "cannot load .*config.json: maximum",
+    ),
     "config is empty": (lambda f: (f / "config.json").write_text("{}"), "config.json has no model_type"),
     "a text for a number": (lambda f: edit(f, "config.json", d_model="x"), "cannot load the model"),
     "no heads": (lambda f: edit(f, "config.json", num_heads=0), "6 of which are mismatched|cannot load"),
     "another activation": (
-        lambda f: edit(f, "config.json", feed_forward_proj="gated-evil", dense_act_fn=None), "cannot load the model"),
+        lambda f: edit(f, "config.json", feed_forward_proj="gated-evil", dense_act_fn=None),
+        "cannot load the model",
+    ),
     "tokenizer config is a list": (
-        lambda f: (f / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json: expected a JSON object"),
-    "no pad": (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace(
-        '"pad_token_id": 0', '"pad_token_id": null')), "pad_token_id is None in config.json, 0 in the tokenizer"),
-    "pad beyond the model": (lambda f: edit(f, "config.json", pad_token_id=10**7), "pad_token_id is 10000000 in config.json, 0"),
-    "another end": (lambda f: edit(f, "config.json", eos_token_id=5), "eos_token_id is 5 in config.json, 1 in the tokenizer"),
+        lambda f: (f / "tokenizer_config.json").write_text("[]"),
+        "tokenizer_config.json: expected a JSON object",
+    ),
+    "no pad": (
+        lambda f: (f / "config.json").write_text(
+            (f / "config.json").read_text().replace('"pad_token_id": 0', '"pad_token_id": null')
+        ),
+        "pad_token_id is None in config.json, 0 in the tokenizer",
+    ),
+    "pad beyond the model": (
+        lambda f: edit(f, "config.json", pad_token_id=10**7),
+        "pad_token_id is 10000000 in config.json, 0",
+    ),
+    "another end": (
+        lambda f: edit(f, "config.json", eos_token_id=5),
+        "eos_token_id is 5 in config.json, 1 in the tokenizer",
+    ),
     "start beyond the model": (
-        lambda f: edit(f, "config.json", decoder_start_token_id=1300), "decoder_start_token_id 1300 is no token"),
+        lambda f: edit(f, "config.json", decoder_start_token_id=1300),
+        "decoder_start_token_id 1300 is no token",
+    ),
     # weights
     "fewer layers than the weights": (
-        lambda f: edit(f, "config.json", num_layers=2), "9 of which are unexpected, e.g. encoder.block.2"),
-    "fewer decoder layers": (lambda f: edit(f, "config.json", num_decoder_layers=1), "unexpected, e.g. decoder.block.1"),
+        lambda f: edit(f, "config.json", num_layers=2),
+        "9 of which are unexpected, e.g. encoder.block.2",
+    ),
+    "fewer decoder layers": (
+        lambda f: edit(f, "config.json", num_decoder_layers=1),
+        "unexpected, e.g. decoder.block.1",
+    ),
     "more layers": (lambda f: edit(f, "config.json", num_layers=4), "missing, e.g. encoder.block.3"),
     "another vocabulary": (lambda f: edit(f, "config.json", vocab_size=10**4), "mismatched, e.g. lm_head.weight"),
     "a head that is tied away": (
-        lambda f: edit(f, "config.json", tie_word_embeddings=None), "lm_head.weight of its own, but config.json"),
-    "NaN": (lambda f: weights(f, fill(float("nan"))), r"weight encoder.block.1.layer.0.SelfAttention.q.weight is not finite"),
+        lambda f: edit(f, "config.json", tie_word_embeddings=None),
+        "lm_head.weight of its own, but config.json",
+    ),
+    "NaN": (
+        lambda f: weights(f, fill(float("nan"))),
+        r"weight encoder.block.1.layer.0.SelfAttention.q.weight is not finite",
+    ),
     "infinite": (lambda f: weights(f, fill(float("-inf"))), "SelfAttention.q.weight is not finite"),
     "torn weights": (
-        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1000]), "cannot load the model .*incomplete|invalid"),
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1000]),
+        "cannot load the model .*incomplete|invalid",
+    ),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "cannot load the model"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot load the model .*no file named"),
     # tokenizer
     "tokens beyond the model": (
-        lambda f: add_tokens(f, "Wurov", "Rabury"), "embeddings of 1300 tokens, its tokenizer 2 more: Wurov, Rabury"),
-    "a smaller model": (lambda f: (weights(f, lambda t: t.update({k: t[k][:1250].clone() for k in
-        ("shared.weight", "lm_head.weight")})), edit(f, "config.json", vocab_size=1250)),
-        "embeddings of 1250 tokens, its tokenizer 50 more: <extra_id_49>"),
+        lambda f: add_tokens(f, "Wurov", "Rabury"),
+        "embeddings of 1300 tokens, its tokenizer 2 more: Wurov, Rabury",
+    ),
+    "a smaller model": (
+        lambda f: (
+            weights(f, lambda t: t.update({k: t[k][:1250].clone() for k in ("shared.weight", "lm_head.weight")})),
+            edit(f, "config.json", vocab_size=1250),
+        ),
+        "embeddings of 1250 tokens, its tokenizer 50 more: <extra_id_49>",
+    ),
     "damaged pieces": (lambda f: (f / "spiece.model").write_bytes(b"\xff" * 1000), "cannot load a tokenizer"),
-    "no tokenizer": (lambda f: [p.unlink() for p in f.iterdir() if "token" in p.name or p.suffix == ".model"],
-                     "cannot load a tokenizer"),
+    "no tokenizer": (
+        lambda f: [p.unlink() for p in f.iterdir() if "token" in p.name or p.suffix == ".model"],
+        "cannot load a tokenizer",
+    ),
     # pointers of Git LFS, and code
-    **{f"pointer {name}": (lambda f, name=name: (f / name).write_text(LFS), f"{name} is a pointer of Git LFS.*git lfs pull")
-       for name in (WEIGHTS, "spiece.model", "tokenizer.json", "config.json", "pytorch_model.bin")},
-    **{f"code {place}": (lambda f, place=place: own_code(f, place), "no code of a model is ever run")
-       for place in ("known", "unknown", "tokenizer_config.json", "custom_generate")},
-}  # fmt: skip
+    **{
+        f"pointer {name}": (
+            lambda f, name=name: (f / name).write_text(LFS),
+            f"{name} is a pointer of Git LFS.*git lfs pull",
+        )
+        for name in (WEIGHTS, "spiece.model", "tokenizer.json", "config.json", "pytorch_model.bin")
+    },
+    **{
+        f"code {place}": (lambda f, place=place: own_code(f, place), "no code of a model is ever run")
+        for place in ("known", "unknown", "tokenizer_config.json", "custom_generate")
+    },
+}
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "shards of bin"])
@@ -223,8 +280,16 @@ def test_a_tokenizer_without_pieces(kind, folder):
     for name in ("spiece.model", "added_tokens.json", "special_tokens_map.json"):
         (other / name).unlink(missing_ok=True)
     tokens = [f"<extra_id_{number}>" for number in range(100)]
-    about = {"backend": "tokenizers", "tokenizer_class": kind, "extra_ids": 100, "extra_special_tokens": tokens,
-             "add_prefix_space": True, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    about = {
+        "backend": "tokenizers",
+        "tokenizer_class": kind,
+        "extra_ids": 100,
+        "extra_special_tokens": tokens,
+        "add_prefix_space": True,
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     (other / "tokenizer_config.json").write_text(json.dumps(about))
     assert ids(other) == before
 

@@ -22,16 +22,19 @@ from task_list import METRICS as METRIC_OF_TASK
 
 GOOD = {"Pearson-Correlation": "1.5", "Pearson-Spearman": "-2", "Matthew-Correlation": "acceptable", "MultiRC": "True"}
 UNREADABLE = [  # metric, split, what stands behind the input, what is said
-    *((metric, split, text, f"{metric} needs a number, not {text!r}")
-      for metric in ("Pearson-Correlation", "Pearson-Spearman") for split in ("train", "dev", "test")
-      for text in ("n/a", "nan", "inf", "1,5")),
+    *(
+        (metric, split, text, f"{metric} needs a number, not {text!r}")
+        for metric in ("Pearson-Correlation", "Pearson-Spearman")
+        for split in ("train", "dev", "test")
+        for text in ("n/a", "nan", "inf", "1,5")
+    ),
     ("Matthew-Correlation", "dev", "1", "Matthew-Correlation needs acceptable or unacceptable, not '1'"),
     ("MultiRC", "train", "true", "MultiRC needs True or False, not 'true'"),
     ("MultiRC", "test", "yes\t3", "MultiRC needs True or False, not 'yes'"),
     ("MultiRC", "dev", "True", "MultiRC: a line of dev and test must have the name of its question behind the answer"),
     ("MultiRC", "train", "True\t3", "MultiRC: a line of train has one output, the answer"),
     ("Rouge-L", "dev", "fine\t...", "Rouge-L is not defined for an output of dots only"),
-]  # fmt: skip
+]
 
 
 def task_folder(folder, metric, monkeypatch, **spoiled):
@@ -154,10 +157,22 @@ def test_one_task_without_a_score_does_not_stop_the_others(correlated, tiny_back
 
 def test_a_run_without_a_score_ends_with_a_result(correlated, tiny_backbone, tmp_path):
     config = TuneConfig(
-        do_train=True, do_predict=True, model=str(tiny_backbone), device="cpu", task_dir=str(correlated), stack=2,
-        tasks=list(MINI_TASKS[:2]), output_dir=str(tmp_path / "out"), train_iters=1, valid_interval=1, bsz_list=[4],
-        max_input_length=16, max_output_length=4, adapter_size=4, quiet=True,
-    )  # fmt: skip
+        do_train=True,
+        do_predict=True,
+        model=str(tiny_backbone),
+        device="cpu",
+        task_dir=str(correlated),
+        stack=2,
+        tasks=list(MINI_TASKS[:2]),
+        output_dir=str(tmp_path / "out"),
+        train_iters=1,
+        valid_interval=1,
+        bsz_list=[4],
+        max_input_length=16,
+        max_output_length=4,
+        adapter_size=4,
+        quiet=True,
+    )
     table = tune(config).set_index("task")
     assert table.loc[MINI_TASKS[0], ["dev", "test"]].tolist() == [0.0, 0.0]
     assert table["test"].notna().all() and len(table) == 2

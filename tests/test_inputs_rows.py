@@ -37,9 +37,13 @@ ROWS = {
     "CSV of an old Mac": ("train.csv", table("a,b,c", mark=",").replace(b"\n", b"\r"), [["a", "b", "c"]]),
     "only a header": ("train.tsv", table(), []),
     "empty": ("train.tsv", b"", []),
-    "JSON lines": ("train.jsonl", json.dumps(dict.fromkeys(HEADER, "a\u2028b"), ensure_ascii=False).encode(), [["a\u2028b"] * 3]),
+    "JSON lines": (
+        "train.jsonl",
+        json.dumps(dict.fromkeys(HEADER, "a\u2028b"), ensure_ascii=False).encode(),
+        [["a\u2028b"] * 3],
+    ),
     "JSON": ("train.json", b"\n\n" + json.dumps([dict.fromkeys(HEADER, "x")]).encode(), [["x"] * 3]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -49,13 +53,29 @@ def test_rows_are_those_of_the_file(name, tmp_path):
 
 
 BAD = {
-    "a row too short": ("train.tsv", table("a\tb\tc", "d\te"), "train.tsv, line 3: expected 3 cells as in the header, not 2"),
-    "a row too long": ("train.csv", table("a,b,c,d", mark=","), "train.csv, line 2: expected 3 cells as in the header, not 4"),
+    "a row too short": (
+        "train.tsv",
+        table("a\tb\tc", "d\te"),
+        "train.tsv, line 3: expected 3 cells as in the header, not 2",
+    ),
+    "a row too long": (
+        "train.csv",
+        table("a,b,c,d", mark=","),
+        "train.csv, line 2: expected 3 cells as in the header, not 4",
+    ),
     "CSV in a TSV": ("train.tsv", table('"say ""no"""\tb\tc'), "train.tsv, line 2: a cell is quoted as in CSV"),
-    "a quote is never closed": ("train.csv", table('"a,b,c', "d,e,f", mark=","), "train.csv, line 3: unexpected end of data"),
+    "a quote is never closed": (
+        "train.csv",
+        table('"a,b,c', "d,e,f", mark=","),
+        "train.csv, line 3: unexpected end of data",
+    ),
     "text behind a quote": ("train.csv", table('"a"x,b,c', mark=","), "train.csv, line 2: ',' expected after"),
     "a column twice": ("train.tsv", b"question\tquestion\n", "train.tsv: the header names column 'question' twice"),
-    "latin-1": ("train.tsv", table("a\tb\tc") + "caf\xe9\tb\tc\n".encode("latin-1"), "train.tsv, line 3: not UTF-8 (byte 3)"),
+    "latin-1": (
+        "train.tsv",
+        table("a\tb\tc") + "caf\xe9\tb\tc\n".encode("latin-1"),
+        "train.tsv, line 3: not UTF-8 (byte 3)",
+    ),
     "latin-1 CSV": ("train.csv", "é,b\né".encode() + b"\xe9", "train.csv, line 2: not UTF-8 (byte 2)"),
     "latin-1 JSON": ("train.jsonl", b'{"question": "\xe9"}\n', "train.jsonl, line 1: not UTF-8"),
     "no object": ("train.jsonl", b"[1]\n5\n", "train.jsonl, line 1: expected an object"),
@@ -64,7 +84,7 @@ BAD = {
     "too deep": ("train.jsonl", b"[" * 100_000, "train.jsonl is damaged"),
     "not compressed": ("train.jsonl.gz", None, "train.jsonl.gz is damaged"),
     "cut off": ("train.tsv.gz", None, "train.tsv.gz is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

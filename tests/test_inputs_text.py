@@ -48,9 +48,14 @@ TEXTS = {
     "old Mac": (b"EU\tB-ORG\rand\tO\r", [("EU", "B-ORG"), ("and", "O")]),
     "byte order mark": (b"\xef\xbb\xbfEU\tB-ORG\nand\tO\n", [("EU", "B-ORG"), ("and", "O")]),
     "two files in one": (b"\xef\xbb\xbfEU\tB-ORG\n\xef\xbb\xbfand\tO\n", [("EU", "B-ORG"), ("and", "O")]),
-    **{f"U+{ord(one):04X} in a word": (f"call{one}now\tB-X\nand\tO\n".encode(), [(f"call{one}now", "B-X"), ("and", "O")])
-       for one in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"},
-}  # fmt: skip
+    **{
+        f"U+{ord(one):04X} in a word": (
+            f"call{one}now\tB-X\nand\tO\n".encode(),
+            [(f"call{one}now", "B-X"), ("and", "O")],
+        )
+        for one in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    },
+}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -193,9 +198,12 @@ def test_a_source_twice():
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
-    [([], "--task_list own must name at least one task"), ("boolq", "must name at least one task, not 'boolq'"),
-     (["boolqq"], "--task_list own: task 'boolqq'; did you mean 'boolq'")],
-)  # fmt: skip
+    [
+        ([], "--task_list own must name at least one task"),
+        ("boolq", "must name at least one task, not 'boolq'"),
+        (["boolqq"], "--task_list own: task 'boolqq'; did you mean 'boolq'"),
+    ],
+)
 def test_a_list_of_ones_own(tasks, message, monkeypatch):
     monkeypatch.setitem(TASK_LISTS, "own", tasks)
     with pytest.raises(UserError, match=message):
@@ -221,8 +229,28 @@ def test_lengths_that_leave_nothing(name, tiny_data):
 
 def words(rng: random.Random, size: int) -> str:
     """Text with everything that may matter at a cut: runs of spaces, marks, special tokens, words of any length."""
-    parts = ["the", "harbour", "x" * rng.randrange(1, 60), "é", "e\u0301", "<extra_id_0>", "<extra_id_7>", "\u2028", "，",
-             "  ", "\u3000", "\u00a0", "ﬁ", "日本語", "…", "a-b", "don't", "</s>", "\u0301", "\ufeff"]  # fmt: skip
+    parts = [
+        "the",
+        "harbour",
+        "x" * rng.randrange(1, 60),
+        "é",
+        "e\u0301",
+        "<extra_id_0>",
+        "<extra_id_7>",
+        "\u2028",
+        "，",
+        "  ",
+        "\u3000",
+        "\u00a0",
+        "ﬁ",
+        "日本語",
+        "…",
+        "a-b",
+        "don't",
+        "</s>",
+        "\u0301",
+        "\ufeff",
+    ]
     return "".join(rng.choice(parts) + rng.choice([" ", " ", " ", "  ", ""]) for _ in range(size))
 
 

@@ -53,11 +53,32 @@ CASES = [("adapter", name) for name in COMMANDS] + [(method, name) for method in
 def flags(method, tiny_backbone, tiny_data, tmp_path_factory):
     """The flags that all commands share, with three sources of this delta."""
     sources = tmp_path_factory.mktemp("sources")
-    common = {"tune_method": method, "model": str(tiny_backbone), "task_dir": str(tiny_data), "device": "cpu",
-              "max_input_length": 32, "max_output_length": 6, "adapter_size": 4, "lora_r": 3, "prefix_num": 5,
-              "prefix_r": 4}  # fmt: skip
-    tune(TuneConfig(**common, tasks=list(MINI_TASKS), bsz_list=[4], learning_rate_list=[1e-2], train_iters=4,
-                    valid_interval=2, stack=3, do_train=True, quiet=True, output_dir=str(sources)))  # fmt: skip
+    common = {
+        "tune_method": method,
+        "model": str(tiny_backbone),
+        "task_dir": str(tiny_data),
+        "device": "cpu",
+        "max_input_length": 32,
+        "max_output_length": 6,
+        "adapter_size": 4,
+        "lora_r": 3,
+        "prefix_num": 5,
+        "prefix_r": 4,
+    }
+    tune(
+        TuneConfig(
+            **common,
+            tasks=list(MINI_TASKS),
+            bsz_list=[4],
+            learning_rate_list=[1e-2],
+            train_iters=4,
+            valid_interval=2,
+            stack=3,
+            do_train=True,
+            quiet=True,
+            output_dir=str(sources),
+        )
+    )
     return [
         "--quiet",
         "--tasks",

@@ -230,10 +230,11 @@ def test_stacks_of_1_3_and_32_agree(config_of, name, method):
 def test_bfloat16_keeps_the_ranking_of_sources(config_of, name, method):
     config = config_of(method, tasks=["boolq", "codah"], source_tasks=QA_task_list)
     exact, rounded = (
-        compute(name, config, dtype=dtype, output_dir=f"{config.output_dir}/{dtype}")
-        .pivot(index="target", columns="source", values="value")
+        compute(name, config, dtype=dtype, output_dir=f"{config.output_dir}/{dtype}").pivot(
+            index="target", columns="source", values="value"
+        )
         for dtype in ("float32", "bfloat16")
-    )  # fmt: skip
+    )
     for target in exact.index:
         assert spearmanr(exact.loc[target], rounded.loc[target]).statistic > 0.95, target
 
@@ -246,12 +247,28 @@ def tuned_checkpoints(tiny_backbones, paper_data, tmp_path_factory):
     """Adapters that were really tuned on the six tasks, from two seeds."""
     out = tmp_path_factory.mktemp("tuned")
     for kind, seed in (("source", 1), ("random", 2)):
-        tune(TuneConfig(
-            model=str(tiny_backbones["v1.1"]), task_dir=str(paper_data), tasks=SOME, device="cpu", quiet=True, do_train=True,
-            full_train=True, learning_rate_list=[1e-2], bsz_list=[8], train_iters=60, valid_interval=60, stack=len(SOME),
-            max_input_length=32, max_output_length=12, seed=seed, output_dir=str(out / "adapter" / kind),
-            start_is_candidate=False, **SMALL["adapter"],
-        ))  # fmt: skip
+        tune(
+            TuneConfig(
+                model=str(tiny_backbones["v1.1"]),
+                task_dir=str(paper_data),
+                tasks=SOME,
+                device="cpu",
+                quiet=True,
+                do_train=True,
+                full_train=True,
+                learning_rate_list=[1e-2],
+                bsz_list=[8],
+                train_iters=60,
+                valid_interval=60,
+                stack=len(SOME),
+                max_input_length=32,
+                max_output_length=12,
+                seed=seed,
+                output_dir=str(out / "adapter" / kind),
+                start_is_candidate=False,
+                **SMALL["adapter"],
+            )
+        )
     return out
 
 

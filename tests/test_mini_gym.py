@@ -45,8 +45,11 @@ def test_sizes_and_disjoint_splits(task):
     }
     few = 32 if "yesno" in task else 64
     assert {name: len(lines) for name, lines in splits.items()} == {
-        "64_42_train": few, "64_42_dev": few, "64_42_test": 200, "full_train": 2000,
-    }  # fmt: skip
+        "64_42_train": few,
+        "64_42_dev": few,
+        "64_42_test": 200,
+        "full_train": 2000,
+    }
     inputs = [example.input for lines in splits.values() for example in lines]
     assert len(inputs) == len(set(inputs))
     if "yesno" in task:

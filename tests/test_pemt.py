@@ -101,8 +101,11 @@ def test_padding_contributes_nothing(ablation):
 def test_padding_counts_as_original():
     model, delta = target(as_original=True)
     batch = random_batch(3)
-    wide = {**batch, "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 6)),
-            "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 6))}  # fmt: skip
+    wide = {
+        **batch,
+        "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 6)),
+        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 6)),
+    }
     short, long = losses(model, delta, batch), losses(model, delta, wide)
     assert long[0] == pytest.approx(short[0], rel=1e-4) and abs(long[1] - short[1]) > 1e-4
 
@@ -300,11 +303,26 @@ def test_adamw_is_adam_for_every_member():
 
 def settings(backbone, data, out, **changes) -> TuneConfig:
     base = TuneConfig(
-        model=str(backbone), task_dir=str(data), tasks=list(MINI_TASKS), output_dir=str(out), device="cpu", do_train=True,
-        do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_epochs=2, early_stop=10, max_input_length=32,
-        max_output_length=6, optimizer="adamw", lr_decay_style="linear", warmup_steps=0, start_is_candidate=False, quiet=True,
+        model=str(backbone),
+        task_dir=str(data),
+        tasks=list(MINI_TASKS),
+        output_dir=str(out),
+        device="cpu",
+        do_train=True,
+        do_predict=True,
+        learning_rate_list=[1e-2],
+        bsz_list=[4],
+        train_epochs=2,
+        early_stop=10,
+        max_input_length=32,
+        max_output_length=6,
+        optimizer="adamw",
+        lr_decay_style="linear",
+        warmup_steps=0,
+        start_is_candidate=False,
+        quiet=True,
         **SIZES,
-    )  # fmt: skip
+    )
     return replace(base, **changes)
 
 
@@ -313,8 +331,15 @@ def runs(tiny_backbone, tiny_data, tmp_path_factory):
     """Stage 1 on three tasks, then stage 2 on two targets."""
     out = tmp_path_factory.mktemp("pemt")
     tune(settings(tiny_backbone, tiny_data, out / "sources", tune_method="pemt_source"))
-    config = settings(tiny_backbone, tiny_data, out / "targets", tune_method="pemt", expert_path=str(out / "sources"),
-                      tasks=list(MINI_TASKS[:2]), experts=list(MINI_TASKS))  # fmt: skip
+    config = settings(
+        tiny_backbone,
+        tiny_data,
+        out / "targets",
+        tune_method="pemt",
+        expert_path=str(out / "sources"),
+        tasks=list(MINI_TASKS[:2]),
+        experts=list(MINI_TASKS),
+    )
     tune(config)
     return out, config
 
@@ -431,8 +456,10 @@ def test_gates_command(runs, tmp_path, capsys):
 
 
 def test_own_group_share():
-    rows = [("mini_read_towns", "r", "encoder 0", source, weight)
-            for source, weight in (("mini_read_people", 0.7), ("mini_yesno_towns", 0.1), ("mini_closed_towns", 0.2))]  # fmt: skip
+    rows = [
+        ("mini_read_towns", "r", "encoder 0", source, weight)
+        for source, weight in (("mini_read_people", 0.7), ("mini_yesno_towns", 0.1), ("mini_closed_towns", 0.2))
+    ]
     own = gates_command.own_group(pd.DataFrame(rows, columns=["target", "run", "layer", "source", "weight"]))
     assert own.loc["encoder 0"].tolist() == pytest.approx([0.7, 1 / 3])
 
@@ -477,8 +504,11 @@ def test_errors_name_what_is_wrong(runs, tmp_path):
         ({"task_descriptions": str(tmp_path / "few.tsv")}, "no description of task 'mini_read_towns'"),
         ({"task_descriptions": str(tmp_path / "bad.tsv")}, "bad.tsv, line 2"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"),
-        ({"do_train": False, "test_checkpoint": str(out / "targets"), "experts": list(MINI_TASKS[::-1])}, "other experts"),
-    ]  # fmt: skip
+        (
+            {"do_train": False, "test_checkpoint": str(out / "targets"), "experts": list(MINI_TASKS[::-1])},
+            "other experts",
+        ),
+    ]
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             tune(replace(one, **changes))

@@ -97,8 +97,10 @@ def keep_masks(monkeypatch, masks):
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
 
 
-CASES = [(1, "model", "forward", "grads", None), *((2, f"model_{n}", f"forward_{n}", f"grads_{n}_total", f"grads_{n}_ce")
-         for n in ("init", "perturbed"))]  # fmt: skip
+CASES = [
+    (1, "model", "forward", "grads", None),
+    *((2, f"model_{n}", f"forward_{n}", f"grads_{n}_total", f"grads_{n}_ce") for n in ("init", "perturbed")),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[2])
@@ -123,8 +125,14 @@ def test_forward_gradients_and_greedy_ids(golden_pemt, case):
     close(out.encoder_hidden_states[0], expected["encoder_inputs_embeds"])
     close(out.encoder_last_hidden_state, expected["encoder_last"])
     close(out.decoder_hidden_states[-1], expected["decoder_last"])
-    ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_length=12,
-                         num_beams=1, do_sample=False, use_cache=False)  # fmt: skip
+    ids = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_length=12,
+        num_beams=1,
+        do_sample=False,
+        use_cache=False,
+    )
     assert torch.equal(ids, expected["generated"])
     assert torch.equal(greedy(delta, [real_tokens(batch)], 12), expected["generated"])
 
@@ -144,8 +152,12 @@ def test_dropout_of_the_prompt(golden_pemt, name, monkeypatch):
     check_gradients(delta, loss, golden_pemt / "stage2" / f"grads_{name}_dropout.safetensors")
 
 
-TRACES = [(1, "model", "trace", 5e-4, 3), (2, "model_init", "trace_nodrop", 3e-4, 0),
-          (2, "model_init", "trace_dropout", 3e-4, 0), (2, "model_perturbed", "trace_perturbed_nodrop", 3e-3, 0)]  # fmt: skip
+TRACES = [
+    (1, "model", "trace", 5e-4, 3),
+    (2, "model_init", "trace_nodrop", 3e-4, 0),
+    (2, "model_init", "trace_dropout", 3e-4, 0),
+    (2, "model_perturbed", "trace_perturbed_nodrop", 3e-3, 0),
+]
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: f"{trace[0]}-{trace[2]}")

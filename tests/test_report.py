@@ -30,18 +30,35 @@ def edit(path, old: str, new: str) -> None:
 
 BAD = {
     "empty": (lambda f: (f / "cells.tsv").write_text(""), r"cells\.tsv: column 'delta' is missing"),
-    "header only": (lambda f: (f / "cells.tsv").write_text("\t".join(itertools.chain(*report.COLUMNS["cells"])) + "\n"),
-                    r"cells\.tsv has no rows"),
+    "header only": (
+        lambda f: (f / "cells.tsv").write_text("\t".join(itertools.chain(*report.COLUMNS["cells"])) + "\n"),
+        r"cells\.tsv has no rows",
+    ),
     "no column": (lambda f: edit(f / "cells.tsv", "test", "tst"), r"cells\.tsv: column 'test' is missing"),
-    "text for a number": (lambda f: edit(f / "weights.tsv", "\t0.", "\tzero."), r"weights\.tsv, line \d+: weight must be a number"),
-    "text for a seed": (lambda f: edit(f / "cells.tsv", "\t42\t", "\tfour\t"), r"line 2: seed must be a number, not 'four'"),
+    "text for a number": (
+        lambda f: edit(f / "weights.tsv", "\t0.", "\tzero."),
+        r"weights\.tsv, line \d+: weight must be a number",
+    ),
+    "text for a seed": (
+        lambda f: edit(f / "cells.tsv", "\t42\t", "\tfour\t"),
+        r"line 2: seed must be a number, not 'four'",
+    ),
     "unknown init": (lambda f: edit(f / "cells.tsv", "\tLoss\t", "\t<script>\t"), r"init cannot be '<script>'"),
     "unknown task": (lambda f: edit(f / "cells.tsv", "boolq", "<script>"), r"task cannot be '<script>"),
-    "unknown source": (lambda f: edit(f / "similarities.tsv", "boolq", "boolk"), r"cannot be 'boolk'; did you mean 'boolq'"),
-    "delta above": (lambda f: edit(f / "cells.tsv", "adapter\t", "../../../x\t"), r"delta must be a plain name without slashes"),
-    "short row": (lambda f: (f / "curves.tsv").open("a").write("adapter\n"), r"curves\.tsv, line \d+: 1 cells, expected"),
+    "unknown source": (
+        lambda f: edit(f / "similarities.tsv", "boolq", "boolk"),
+        r"cannot be 'boolk'; did you mean 'boolq'",
+    ),
+    "delta above": (
+        lambda f: edit(f / "cells.tsv", "adapter\t", "../../../x\t"),
+        r"delta must be a plain name without slashes",
+    ),
+    "short row": (
+        lambda f: (f / "curves.tsv").open("a").write("adapter\n"),
+        r"curves\.tsv, line \d+: 1 cells, expected",
+    ),
     "no folder": (shutil.rmtree, "make it with scripts/reproduce.sh"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -96,8 +113,11 @@ def test_every_picture_and_what_it_shows(folder, monkeypatch):
 def test_what_would_be_markup_in_a_markdown_table_is_not():
     frame = pd.DataFrame({"a|b": ["**0.5**", "x | y"], "<b>": ["1 ± 2", "a\nb"]}, index=["a\\", "R&D"])
     assert markdown(frame, "init").splitlines() == [
-        r"| init | a\|b | &lt;b&gt; |", "| --- | ---: | ---: |", r"| a\\ | **0.5** | 1 ± 2 |", r"| R&amp;D | x \| y | a b |",
-    ]  # fmt: skip
+        r"| init | a\|b | &lt;b&gt; |",
+        "| --- | ---: | ---: |",
+        r"| a\\ | **0.5** | 1 ± 2 |",
+        r"| R&amp;D | x \| y | a b |",
+    ]
     assert escaped(0.25) == "0.25" and escaped("mini_read_towns") == "mini_read_towns"
 
 

@@ -309,12 +309,22 @@ def test_the_best_source_is_the_first_of_the_loss_and_texts_need_no_deltas(here)
 
 def test_statistics_by_hand():
     cells = pd.DataFrame(
-        [("adapter", init, seed, task, "p", dev, test) for init, seed, task, dev, test in [
-            ("Random", 1, "a", 0.5, 0.4), ("Random", 1, "a", 0.6, 0.2), ("Random", 1, "b", 0.5, 0.6), ("Random", 2, "a", 0.1, 0.4),
-            ("Random", 2, "b", 0.1, 0.4), ("Loss", 1, "a", 0.5, 0.3), ("Loss", 1, "b", 0.5, 0.8), ("Loss", 2, "a", 0.1, 0.6),
-            ("Loss", 2, "b", 0.1, 0.5)]],
+        [
+            ("adapter", init, seed, task, "p", dev, test)
+            for init, seed, task, dev, test in [
+                ("Random", 1, "a", 0.5, 0.4),
+                ("Random", 1, "a", 0.6, 0.2),
+                ("Random", 1, "b", 0.5, 0.6),
+                ("Random", 2, "a", 0.1, 0.4),
+                ("Random", 2, "b", 0.1, 0.4),
+                ("Loss", 1, "a", 0.5, 0.3),
+                ("Loss", 1, "b", 0.5, 0.8),
+                ("Loss", 2, "a", 0.1, 0.6),
+                ("Loss", 2, "b", 0.1, 0.5),
+            ]
+        ],
         columns=["delta", "init", "seed", "task", "prefix", "dev", "test"],
-    )  # fmt: skip
+    )
     scored = stats.scores(cells)
     assert scored[(scored["init"] == "Random") & (scored["seed"] == 1)]["test"].tolist() == [
         0.2,
@@ -328,8 +338,12 @@ def test_statistics_by_hand():
 
 def test_weights_statistics_by_hand():
     tasks = [*MINI_TASKS[:2], "mini_closed_towns"]  # two of one group, one alone
-    rows = [("adapter", init, 1, t, s, 0.0 if s == t else w) for init, ws in (("Loss", (0.9, 0.1)), ("EL2N", (0.6, 0.4)))
-            for t in tasks for s, w in zip([t, *[x for x in tasks if x != t]], (0.0, *ws), strict=True)]  # fmt: skip
+    rows = [
+        ("adapter", init, 1, t, s, 0.0 if s == t else w)
+        for init, ws in (("Loss", (0.9, 0.1)), ("EL2N", (0.6, 0.4)))
+        for t in tasks
+        for s, w in zip([t, *[x for x in tasks if x != t]], (0.0, *ws), strict=True)
+    ]
     weights = pd.DataFrame(rows, columns=["delta", "init", "seed", "target", "source", "weight"])
     found = stats.own_group(weights).set_index("init")
     assert found.loc["Loss", "own_group"] == pytest.approx(0.9) and found.loc["Loss", "chance"] == pytest.approx(0.5)

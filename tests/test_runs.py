@@ -34,10 +34,24 @@ BEST = "checkpoint-best.pt"
 
 def settings(model, data, out, **changes) -> TuneConfig:
     base = TuneConfig(
-        model=str(model), task_dir=str(data), tasks=[TASK], output_dir=str(out), device="cpu", do_train=True,
-        do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_iters=4, valid_interval=2, early_stop=10,
-        max_input_length=32, max_output_length=6, adapter_size=4, quiet=True, start_is_candidate=False,
-    )  # fmt: skip
+        model=str(model),
+        task_dir=str(data),
+        tasks=[TASK],
+        output_dir=str(out),
+        device="cpu",
+        do_train=True,
+        do_predict=True,
+        learning_rate_list=[1e-2],
+        bsz_list=[4],
+        train_iters=4,
+        valid_interval=2,
+        early_stop=10,
+        max_input_length=32,
+        max_output_length=6,
+        adapter_size=4,
+        quiet=True,
+        start_is_candidate=False,
+    )
     return replace(base, **changes)
 
 
@@ -163,9 +177,15 @@ def test_what_decides_no_result_makes_no_run_again(world, updates):
     elsewhere = world.data.rename(world.folder / "elsewhere")
     shutil.copytree(world.out, world.folder / "copied")
     changes = {
-        "model": str(moved), "task_dir": str(elsewhere), "output_dir": str(world.folder / "copied"), "one_prefix": True,
-        "log_interval": 7, "stack": 2, "lora_alpha": 3.0, "prefix_num": 3,
-    }  # fmt: skip
+        "model": str(moved),
+        "task_dir": str(elsewhere),
+        "output_dir": str(world.folder / "copied"),
+        "one_prefix": True,
+        "log_interval": 7,
+        "stack": 2,
+        "lora_alpha": 3.0,
+        "prefix_num": 3,
+    }
     del updates[:]
     table = world.tune(**changes)
     assert not updates and len(table) == 1
@@ -222,29 +242,56 @@ DAMAGE = {
     "best of the task gone": (lambda run: of_task(run).unlink(), KEPT, ""),
     "both gone": (lambda run: ((run / BEST).unlink(), of_task(run).unlink()), FROM_RESUME, "is damaged or missing"),
     "both flipped": (lambda run: (flip(run / BEST), flip(of_task(run))), FROM_RESUME, "is damaged or missing"),
-    "all gone": (lambda run: [(run / BEST).unlink(), of_task(run).unlink(), (run / "resume.pt").unlink()], FROM_START,
-                 "is damaged or missing"),
-    "all flipped": (lambda run: [flip(run / BEST), flip(of_task(run)), flip(run / "resume.pt")], FROM_START,
-                    "resume.pt is damaged"),
+    "all gone": (
+        lambda run: [(run / BEST).unlink(), of_task(run).unlink(), (run / "resume.pt").unlink()],
+        FROM_START,
+        "is damaged or missing",
+    ),
+    "all flipped": (
+        lambda run: [flip(run / BEST), flip(of_task(run)), flip(run / "resume.pt")],
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted": (unfinish, FROM_RESUME, "it was interrupted"),
     "interrupted, best gone": (lambda run: (unfinish(run), (run / BEST).unlink()), FROM_RESUME, "it was interrupted"),
     "interrupted, best flipped": (lambda run: (unfinish(run), flip(run / BEST)), FROM_RESUME, "it was interrupted"),
-    "interrupted, resume flipped": (lambda run: (unfinish(run), flip(run / "resume.pt")), FROM_START, "resume.pt is damaged"),
+    "interrupted, resume flipped": (
+        lambda run: (unfinish(run), flip(run / "resume.pt")),
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted, resume truncated": (
         lambda run: (unfinish(run), (run / "resume.pt").write_bytes((run / "resume.pt").read_bytes()[:-100])),
-        FROM_START, "resume.pt is damaged"),
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted, resume junk": (
-        lambda run: (unfinish(run), (run / "resume.pt").write_bytes(b"junk")), FROM_START, "resume.pt is damaged"),
+        lambda run: (unfinish(run), (run / "resume.pt").write_bytes(b"junk")),
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted, resume a number": (
-        lambda run: (unfinish(run), torch.save(5, run / "resume.pt")), FROM_START, "resume.pt is damaged"),
+        lambda run: (unfinish(run), torch.save(5, run / "resume.pt")),
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted, resume unsealed": (
-        lambda run: (unfinish(run), torch.save({"progress": {}}, run / "resume.pt")), FROM_START, "resume.pt is damaged"),
+        lambda run: (unfinish(run), torch.save({"progress": {}}, run / "resume.pt")),
+        FROM_START,
+        "resume.pt is damaged",
+    ),
     "interrupted, resume of another run": (resume(settings={"task": "x"}), FROM_START, "resume.pt is not continued"),
-    "interrupted, resume of another version": (resume(progress={"x": 1}), FROM_START, "of an earlier version (TypeError)"),
+    "interrupted, resume of another version": (
+        resume(progress={"x": 1}),
+        FROM_START,
+        "of an earlier version (TypeError)",
+    ),
     "record flipped": (lambda run: flip(run / "run.json"), FROM_RESUME, "is damaged, or of an earlier version"),
-    **{f"record {text[:9]}": (json_text(text), FROM_RESUME, "is damaged, or of an earlier version")
-       for text in ("[]", "5", '"x"', "null", "", '{"settings":5}', "[" * 100_000, "NaN", '{"result": {"dev": 1}}')},
-}  # fmt: skip
+    **{
+        f"record {text[:9]}": (json_text(text), FROM_RESUME, "is damaged, or of an earlier version")
+        for text in ("[]", "5", '"x"', "null", "", '{"settings":5}', "[" * 100_000, "NaN", '{"result": {"dev": 1}}')
+    },
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -311,9 +358,14 @@ def test_a_run_that_diverges_costs_its_neighbours_nothing(
     tiny_backbone, tiny_data, tmp_path, start_is_candidate, updates
 ):
     config = settings(
-        tiny_backbone, tiny_data, tmp_path / "stack", learning_rate_list=[1e30, 1e-2, 3e-3], stack=3,
-        tasks=list(MINI_TASKS[:2]), start_is_candidate=start_is_candidate,
-    )  # fmt: skip
+        tiny_backbone,
+        tiny_data,
+        tmp_path / "stack",
+        learning_rate_list=[1e30, 1e-2, 3e-3],
+        stack=3,
+        tasks=list(MINI_TASKS[:2]),
+        start_is_candidate=start_is_candidate,
+    )
     for _ in range(2):  # the same command tries those that failed again, and nothing else
         with pytest.raises(FailedRuns, match=r"2 runs failed, all others are finished: .*diverged: ") as error:
             tune(config)
@@ -520,9 +572,17 @@ def scored(real_data, tmp_path_factory):
 
 def real(data, out, **changes) -> TuneConfig:
     return settings(
-        ROOT / "checkpoints" / "mini_t5", data, out,
-        **{"tasks": list(REAL), "train_iters": 14, "start_is_candidate": True, "learning_rate_list": [2.5e-2], **changes},
-    )  # fmt: skip
+        ROOT / "checkpoints" / "mini_t5",
+        data,
+        out,
+        **{
+            "tasks": list(REAL),
+            "train_iters": 14,
+            "start_is_candidate": True,
+            "learning_rate_list": [2.5e-2],
+            **changes,
+        },
+    )
 
 
 def recomputed(config, path: Path, task: str, prefix: str, split: str) -> float:

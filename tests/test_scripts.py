@@ -64,8 +64,17 @@ def test_every_script_on_the_mini_gym(method, tmp_path):
         paths = ["--source_ckpt_path", sources, "--random_tuned_ckpt_path", tuned, "--output_dir", tmp_path / measure]
         bash(f"get_similarity/{method}_{measure}.sh", *tasks, *paths)
         ensembles = tmp_path / f"from_{measure}"
-        python("unit_model/unit_model_others.py", "--delta", method, "--origin_data_path", tmp_path / measure,
-               "--source_ckpt_path", sources, "--save_ckpt_path", ensembles)  # fmt: skip
+        python(
+            "unit_model/unit_model_others.py",
+            "--delta",
+            method,
+            "--origin_data_path",
+            tmp_path / measure,
+            "--source_ckpt_path",
+            sources,
+            "--save_ckpt_path",
+            ensembles,
+        )
         found = list(ensembles.rglob("without_*_checkpoint.pt"))
         assert len(found) % 3 == 0 and found
     everything = ["--source_ckpt_path", sources]
@@ -82,10 +91,25 @@ def test_every_script_on_the_mini_gym(method, tmp_path):
         "--save_ckpt_path",
         tmp_path / "cos",
     )
-    python("unit_model/unit_model_Euclidean.py", *common, *everything, "--tuned_ckpt_path", tmp_path / "tuned_all",
-           "--save_ckpt_path", tmp_path / "Euclidean")  # fmt: skip
-    python("unit_model/unit_model_Performance.py", *common, "--tuned_ckpt_path", tmp_path / "tuned_all",
-           "--zero_result_path", tmp_path / "zero" / "result.tsv", "--save_ckpt_path", tmp_path / "Performance")  # fmt: skip
+    python(
+        "unit_model/unit_model_Euclidean.py",
+        *common,
+        *everything,
+        "--tuned_ckpt_path",
+        tmp_path / "tuned_all",
+        "--save_ckpt_path",
+        tmp_path / "Euclidean",
+    )
+    python(
+        "unit_model/unit_model_Performance.py",
+        *common,
+        "--tuned_ckpt_path",
+        tmp_path / "tuned_all",
+        "--zero_result_path",
+        tmp_path / "zero" / "result.tsv",
+        "--save_ckpt_path",
+        tmp_path / "Performance",
+    )
     for init in ("average", "cos", "Euclidean", "Performance", "from_Loss"):
         out = tmp_path / f"tuned_{init}"
         bash(f"{method}.sh", *tasks, *few, "--train_checkpoint", tmp_path / init, "--output_dir", out)
@@ -94,8 +118,26 @@ def test_every_script_on_the_mini_gym(method, tmp_path):
 
 @pytest.mark.slow
 def test_both_stages_of_pemt_on_the_mini_gym(tmp_path):
-    few = ["--tasks", *MINI_TASKS, "--device", "cpu", "--max_input_length", 48, "--max_output_length", 8,
-           "--train_epochs", 0, "--train_iters", 4, "--valid_interval", 2, "--bsz_list", 8, "--expert_rank", 4]  # fmt: skip
+    few = [
+        "--tasks",
+        *MINI_TASKS,
+        "--device",
+        "cpu",
+        "--max_input_length",
+        48,
+        "--max_output_length",
+        8,
+        "--train_epochs",
+        0,
+        "--train_iters",
+        4,
+        "--valid_interval",
+        2,
+        "--bsz_list",
+        8,
+        "--expert_rank",
+        4,
+    ]
     bash("pemt_stage1.sh", *few, "--output_dir", tmp_path / "stage1")
     for script in ("pemt_stage2.sh", "pemt_stage2_few_shot.sh"):
         bash(script, *few, "--expert_path", tmp_path / "stage1", "--output_dir", tmp_path / script)

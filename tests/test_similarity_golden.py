@@ -75,9 +75,10 @@ def test_loss_matrix_with_the_right_labels(golden, config):
     off = differences(compute("Loss", config, tasks=QA_task_list), reference(golden, "Loss"))["all"]
     tokenizer, data = golden_backbone().tokenizer, DataConfig(task_dir=config.task_dir)
     several = [
-        task for task in off.index
+        task
+        for task in off.index
         if any(len(e.outputs) > 1 for e in load_split(tokenizer, data, task, f"{task}_64_42", "dev").examples)
-    ]  # fmt: skip
+    ]
     assert len(several) == SHIFTED
     assert off.drop(several).max() < 1e-4
     assert (off[several] > 1e-2).sum() == 10  # two show it only after the first batch of five

@@ -41,10 +41,19 @@ def sources(tiny_backbone, tmp_path_factory) -> Path:
 @pytest.fixture
 def config(tiny_backbone, tiny_data, sources, tmp_path) -> SimilarityConfig:
     return SimilarityConfig(
-        model=str(tiny_backbone), task_dir=str(tiny_data), tasks=list(MINI_TASKS), adapter_size=4, device="cpu",
-        max_input_length=24, max_output_length=6, source_ckpt_path=str(sources), output_dir=str(tmp_path / "Loss"),
-        pictures=False, quiet=True, predict_batch_size=4,
-    )  # fmt: skip
+        model=str(tiny_backbone),
+        task_dir=str(tiny_data),
+        tasks=list(MINI_TASKS),
+        adapter_size=4,
+        device="cpu",
+        max_input_length=24,
+        max_output_length=6,
+        source_ckpt_path=str(sources),
+        output_dir=str(tmp_path / "Loss"),
+        pictures=False,
+        quiet=True,
+        predict_batch_size=4,
+    )
 
 
 def loss(config, **changes):

@@ -211,8 +211,10 @@ def test_effective_numbers_and_correlations():
     table = weights()
     found = stats.effective(table)["adapter"]
     for init in ("Loss", "EL2N"):
-        numbers = [math.exp(-sum(w * math.log(w) for w in group if w > 0))
-                   for _, group in table[table["init"] == init].groupby(["seed", "target"])["weight"]]  # fmt: skip
+        numbers = [
+            math.exp(-sum(w * math.log(w) for w in group if w > 0))
+            for _, group in table[table["init"] == init].groupby(["seed", "target"])["weight"]
+        ]
         assert found[init] == pytest.approx(statistics.median(numbers))
     reversed_ = weights(inits=("Loss",)).assign(init="Reversed", weight=lambda rows: 1 - rows["weight"])
     correlations = stats.rank_correlations(pd.concat([table, reversed_]))

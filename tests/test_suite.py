@@ -54,7 +54,10 @@ BAD = [
     (text(delta__adaptor=""), "unknown delta 'adaptor'; did you mean 'adapter'"),
     (text(delta__adapter="adapter_size = 0"), r"\[delta.adapter\]: adapter_size must be at least 1"),
     (text(delta__adapter="sources = [1]"), r"delta.adapter.sources must be a section"),
-    (text(delta__adapter="sources = { train_iters = 0 }"), r"\[delta.adapter.sources\]: train_iters must be at least 1"),
+    (
+        text(delta__adapter="sources = { train_iters = 0 }"),
+        r"\[delta.adapter.sources\]: train_iters must be at least 1",
+    ),
     (text(delta__adapter="sorces = { train_iters = 1 }"), r"\[delta.adapter\]: unknown flag 'sorces'"),
     (text('delta = "adapter"', delta__adapter=None), r"delta must be a section \[delta\] of flags, not 'adapter'"),
     (text("delta = { adapter = 5 }", delta__adapter=None), r"delta.adapter must be a section"),
@@ -69,7 +72,7 @@ BAD = [
     (tuning("stack = 2\nstack = 2"), "line"),
     ("", r"a section \[delta.NAME\] is needed"),
     ("a = " + "[" * 5000, "s.toml: "),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("content", "message"), BAD, ids=[message for _, message in BAD])

@@ -52,14 +52,23 @@ MACHINE = {
     "a file in the way": (FileExistsError(17, "File exists", "/x"), "File exists: /x"),
     "no permission": (PermissionError(13, "Permission denied", "/x"), "Permission denied: /x"),
     "two files": (OSError(18, "Invalid cross-device link", "/x", None, "/y"), "Invalid cross-device link: /x: /y"),
-    "no network": (ConnectionError("HTTPSConnectionPool(host='h'):\n no route"), "HTTPSConnectionPool(host='h'): no route"),
-    "torch, full disk": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "No space left on device?"),
-    "torch, read-only": (RuntimeError("inline_container.cc:7] . open file failed with strerror: Read-only"), "Read-only"),
+    "no network": (
+        ConnectionError("HTTPSConnectionPool(host='h'):\n no route"),
+        "HTTPSConnectionPool(host='h'): no route",
+    ),
+    "torch, full disk": (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"),
+        "No space left on device?",
+    ),
+    "torch, read-only": (
+        RuntimeError("inline_container.cc:7] . open file failed with strerror: Read-only"),
+        "Read-only",
+    ),
     "memory": (MemoryError(), "out of memory"),
     "torch, memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
     "CUDA, memory": (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
     "encoding": (UnicodeEncodeError("ascii", "aé", 1, 2, "ordinal not in range"), "'é' cannot be written as ascii"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MACHINE)
@@ -135,9 +144,11 @@ def test_output_into_a_full_disk_is_one_line():
 
 
 def test_the_commands_beside_the_package_are_found_from_any_folder():
-    code = "import importlib.util as u, sys; sys.path = [p for p in sys.path if p != sys.argv[1]]\n" \
-           "spec = u.spec_from_file_location('pewe', sys.argv[1] + '/pewe/__init__.py'); m = u.module_from_spec(spec)\n" \
-           "spec.loader.exec_module(m); print(*(u.find_spec(n).origin for n in sys.argv[2:]))"  # fmt: skip
+    code = (
+        "import importlib.util as u, sys; sys.path = [p for p in sys.path if p != sys.argv[1]]\n"
+        "spec = u.spec_from_file_location('pewe', sys.argv[1] + '/pewe/__init__.py'); m = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(m); print(*(u.find_spec(n).origin for n in sys.argv[2:]))"
+    )
     names = {"dev_all_ckpt": "dev_all_ckpt.py", "unit_model": "unit_model/__init__.py", "data": "data/__init__.py"}
     done = subprocess.run(
         [sys.executable, "-c", code, ROOT, *names], cwd="/", capture_output=True, text=True, check=True
@@ -150,8 +161,14 @@ def test_a_command_that_draws_and_writes_without_git_home_or_backend(tmp_path):
     folder.mkdir()
     for name in ("cells.tsv", "curves.tsv"):
         shutil.copy(ROOT / "results" / "reference" / "flan_t5_small" / name, folder)
-    poor = {"PATH": str(tmp_path), "HOME": "/proc/nothing", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": matplotlib.get_cachedir()}  # fmt: skip
+    poor = {
+        "PATH": str(tmp_path),
+        "HOME": "/proc/nothing",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(ROOT),
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+    }
     command = [sys.executable, "-m", "pewe.reporting.page", "--folder", folder]
     done = subprocess.run(command, cwd="/", env=poor, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -164,11 +181,39 @@ def test_a_command_that_draws_and_writes_without_git_home_or_backend(tmp_path):
 def test_a_seed_from_the_clock(tiny_backbone, tiny_data, tmp_path):
     """19 digits, and the largest one."""
     for seed in ("1764157000123456789", str(SEED - 1)):
-        main(tune, TuneConfig, args=[
-            "--model", str(tiny_backbone), "--task_dir", str(tiny_data), "--tasks", MINI_TASKS[2], "--adapter_size", "4",
-            "--output_dir", str(tmp_path), "--do_train", "--train_iters", "2", "--valid_interval", "2", "--bsz_list", "4",
-            "--max_input_length", "16", "--max_output_length", "4", "--quiet", "--one_prefix", "--device", "cpu", "--seed", seed,
-        ])  # fmt: skip
+        main(
+            tune,
+            TuneConfig,
+            args=[
+                "--model",
+                str(tiny_backbone),
+                "--task_dir",
+                str(tiny_data),
+                "--tasks",
+                MINI_TASKS[2],
+                "--adapter_size",
+                "4",
+                "--output_dir",
+                str(tmp_path),
+                "--do_train",
+                "--train_iters",
+                "2",
+                "--valid_interval",
+                "2",
+                "--bsz_list",
+                "4",
+                "--max_input_length",
+                "16",
+                "--max_output_length",
+                "4",
+                "--quiet",
+                "--one_prefix",
+                "--device",
+                "cpu",
+                "--seed",
+                seed,
+            ],
+        )
     names = {path.parent.name for path in tmp_path.rglob("run.json")}
     assert names == {f"lr_0.0005_bsz_4_seed_{seed}" for seed in ("1764157000123456789", SEED - 1)}
 

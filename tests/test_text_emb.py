@@ -19,9 +19,17 @@ from pewe.similarity.table import similarity_frame
 @pytest.fixture
 def config(tiny_backbone, tiny_data, tmp_path) -> TextEmbConfig:
     return TextEmbConfig(
-        model=str(tiny_backbone), task_dir=str(tiny_data), tasks=list(MINI_TASKS), device="cpu", quiet=True, pictures=False,
-        max_input_length=20, text_lines=7, predict_batch_size=3, output_dir=str(tmp_path / "TextEmb"),
-    )  # fmt: skip
+        model=str(tiny_backbone),
+        task_dir=str(tiny_data),
+        tasks=list(MINI_TASKS),
+        device="cpu",
+        quiet=True,
+        pictures=False,
+        max_input_length=20,
+        text_lines=7,
+        predict_batch_size=3,
+        output_dir=str(tmp_path / "TextEmb"),
+    )
 
 
 def test_cosines_by_a_slow_loop(config):

@@ -157,10 +157,24 @@ def test_clip_is_per_member():
 
 def settings(backbone, data, out, **changes) -> TuneConfig:
     base = TuneConfig(
-        model=str(backbone), task_dir=str(data), tasks=list(MINI_TASKS), output_dir=str(out), device="cpu", do_train=True,
-        do_predict=True, learning_rate_list=[1e-2], bsz_list=[4], train_iters=6, valid_interval=2, log_interval=1,
-        early_stop=10, max_input_length=32, max_output_length=6, quiet=True, **SMALL["adapter"],
-    )  # fmt: skip
+        model=str(backbone),
+        task_dir=str(data),
+        tasks=list(MINI_TASKS),
+        output_dir=str(out),
+        device="cpu",
+        do_train=True,
+        do_predict=True,
+        learning_rate_list=[1e-2],
+        bsz_list=[4],
+        train_iters=6,
+        valid_interval=2,
+        log_interval=1,
+        early_stop=10,
+        max_input_length=32,
+        max_output_length=6,
+        quiet=True,
+        **SMALL["adapter"],
+    )
     return replace(base, **changes)
 
 
@@ -197,8 +211,19 @@ def slow_steps(config: TuneConfig, task: str, accumulate: int) -> tuple[list[flo
 def test_per_step_losses_by_a_slow_loop(tiny_backbone, tiny_data, tmp_path, method, accumulate, as_original):
     """Accumulated over two micro-batches an update too; as the original, which drops the end of an epoch."""
     task = MINI_TASKS[1]
-    config = settings(tiny_backbone, tiny_data, tmp_path, tasks=[task], bsz_list=[4 * accumulate], micro_batch_size=4,
-                      train_iters=5, valid_interval=1, do_predict=False, as_original=as_original, **SMALL[method])  # fmt: skip
+    config = settings(
+        tiny_backbone,
+        tiny_data,
+        tmp_path,
+        tasks=[task],
+        bsz_list=[4 * accumulate],
+        micro_batch_size=4,
+        train_iters=5,
+        valid_interval=1,
+        do_predict=False,
+        as_original=as_original,
+        **SMALL[method],
+    )
     tune(config)
     (run,) = (Path(path).parent for path in tmp_path.glob("*/*/*/run.json"))
     history = [row["loss"] for row in read_record(run / "run.json")["result"]["history"] if row["updates"]]

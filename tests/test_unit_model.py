@@ -21,10 +21,14 @@ from unit_model import unit_model_cos, unit_model_Euclidean, unit_model_Performa
 
 @pytest.mark.parametrize("tem", [0.001, 0.1])
 def test_cosine_of_the_original(golden, golden_checkpoints, tmp_path, tem):
-    unit_model_cos.run(unit_model_cos.Config(
-        temperature=tem, save_ckpt_path=str(tmp_path), source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
-        tuned_64shot_ckpt_path=str(golden_checkpoints / "adapter" / "random"),
-    ))  # fmt: skip
+    unit_model_cos.run(
+        unit_model_cos.Config(
+            temperature=tem,
+            save_ckpt_path=str(tmp_path),
+            source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
+            tuned_64shot_ckpt_path=str(golden_checkpoints / "adapter" / "random"),
+        )
+    )
     folder = golden / "adapter" / "unit" / f"cos_tem{tem}"
     compare_weights(tmp_path / "final_weight.tsv", folder / "weights.csv")
     compare_checkpoints(tmp_path, folder, "adapter")
@@ -55,10 +59,15 @@ def tuned(golden, tmp_path_factory):
 
 @pytest.mark.parametrize("tem", ["0.1", "1.0", "10"])
 def test_euclidean_of_the_original(golden, golden_checkpoints, tuned, tmp_path, tem):
-    unit_model_Euclidean.run(unit_model_Euclidean.Config(
-        tem=float(tem), tasks=["adversarialqa", "boolq", "eli5-eli5", "web_questions"], save_ckpt_path=str(tmp_path),
-        tuned_ckpt_path=str(tuned / "4"), source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
-    ))  # fmt: skip
+    unit_model_Euclidean.run(
+        unit_model_Euclidean.Config(
+            tem=float(tem),
+            tasks=["adversarialqa", "boolq", "eli5-eli5", "web_questions"],
+            save_ckpt_path=str(tmp_path),
+            tuned_ckpt_path=str(tuned / "4"),
+            source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
+        )
+    )
     folder = golden / "adapter" / "unit" / f"Euclidean_tem{tem}"
     compare_weights(tmp_path / "final_weight.tsv", folder / "weights.csv")
     if any(folder.glob("without_*")):
@@ -68,9 +77,12 @@ def test_euclidean_of_the_original(golden, golden_checkpoints, tuned, tmp_path, 
 @pytest.mark.parametrize("tem", ["0.001", "0.1"])
 def test_performance_of_the_original(golden, tuned, tmp_path, tem):
     config = unit_model_Performance.Config(
-        tem=float(tem), tasks=["adversarialqa", "boolq", "web_questions"], save_ckpt_path=str(tmp_path),
-        tuned_ckpt_path=str(tuned / "3"), zero_result_path=str(tuned / "3" / "zero.tsv"),
-    )  # fmt: skip
+        tem=float(tem),
+        tasks=["adversarialqa", "boolq", "web_questions"],
+        save_ckpt_path=str(tmp_path),
+        tuned_ckpt_path=str(tuned / "3"),
+        zero_result_path=str(tuned / "3" / "zero.tsv"),
+    )
     unit_model_Performance.run(config)
     folder = golden / "adapter" / "unit" / f"Performance_tem{tem}"
     compare_weights(tmp_path / "final_weight.tsv", folder / "weights.csv")
@@ -99,10 +111,16 @@ def states_of(folder, method) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("tem", [0.01, 1.0])
 def test_cosine_by_a_slow_loop(tiny_checkpoints, tmp_path, method, tem):
     folder = tiny_checkpoints / method
-    unit_model_cos.run(unit_model_cos.Config(
-        delta=method, temperature=tem, tasks=FOUR, save_ckpt_path=str(tmp_path), source_ckpt_path=str(folder / "source"),
-        tuned_64shot_ckpt_path=str(folder / "random"),
-    ))  # fmt: skip
+    unit_model_cos.run(
+        unit_model_cos.Config(
+            delta=method,
+            temperature=tem,
+            tasks=FOUR,
+            save_ckpt_path=str(tmp_path),
+            source_ckpt_path=str(folder / "source"),
+            tuned_64shot_ckpt_path=str(folder / "random"),
+        )
+    )
     sources, tuned = states_of(folder / "source", method), states_of(folder / "random", method)
     for target in FOUR:
         S = {}
@@ -122,14 +140,23 @@ def tuned_pairs(request, tiny_checkpoints, tmp_path_factory):
 
 def test_euclidean_by_a_slow_loop(tuned_pairs, tmp_path):
     method, folder, pairs, _ = tuned_pairs
-    unit_model_Euclidean.run(unit_model_Euclidean.Config(
-        delta=method, tem=0.5, tasks=FOUR, save_ckpt_path=str(tmp_path), tuned_ckpt_path=str(pairs), source_ckpt_path=str(folder)
-    ))  # fmt: skip
+    unit_model_Euclidean.run(
+        unit_model_Euclidean.Config(
+            delta=method,
+            tem=0.5,
+            tasks=FOUR,
+            save_ckpt_path=str(tmp_path),
+            tuned_ckpt_path=str(pairs),
+            source_ckpt_path=str(folder),
+        )
+    )
     sources = states_of(folder, method)
     for target in FOUR:
         tuned = states_of(pairs / target, method)
-        S = {source: sum((tuned[source][name] - t).square().sum().item() ** 0.5 for name, t in sources[source].items())
-             for source in set(FOUR) - {target}}  # fmt: skip
+        S = {
+            source: sum((tuned[source][name] - t).square().sum().item() ** 0.5 for name, t in sources[source].items())
+            for source in set(FOUR) - {target}
+        }
         check_ensemble(tmp_path, target, slow_weights(S, 0.5, -1), method, folder)
 
 
@@ -137,9 +164,13 @@ def test_performance_by_a_slow_loop(tuned_pairs, tmp_path):
     """The gain in the dev score is the similarity, and the tuned sources are averaged."""
     method, _, pairs, scores = tuned_pairs
     config = unit_model_Performance.Config(
-        delta=method, tem=0.3, tasks=FOUR, save_ckpt_path=str(tmp_path), tuned_ckpt_path=str(pairs),
+        delta=method,
+        tem=0.3,
+        tasks=FOUR,
+        save_ckpt_path=str(tmp_path),
+        tuned_ckpt_path=str(pairs),
         zero_result_path=str(pairs / "zero.tsv"),
-    )  # fmt: skip
+    )
     unit_model_Performance.run(config)
     for target in FOUR:
         S = {source: dev - zero for task, source, dev, zero in scores if task == target != source}
@@ -156,10 +187,19 @@ def test_a_delta_is_nearest_to_itself(tiny_checkpoints, method):
 
 def test_tune_all_and_dev_all(tiny_backbone, tiny_data, tmp_path):
     common = {
-        "model": str(tiny_backbone), "task_dir": str(tiny_data), "tasks": list(MINI_TASKS), "device": "cpu", "quiet": True,
-        "bsz_list": [4], "learning_rate_list": [1e-2], "max_input_length": 32, "max_output_length": 6, "adapter_size": 4,
-        "train_iters": 4, "valid_interval": 2,
-    }  # fmt: skip
+        "model": str(tiny_backbone),
+        "task_dir": str(tiny_data),
+        "tasks": list(MINI_TASKS),
+        "device": "cpu",
+        "quiet": True,
+        "bsz_list": [4],
+        "learning_rate_list": [1e-2],
+        "max_input_length": 32,
+        "max_output_length": 6,
+        "adapter_size": 4,
+        "train_iters": 4,
+        "valid_interval": 2,
+    }
     sources, tuned = tmp_path / "sources", tmp_path / "tuned"
     tune(TuneConfig(**common, do_train=True, output_dir=str(sources), full_train=True, stack=3))
     config = tune_all_ckpt.Config(

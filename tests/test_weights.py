@@ -186,9 +186,11 @@ def test_loss_weighting_of_the_original(golden, golden_checkpoints, tmp_path, te
     table = pd.read_csv(golden / "adapter/similarity/Loss.csv").assign(scope="all")
     table.to_csv(tmp_path / "result.tsv", sep="\t", index=False)
     config = unit_model_others.Config(
-        tem=tem, origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "out"),
+        tem=tem,
+        origin_data_path=str(tmp_path),
+        save_ckpt_path=str(tmp_path / "out"),
         source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
-    )  # fmt: skip
+    )
     folder = golden / "adapter" / "unit" / f"others_Loss_tem{tem}"
     with_checkpoints = any(folder.glob("without_*"))
     unit_model_others.run(replace(config, weights_only=not with_checkpoints))
@@ -249,9 +251,11 @@ def test_similarity_weighting_by_a_slow_loop(tiny_checkpoints, tmp_path, tem, hi
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "result.tsv", sep="\t", index=False)  # by name, in any order
     (tmp_path / "config.json").write_text(json.dumps({"higher_is_more_similar": higher}))
     folder = tiny_checkpoints / "adapter" / "source"
-    unit_model_others.run(unit_model_others.Config(
-        tem=tem, origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "out"), source_ckpt_path=str(folder)
-    ))  # fmt: skip
+    unit_model_others.run(
+        unit_model_others.Config(
+            tem=tem, origin_data_path=str(tmp_path), save_ckpt_path=str(tmp_path / "out"), source_ckpt_path=str(folder)
+        )
+    )
     for target in ("adversarialqa", "boolq", "wiqa"):
         others = {source: value for source, value in values[target].items() if source != target}
         weights = slow_weights(others, tem, 1 if higher else -1)
@@ -297,9 +301,11 @@ def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
 
 def test_manual_division_averages_the_own_group(tiny_checkpoints, tmp_path):
     config = unit_model_average.Config(
-        tasks=["boolq", "mc_taco", "eli5-askh", "eli5-asks", "eli5-eli5"], manual_division=True,
-        source_ckpt_path=str(tiny_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path),
-    )  # fmt: skip
+        tasks=["boolq", "mc_taco", "eli5-askh", "eli5-asks", "eli5-eli5"],
+        manual_division=True,
+        source_ckpt_path=str(tiny_checkpoints / "adapter" / "source"),
+        save_ckpt_path=str(tmp_path),
+    )
     unit_model_average.run(config)
     table = read_table(tmp_path / "final_weight.tsv", ["target", "source", "weight"]).set_index(["target", "source"])[
         "weight"

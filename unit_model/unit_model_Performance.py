@@ -96,8 +96,11 @@ def run(config: Config) -> None:
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
     pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
     states = read_states(config.tuned_ckpt_path, config.delta, pairs)
-    made_from = {"sources": digests(pairs, states), "tables": [file_digest(path) for path in tables],
-                 "used_temperature": tem}  # fmt: skip
+    made_from = {
+        "sources": digests(pairs, states),
+        "tables": [file_digest(path) for path in tables],
+        "used_temperature": tem,
+    }
     part = Part(
         tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(states, pairs, tasks, W)
     )

@@ -80,8 +80,12 @@ def run(config: Config) -> None:
         title = f"{config.delta}: weights from {path.parent.name}, {scope}, tem {used[scope]:g}"
         merged = None if states is None else merge(states, W, names=names)
         parts.append(Part(targets, names, W, title, merged, scope if len(scopes) > 1 else ""))
-    made_from = {"sources": {} if states is None else digests(names, states), "similarity": file_digest(path),
-                 "used_temperature": used, "higher_is_more_similar": higher}  # fmt: skip
+    made_from = {
+        "sources": {} if states is None else digests(names, states),
+        "similarity": file_digest(path),
+        "used_temperature": used,
+        "higher_is_more_similar": higher,
+    }
     save(config, parts, made_from, {} if states is None else states.made_for, config.overview or parts[0].targets[:1])
 
 

@@ -97,6 +97,11 @@ def write_file(path: Path, texts: Iterable[str]) -> dict:
             words_in, words_out = words_in + len(source.split()), words_out + len(output.split())
             if len(labels) <= 20:
                 labels[output] = labels.get(output, 0) + 1
-    return {"sha256": checksum.hexdigest(), "bytes": size, "lines": count, "input_words": round(words_in / max(count, 1), 1),
-            "output_words": round(words_out / max(count, 1), 1),
-            "labels": dict(sorted(labels.items())) if len(labels) <= 20 else {}}  # fmt: skip
+    return {
+        "sha256": checksum.hexdigest(),
+        "bytes": size,
+        "lines": count,
+        "input_words": round(words_in / max(count, 1), 1),
+        "output_words": round(words_out / max(count, 1), 1),
+        "labels": dict(sorted(labels.items())) if len(labels) <= 20 else {},
+    }

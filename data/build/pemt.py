@@ -95,9 +95,11 @@ def deal(
         free[index] = None
     for seed in settings.seeds:
         chosen = few_shot(free, settings.shots_per_class, seed)
-        splits += [(seed, "train", _texts(entry, _at(train, chosen), scored=False)),
-                   (seed, "dev", _texts(entry, dev, scored=True)),
-                   (seed, "test", _texts(entry, _at(test, tested), scored=True, most=settings.max_test))]  # fmt: skip
+        splits += [
+            (seed, "train", _texts(entry, _at(train, chosen), scored=False)),
+            (seed, "dev", _texts(entry, dev, scored=True)),
+            (seed, "test", _texts(entry, _at(test, tested), scored=True, most=settings.max_test)),
+        ]
     limit = min(filter(None, (entry.max_train, settings.max_full)), default=0) or len(order)
     splits.append((None, "train", _texts(entry, _at(train, order[:limit]), scored=False)))
     sizes = Counter(name for name in free if name is not None)
@@ -202,31 +204,62 @@ def _superglue(name: str, labels: tuple[str, ...], *columns: str, **more) -> Pem
     """A task of SuperGLUE."""
     more = {"convert": _fields("label", *columns), "config": name, "columns": (*columns, "label")} | more
     return PemtEntry(
-        f"{PREFIX}superglue-{name.replace('.', '-')}", "aps/super_glue", licence="not stated (see super.gluebenchmark.com)",
-        labels=labels, scripted=True, shares_hub=True, **more,
-    )  # fmt: skip
+        f"{PREFIX}superglue-{name.replace('.', '-')}",
+        "aps/super_glue",
+        licence="not stated (see super.gluebenchmark.com)",
+        labels=labels,
+        scripted=True,
+        shares_hub=True,
+        **more,
+    )
 
 
 def _mrqa(name: str, config: str) -> PemtEntry:
     """A task of MRQA, of which each row has one answer."""
     return PemtEntry(
-        PREFIX + name, "tau/mrqa", ("question", "context", "answer"), _reading(lambda row: row["answer"]), "not stated",
-        config=config, scripted=True, shares_hub=True, held_out=HELD_OUT,
-    )  # fmt: skip
+        PREFIX + name,
+        "tau/mrqa",
+        ("question", "context", "answer"),
+        _reading(lambda row: row["answer"]),
+        "not stated",
+        config=config,
+        scripted=True,
+        shares_hub=True,
+        held_out=HELD_OUT,
+    )
 
 
 _NLI, _YES = ("entailment", "not_entailment"), ("False", "True")
 
 ENTRIES = (
-    _glue("mnli", ("entailment", "neutral", "contradiction"), "premise", "hypothesis", dev="validation_mismatched",
-          test="validation_matched"),
+    _glue(
+        "mnli",
+        ("entailment", "neutral", "contradiction"),
+        "premise",
+        "hypothesis",
+        dev="validation_mismatched",
+        test="validation_matched",
+    ),
     _glue("qnli", _NLI, "question", "sentence", held_out=HELD_OUT),
-    _glue("qqp", ("not_duplicate", "duplicate"), "question1", "question2", held_out=HELD_OUT,
-          licence="Quora's terms, no commercial use", non_commercial=True),
+    _glue(
+        "qqp",
+        ("not_duplicate", "duplicate"),
+        "question1",
+        "question2",
+        held_out=HELD_OUT,
+        licence="Quora's terms, no commercial use",
+        non_commercial=True,
+    ),
     _glue("sst2", ("negative", "positive"), "sentence", held_out=HELD_OUT),
     PemtEntry(
-        f"{PREFIX}squad", "rajpurkar/squad", ("question", "context", "answers"), _reading(_first_answer), "CC BY-SA 4.0", False,
-        config="plain_text", held_out=HELD_OUT,
+        f"{PREFIX}squad",
+        "rajpurkar/squad",
+        ("question", "context", "answers"),
+        _reading(_first_answer),
+        "CC BY-SA 4.0",
+        False,
+        config="plain_text",
+        held_out=HELD_OUT,
     ),
     _superglue("record", (), columns=("passage", "query", "entities", "answers"), convert=_record, held_out=HELD_OUT),
     _glue("cola", ("unacceptable", "acceptable"), "sentence"),
@@ -237,28 +270,59 @@ ENTRIES = (
     _superglue("wic", _YES, "sentence1", "sentence2", "word"),
     _superglue("wsc.fixed", _YES, "text", "span1_text", "span1_index", "span2_text", "span2_index", convert=_wsc),
     _superglue("boolq", _YES, "question", "passage"),
-    _superglue("multirc", _YES, columns=("paragraph", "question", "answer", "idx", "label"), convert=_multirc,
-               group=lambda row: str(nested(row["idx"])["question"])),
+    _superglue(
+        "multirc",
+        _YES,
+        columns=("paragraph", "question", "answer", "idx", "label"),
+        convert=_multirc,
+        group=lambda row: str(nested(row["idx"])["question"]),
+    ),
     _mrqa("nq", "natural_questions"),
     _mrqa("newsqa", "newsqa"),
     _mrqa("hotpotqa", "hotpotqa"),
     _mrqa("searchqa", "searchqa"),
     PemtEntry(
-        f"{PREFIX}scitail", "allenai/scitail", ("sentence1", "sentence2", "gold_label"),
-        _fields("gold_label", sentence1="premise", sentence2="hypothesis"), "not stated", config="snli_format",
-        labels=("entailment", "neutral"), scripted=True, note="its own test split is never used, as in the original",
+        f"{PREFIX}scitail",
+        "allenai/scitail",
+        ("sentence1", "sentence2", "gold_label"),
+        _fields("gold_label", sentence1="premise", sentence2="hypothesis"),
+        "not stated",
+        config="snli_format",
+        labels=("entailment", "neutral"),
+        scripted=True,
+        note="its own test split is never used, as in the original",
     ),
     PemtEntry(
-        f"{PREFIX}yelp_polarity", "fancyzhx/yelp_polarity", ("text", "label"), _fields("label", text="sentence"), "Yelp's terms",
-        config="plain_text", test="test", labels=("0", "1"), held_out=HELD_OUT, max_train=100_000,
+        f"{PREFIX}yelp_polarity",
+        "fancyzhx/yelp_polarity",
+        ("text", "label"),
+        _fields("label", text="sentence"),
+        "Yelp's terms",
+        config="plain_text",
+        test="test",
+        labels=("0", "1"),
+        held_out=HELD_OUT,
+        max_train=100_000,
     ),
     PemtEntry(
-        f"{PREFIX}winogrande", "allenai/winogrande", ("sentence", "option1", "option2", "answer"), _winogrande,
-        "CC BY (code: Apache-2.0)", False, config="winogrande_xl", held_out=HELD_OUT,
+        f"{PREFIX}winogrande",
+        "allenai/winogrande",
+        ("sentence", "option1", "option2", "answer"),
+        _winogrande,
+        "CC BY (code: Apache-2.0)",
+        False,
+        config="winogrande_xl",
+        held_out=HELD_OUT,
     ),
     PemtEntry(
-        f"{PREFIX}paws", "google-research-datasets/paws", ("sentence1", "sentence2", "label"),
-        _fields("label", "sentence1", "sentence2"), "free use, with acknowledgement", config="labeled_final",
-        dev="validation", test="test", labels=("0", "1"),
+        f"{PREFIX}paws",
+        "google-research-datasets/paws",
+        ("sentence1", "sentence2", "label"),
+        _fields("label", "sentence1", "sentence2"),
+        "free use, with acknowledgement",
+        config="labeled_final",
+        dev="validation",
+        test="test",
+        labels=("0", "1"),
     ),
-)  # fmt: skip
+)

@@ -96,8 +96,13 @@ def resample(folder: Path, out: Path, config: ResampleConfig) -> None:
     write(f"{task}_full_train.tsv", (example for example in full if example.input in left))
     write_json(out / RECORD, {"settings": asdict(config), "files": files, "provenance": provenance()})
     counts = [f"{files[f'{task}_{config.shots}_{config.seeds[0]}_{split}.tsv']['lines']} {split}" for split in SPLITS]
-    log.info("%s: %d samples of %s, %d full", task, len(config.seeds), ", ".join(counts),
-             files[f"{task}_full_train.tsv"]["lines"])  # fmt: skip
+    log.info(
+        "%s: %d samples of %s, %d full",
+        task,
+        len(config.seeds),
+        ", ".join(counts),
+        files[f"{task}_full_train.tsv"]["lines"],
+    )
 
 
 def deal(task: str, full: Sequence[Example], present: dict[str, tuple[Example, ...]], config: ResampleConfig) -> Pool:

@@ -69,8 +69,11 @@ def build_task(source: Source, settings: Settings, out: Path, seen_rows: SeenRow
     entry, folder, deal = source.entry, out / source.entry.task, _deal
     if isinstance(entry, pemt.PemtEntry):
         settings, deal = dataclasses.replace(settings, shots=settings.shots_per_class), pemt.deal
-    wanted = {"version": VERSION, "settings": dataclasses.asdict(settings) | {"seeds": list(settings.seeds)},
-              "source": source.describe()}  # fmt: skip
+    wanted = {
+        "version": VERSION,
+        "settings": dataclasses.asdict(settings) | {"seeds": list(settings.seeds)},
+        "source": source.describe(),
+    }
     record = read_built(folder)
     if record and all(record.get(key) == value for key, value in wanted.items()) and _complete(folder, record):
         return record | {"skipped": True}
@@ -81,8 +84,13 @@ def build_task(source: Source, settings: Settings, out: Path, seen_rows: SeenRow
         files = _write(entry, settings, folder, splits)
     for name in set(record["files"] if record else ()) - set(files):
         (folder / name).unlink(missing_ok=True)  # of other seeds or shots, drawn without regard to these
-    record = wanted | {"kind": entry.kind, "metric": entry.metric, "counts": dataclasses.asdict(counts),
-                       "short": short, "files": files}  # fmt: skip
+    record = wanted | {
+        "kind": entry.kind,
+        "metric": entry.metric,
+        "counts": dataclasses.asdict(counts),
+        "short": short,
+        "files": files,
+    }
     write_json(folder / RECORD, record)
     return record
 

@@ -69,9 +69,14 @@ def save_sealed(path: Path, content: Mapping) -> None:
 
 
 def read_checkpoint(
-    path: Path, tune_method: str, shapes: Shapes | None = None, hint: str = "", mapped: bool = False,
-    built_on: Mapping[str, str] = NOTHING, made_for: Mapping = NOTHING,
-) -> DeltaState:  # fmt: skip
+    path: Path,
+    tune_method: str,
+    shapes: Shapes | None = None,
+    hint: str = "",
+    mapped: bool = False,
+    built_on: Mapping[str, str] = NOTHING,
+    made_for: Mapping = NOTHING,
+) -> DeltaState:
     """The delta state in a checkpoint (`.pt` or `.safetensors`) as float32, checked against the expected names and shapes.
 
     `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once. `built_on`
@@ -179,8 +184,9 @@ def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "
         _told.add(silent)
         log.warning(
             "%s does not say its %s (an earlier version, or the original code?); it and others like it are used as they are",
-            path, ", ".join(silent),
-        )  # fmt: skip
+            path,
+            ", ".join(silent),
+        )
 
 
 class Checkpoints(Sequence[DeltaState]):

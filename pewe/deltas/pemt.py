@@ -343,8 +343,11 @@ class Pemt(PemtSource):
         d = self.backbone_model.config.d_model
         r = self.delta_config.target_adapter_size or max(1, d // 16)
         shapes: list[tuple[tuple[int, ...], Initialiser]] = [
-            ((r, d), normal(0.01)), ((r,), zeros), ((d, r), normal(0.01)), ((d,), zeros),
-        ]  # fmt: skip
+            ((r, d), normal(0.01)),
+            ((r,), zeros),
+            ((d, r), normal(0.01)),
+            ((d,), zeros),
+        ]
         return [
             self.new_parameter(f"{layer_name(layer_name(key))}.adapter.{part}", *shape)
             for part, shape in zip(self._PARTS, shapes, strict=True)

@@ -109,8 +109,12 @@ def report(backbone: Backbone, delta: Delta, run, score: float, epochs: float, s
         return {}
     encoded = run.splits["test"]
     loss, gates = measure(backbone, delta, encoded, config.predict_batch_size, config.as_original)
-    block = {"epoch": epochs, f"test_{METRICS[run.task].lower()}": 100 * score, "test_average_metrics": 100 * score,
-             "test_loss": loss}  # fmt: skip
+    block = {
+        "epoch": epochs,
+        f"test_{METRICS[run.task].lower()}": 100 * score,
+        "test_average_metrics": 100 * score,
+        "test_loss": loss,
+    }
     if gates is not None:
         block |= {f"test_moe_weight_{number}": float(weight) for number, weight in enumerate(gates.mean(0))}
         frame = pd.DataFrame(gates.numpy(), index=layer_names(delta), columns=list(delta.built_on))

@@ -60,8 +60,11 @@ def run(config: Config) -> None:
             save_file(
                 {name: tensor.contiguous() for name, tensor in (merged | kept).items()}, temporary, {"format": "pt"}
             )
-        about = {"models": {folder: model_digest(folder) for folder in config.models}, **deciding(config),
-                 "stats": {path: file_digest(Path(path)) for path in config.stats}}  # fmt: skip
+        about = {
+            "models": {folder: model_digest(folder) for folder in config.models},
+            **deciding(config),
+            "stats": {path: file_digest(Path(path)) for path in config.stats},
+        }
         write_record(output / RECORD, {**about, WEIGHTS: file_digest(output / WEIGHTS)})
     log.info(
         "%s: %s of %d models, %d tensors merged, %d kept", output, config.method, len(models), len(merged), len(kept)

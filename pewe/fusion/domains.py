@@ -55,9 +55,14 @@ class Domain:
 
 
 def read_domains(
-    folder: Path, names: Sequence[str], kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limits: dict[str, int],
+    folder: Path,
+    names: Sequence[str],
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    limits: dict[str, int],
     renamed: Mapping[str, str],
-) -> tuple[dict[str, Domain], list[str]]:  # fmt: skip
+) -> tuple[dict[str, Domain], list[str]]:
     """The domains by name, and all their labels, sorted. `limits` is the number of rows of train and test (0: all);
     `renamed` maps labels, or entity types, to those that stand for them.
 

@@ -165,8 +165,11 @@ def members(config: Config, cell: Cell) -> list[tuple[tuple[str, ...], int, int]
 
 def settings(zoo: Zoo, config: Config, cell: Cell, folders: list[Path]) -> dict:
     """All that the scores of a cell depend on, the content of its models among them."""
-    found = {"method": cell.method, "tests": {name: zoo.test_print(name) for name in zoo.domains},
-             "models": [[folder.name, zoo.content(folder)] for folder in folders]}  # fmt: skip
+    found = {
+        "method": cell.method,
+        "tests": {name: zoo.test_print(name) for name in zoo.domains},
+        "models": [[folder.name, zoo.content(folder)] for folder in folders],
+    }
     kinds = (ScoringConfig, MergeRules, StatisticsConfig) if cell.method in MERGES else (ScoringConfig,)
     for kind in kinds:
         found |= deciding(part(config, kind))

@@ -107,8 +107,14 @@ class Zoo:
         length = self.config.max_length
         for split, rows in (("training", domain.train), ("test", domain.test)):
             if full := sum(len(ids) >= length for ids, _ in rows):
-                log.info("domain %s: %d of %d %s texts fill --max_length %d, what is beyond is cut", domain.name, full,
-                         len(rows), split, length)  # fmt: skip
+                log.info(
+                    "domain %s: %d of %d %s texts fill --max_length %d, what is beyond is cut",
+                    domain.name,
+                    full,
+                    len(rows),
+                    split,
+                    length,
+                )
 
     def text_length(self, config: ZooConfig) -> int:
         """Tokens of a text at most. Raises UserError for a start that is damaged, of another kind or has fewer layers."""
@@ -126,8 +132,15 @@ class Zoo:
         """All that a model depends on; the order of its domains, unless the name of its folder tells it."""
         order = {} if len("+".join(names)) <= NAMES else {"order": list(names)}
         data = {name: self.domains[name].fingerprints["train"] for name in names}
-        return {**deciding(part(self.config, TrainingConfig)), "start": self.start, "data": data, "labels": self.labels,
-                "seed": seed, "head_seed": head_seed, **order}  # fmt: skip
+        return {
+            **deciding(part(self.config, TrainingConfig)),
+            "start": self.start,
+            "data": data,
+            "labels": self.labels,
+            "seed": seed,
+            "head_seed": head_seed,
+            **order,
+        }
 
     def folder(self, names: Sequence[str], seed: int, head_seed: int) -> Path:
         """Where the model of these domains and seeds lies, or will lie."""
@@ -253,8 +266,13 @@ def renamed(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def train(
-    model: PreTrainedModel, domains: Sequence[list[Row]], config: ZooConfig, pad: int, seed: int, title: str | Path = "model"
-) -> None:  # fmt: skip
+    model: PreTrainedModel,
+    domains: Sequence[list[Row]],
+    config: ZooConfig,
+    pad: int,
+    seed: int,
+    title: str | Path = "model",
+) -> None:
     """Fine-tune on the rows of one domain, or jointly on several; the last weights are kept.
 
     A batch comes from one domain, drawn with a probability proportional to its number of rows, as in the release. Raises

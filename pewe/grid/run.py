@@ -213,8 +213,12 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
     gone = old[KEYS].drop_duplicates().merge(new, how="left", indicator=True).query("_merge == 'left_only'")
     if len(gone):
         path.replace(path.with_name(f"{path.stem}.previous.tsv"))
-        log.warning("%s: left out, since their steps do not hold today (the table is kept as %s.previous.tsv): %s", path,
-                    path.stem, "; ".join(" ".join(map(str, row)) for row in gone[KEYS].itertuples(index=False)))  # fmt: skip
+        log.warning(
+            "%s: left out, since their steps do not hold today (the table is kept as %s.previous.tsv): %s",
+            path,
+            path.stem,
+            "; ".join(" ".join(map(str, row)) for row in gone[KEYS].itertuples(index=False)),
+        )
     if not len(rows):
         return path.unlink(missing_ok=True)
     columns = [*KEYS, *(column for column in rows.columns if column not in KEYS)]

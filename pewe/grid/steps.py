@@ -128,8 +128,11 @@ class Grid:
     def _similarity(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
         measure = MEASURES[ensemble.measure]
-        paths = {"source_ckpt_path": self.folder("sources"), "random_tuned_ckpt_path": self.folder("tuned", "Random"),
-                 "output_dir": self.folder("similarity", init)}  # fmt: skip
+        paths = {
+            "source_ckpt_path": self.folder("sources"),
+            "random_tuned_ckpt_path": self.folder("tuned", "Random"),
+            "output_dir": self.folder("similarity", init),
+        }
         config = self.config(
             measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
         )
@@ -141,10 +144,14 @@ class Grid:
         script = ensemble.load()
         needs = (("similarity", init),) if ensemble.measure else ensemble.needs
         similarity = next((need for need in needs if need[0] == "similarity"), ("similarity", init))
-        paths = {"source_ckpt_path": self.folder("sources"), "save_ckpt_path": self.folder("weights", init),
-                 "tuned_64shot_ckpt_path": self.folder("tuned", "Random"), "tuned_ckpt_path": self.folder("pairs"),
-                 "zero_result_path": self.folder("zero_shot") / RESULT,
-                 "origin_data_path": self.folder(*similarity)}  # fmt: skip
+        paths = {
+            "source_ckpt_path": self.folder("sources"),
+            "save_ckpt_path": self.folder("weights", init),
+            "tuned_64shot_ckpt_path": self.folder("tuned", "Random"),
+            "tuned_ckpt_path": self.folder("pairs"),
+            "zero_result_path": self.folder("zero_shot") / RESULT,
+            "origin_data_path": self.folder(*similarity),
+        }
         needs = (("similarity", init),) if ensemble.measure else ensemble.needs
         config = self.config(
             script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags

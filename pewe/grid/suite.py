@@ -26,8 +26,19 @@ FOLDER = ROOT / "scripts" / "suites"
 TUNING = ("tuning", "sources", "targets", "pairs")
 SECTIONS = {"all": (TuneConfig, EnsembleConfig), **dict.fromkeys(TUNING, (TuneConfig,)), "weights": (EnsembleConfig,)}
 # flags that the grid gives to its commands
-SET = ("seed", "tune_method", "delta", "quiet", "output_dir", "save_ckpt_path", "source_ckpt_path", "train_checkpoint",
-       "test_checkpoint", "do_train", "do_predict")  # fmt: skip
+SET = (
+    "seed",
+    "tune_method",
+    "delta",
+    "quiet",
+    "output_dir",
+    "save_ckpt_path",
+    "source_ckpt_path",
+    "train_checkpoint",
+    "test_checkpoint",
+    "do_train",
+    "do_predict",
+)
 
 
 @dataclass(frozen=True)

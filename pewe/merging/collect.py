@@ -96,8 +96,14 @@ def collect(
         used, seen = used + 1, seen + len(batch["input_ids"])
     if not used:
         raise UserError("there are no batches to collect statistics from")
-    info = {"fisher": fisher, "batches": used, "examples": seen, "padding": as_original, "labels": sorted(labels),
-            "conv1d": [name for name, layer in layers.items() if isinstance(layer, Conv1D)]}  # fmt: skip
+    info = {
+        "fisher": fisher,
+        "batches": used,
+        "examples": seen,
+        "padding": as_original,
+        "labels": sorted(labels),
+        "conv1d": [name for name, layer in layers.items() if isinstance(layer, Conv1D)],
+    }
     return Statistics({**grams.means(GRAM), **squares.means(FISHER)}, info)
 
 

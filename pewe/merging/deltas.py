@@ -127,9 +127,13 @@ def prefix_state(stack: str, maps: Maps, shape: Sequence[int], d_model: int, ran
 
 
 def merge_deltas(
-    kind: str, method: str, states: Sequence[DeltaState], statistics: Sequence[Statistics], W: Tensor,
+    kind: str,
+    method: str,
+    states: Sequence[DeltaState],
+    statistics: Sequence[Statistics],
+    W: Tensor,
     config: DeltaMergeConfig,
-) -> list[DeltaState]:  # fmt: skip
+) -> list[DeltaState]:
     """One merged state per row of the weights (T, n), in the dtype of the sources; weight 0 leaves a source out.
 
     Maps and statistics are taken one map at a time, of all sources. Raises UserError for statistics that are missing or do

@@ -27,8 +27,11 @@ def leave_one_out(config, method: str, default: Sequence[str]) -> None:
     statistics = statistics_of(config, tasks, states)
     W = uniform_weights(allowed_sources(tasks, tasks))
     merged = merge_deltas(config.delta, method, states, statistics, W, config)
-    made_from = {"method": method, "sources": digests(tasks, states),
-                 "statistics": {task: digest(one.info) for task, one in zip(tasks, statistics, strict=True)}}  # fmt: skip
+    made_from = {
+        "method": method,
+        "sources": digests(tasks, states),
+        "statistics": {task: digest(one.info) for task, one in zip(tasks, statistics, strict=True)},
+    }
     part = Part(tasks, tasks, W, f"{config.delta}: coefficients of {method}", merged)
     save(config, [part], made_from, states.made_for)
 

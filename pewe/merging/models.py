@@ -118,9 +118,11 @@ def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]], name:
 
 
 def merge_models(
-    models: Sequence[Mapping[str, Tensor]], config: MergeConfig, statistics: Sequence[Statistics] = (),
+    models: Sequence[Mapping[str, Tensor]],
+    config: MergeConfig,
+    statistics: Sequence[Statistics] = (),
     titles: Sequence[str] = (),
-) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+) -> Iterator[tuple[str, Tensor]]:
     """Name and merged tensor of every parameter that is not excluded, in the widest dtype that a model has it in.
 
     Models and statistics may read a tensor when it is asked for (`store.TensorFiles`): no more than one tensor of one

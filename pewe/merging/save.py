@@ -112,8 +112,14 @@ def ensemble_weights(
     collapsed = effective_numbers(W.numpy()) < 1.5
     if collapsed.mean() > 0.5 and allowed.sum(1).median() > 3:
         advice = temperature_for(S, 3, higher, allowed)
-        log.warning("with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
-                    "effective number of 3 (--effective 3)", temperature, collapsed.sum(), len(collapsed), advice)  # fmt: skip
+        log.warning(
+            "with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
+            "effective number of 3 (--effective 3)",
+            temperature,
+            collapsed.sum(),
+            len(collapsed),
+            advice,
+        )
     return W, temperature
 
 

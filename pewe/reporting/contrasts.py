@@ -1,7 +1,7 @@
 """Contrasts of two inits with tasks as units, and the power of a planned experiment, from a stored trace. No model is run.
 
     python -m pewe.reporting.contrasts --folder results/real --pairs Loss:Random Loss:Average Loss:Best_source
-    python -m pewe.reporting.contrasts --folder results/real_pilot --pairs Loss:Random Loss:Average --planned_tasks 16 --planned_seeds 5
+    python -m pewe.reporting.contrasts --folder results/real_pilot --pairs Loss:Random --planned_tasks 16 --planned_seeds 5
 
 reads `trace.tsv` (runs with --trace_test) and writes contrasts.tsv, both outcomes at every point, over tasks and over groups,
 and power.tsv, what the variances between tasks and between seeds mean for an experiment of the planned size.

@@ -57,10 +57,18 @@ def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
             raise UserError(f"{task_dir / task} has no {unknown[0]}_train.tsv, which the cells are of")
         found = [constant_answer(task_dir, task, prefix) for prefix in prefixes]
         constant = sum(value for _, value in found) / len(found)
-        rows.append({
-            "delta": delta, "task": task, "metric": METRICS[task], "constant answer": found[0][0], "constant": constant,
-            "few-shot": row[BASELINE], "source": row[SOURCES], "passes": row[SOURCES] > max(constant, row[BASELINE]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "delta": delta,
+                "task": task,
+                "metric": METRICS[task],
+                "constant answer": found[0][0],
+                "constant": constant,
+                "few-shot": row[BASELINE],
+                "source": row[SOURCES],
+                "passes": row[SOURCES] > max(constant, row[BASELINE]),
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -246,18 +246,30 @@ def write(folder: Path) -> None:
     if len(modules):
         write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
-    shown = [(section, alternative, base64.b64encode(path.read_bytes()).decode()) for section, alternative, path
-             in pictures(stored, folder / "pictures")]  # fmt: skip
+    shown = [
+        (section, alternative, base64.b64encode(path.read_bytes()).decode())
+        for section, alternative, path in pictures(stored, folder / "pictures")
+    ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pewe", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["groupby_group"] = by_group
     page = environment.get_template("page.html.jinja").render(
-        title=within(stored.about, "title", kind=str) or folder.name, paper=PAPER,
-        headline=headline(compared) if len(compared) else [], tables=main_table, group_of=GROUP_OF, metric_of=METRICS,
-        comparisons=compared, modules=modules, sources=SOURCES, pictures=shown, about=stored.about, **about_weights(stored, folder),
-        seeds=sorted(stored.cells["seed"].unique()), hours=stored.cells["seconds"].sum() / 3600,
-    )  # fmt: skip
+        title=within(stored.about, "title", kind=str) or folder.name,
+        paper=PAPER,
+        headline=headline(compared) if len(compared) else [],
+        tables=main_table,
+        group_of=GROUP_OF,
+        metric_of=METRICS,
+        comparisons=compared,
+        modules=modules,
+        sources=SOURCES,
+        pictures=shown,
+        about=stored.about,
+        **about_weights(stored, folder),
+        seeds=sorted(stored.cells["seed"].unique()),
+        hours=stored.cells["seconds"].sum() / 3600,
+    )
     write_text(folder / "report.html", page)
 
 

@@ -13,8 +13,15 @@ plt.switch_backend("Agg")
 plt.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
 
 
-def heat_map(frame: pd.DataFrame, path: Path, title: str, side: pd.Series | None = None, side_title: str = "",
-             percentiles: tuple[float, float] = (0, 100), down: str = "target") -> None:  # fmt: skip
+def heat_map(
+    frame: pd.DataFrame,
+    path: Path,
+    title: str,
+    side: pd.Series | None = None,
+    side_title: str = "",
+    percentiles: tuple[float, float] = (0, 100),
+    down: str = "target",
+) -> None:
     """Draw a matrix, index down and sources (columns) across, the scale shown; the colour range spans the percentiles.
 
     `side` is one number per row, written to the right under `side_title`; `down` says what the rows are.
@@ -25,8 +32,18 @@ def heat_map(frame: pd.DataFrame, path: Path, title: str, side: pd.Series | None
     low, high = np.nanpercentile(finite, percentiles)
     extend = "max" if percentiles[1] < 100 and np.nanmax(finite) > high else "neither"
     colour_bar = {"shrink": 0.7, "extend": extend, "pad": 0.03 if side is None else 0.12}
-    sns.heatmap(frame.astype(float), ax=axes, cmap="viridis", vmin=low, vmax=high, square=True, linewidths=0.3,
-                xticklabels=True, yticklabels=True, cbar_kws=colour_bar)  # fmt: skip
+    sns.heatmap(
+        frame.astype(float),
+        ax=axes,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        square=True,
+        linewidths=0.3,
+        xticklabels=True,
+        yticklabels=True,
+        cbar_kws=colour_bar,
+    )
     axes.set(title=title, xlabel="source", ylabel=down)
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(axis="y", rotation=0)

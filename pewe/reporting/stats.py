@@ -48,12 +48,20 @@ def paired(scored: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
             both = frame[[init, baseline]].dropna()
             difference = (both[init] - both[baseline]).to_numpy()
             base = both[baseline].mean()
-            rows.append({
-                "delta": delta, "init": init, "baseline": baseline, "pairs": len(both), "difference": difference.mean(),
-                **_interval(difference, seed), "better": int((difference > 0).sum()), "worse": int((difference < 0).sum()),
-                "wilcoxon_p": float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else np.nan,
-                "improvement_percent": 100 * difference.mean() / base if base else np.nan,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "delta": delta,
+                    "init": init,
+                    "baseline": baseline,
+                    "pairs": len(both),
+                    "difference": difference.mean(),
+                    **_interval(difference, seed),
+                    "better": int((difference > 0).sum()),
+                    "worse": int((difference < 0).sum()),
+                    "wilcoxon_p": float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else np.nan,
+                    "improvement_percent": 100 * difference.mean() / base if base else np.nan,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -76,8 +84,14 @@ def contrasts(values: pd.Series, pairs: Sequence[tuple[str, str]], unit: str = "
         if unit == "group":
             frame = frame.groupby(frame.index.map(GROUP_OF), sort=False).mean()
         difference, base = (frame[first] - frame[second]).to_numpy(), frame[second].mean()
-        found = {"first": first, "second": second, "unit": unit, "units": len(frame), "difference": difference.mean(),
-                 **_interval(difference, seed)}  # fmt: skip
+        found = {
+            "first": first,
+            "second": second,
+            "unit": unit,
+            "units": len(frame),
+            "difference": difference.mean(),
+            **_interval(difference, seed),
+        }
         share = 100 / base if base > 0 else np.nan
         found |= {f"{name}_percent": share * found[name] for name in ("difference", "low", "high")}
         tested = unit == "task" and difference.any()

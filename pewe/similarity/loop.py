@@ -56,8 +56,12 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
-    record = {"settings": identity(measure, config, delta, states, tuned, dev), "measure": measure.name,
-              "higher_is_more_similar": measure.higher_is_more_similar, "provenance": provenance()}  # fmt: skip
+    record = {
+        "settings": identity(measure, config, delta, states, tuned, dev),
+        "measure": measure.name,
+        "higher_is_more_similar": measure.higher_is_more_similar,
+        "provenance": provenance(),
+    }
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
     rows = Matrix(out, record, targets, source_names)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
@@ -86,8 +90,14 @@ def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Enc
     return load_split(backbone.tokenizer, config, target, chosen_prefixes(config, target)[0], "dev")
 
 
-def identity(measure: Measure, config: SimilarityConfig, delta: Delta, states: dict[str, DeltaState],
-             tuned: dict[str, DeltaState], dev: dict[str, Encoded]) -> dict:  # fmt: skip
+def identity(
+    measure: Measure,
+    config: SimilarityConfig,
+    delta: Delta,
+    states: dict[str, DeltaState],
+    tuned: dict[str, DeltaState],
+    dev: dict[str, Encoded],
+) -> dict:
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
     seed = config.seed if measure.random else 0
     told = {"tasks": [], "source_tasks": [], "one_prefix": False, "sample": "", "full_train": False}  # by the digests
@@ -113,8 +123,15 @@ def automatic_stack(backbone: Backbone, config: SimilarityConfig, measure: Measu
     return max(1, min(sources, room // needed - measure.needs_target))
 
 
-def _fill(rows: Matrix, measure: Measure, sources: Sources, states: dict[str, DeltaState], tuned: dict[str, DeltaState],
-          dev: dict[str, Encoded], stack: int) -> None:  # fmt: skip
+def _fill(
+    rows: Matrix,
+    measure: Measure,
+    sources: Sources,
+    states: dict[str, DeltaState],
+    tuned: dict[str, DeltaState],
+    dev: dict[str, Encoded],
+    stack: int,
+) -> None:
     """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
     names = list(states)
     with tqdm(total=len(names) * len(dev), unit="pair", disable=sources.config.quiet, desc=measure.name) as bar:

@@ -66,8 +66,13 @@ class Sources:
 CHUNK = {"cpu": 2**21, "cuda": 2**26}  # numbers of a chunk of logits: what a CPU's cache holds; 256 MiB on a GPU
 
 
-def sum_over_tokens(statistic: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor,
-                    to_logits: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:  # fmt: skip
+def sum_over_tokens(
+    statistic: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    labels: Tensor,
+    to_logits: Callable[[Tensor], Tensor],
+    vocabulary: int,
+) -> Tensor:
     """Sum over the tokens of `statistic(log_softmax(to_logits(hidden)), labels)`, a few tokens at a time.
 
     `hidden` (members, tokens, d), `labels` (tokens,), logits (members, n, vocabulary), a statistic (K, n); returns (K,).

@@ -76,8 +76,10 @@ class Decoding:
             for name, block in zip(names, blocks, strict=True)
         }
         shape = (len(self.row) * t5.heads, max_length, t5.model.config.d_kv)
-        self.cache = Cache([(encoded.new_empty(shape), encoded.new_empty(shape)) for _ in blocks],
-                           [t5.delta.prefix("decoder", layer) for layer in range(len(blocks))])  # fmt: skip
+        self.cache = Cache(
+            [(encoded.new_empty(shape), encoded.new_empty(shape)) for _ in blocks],
+            [t5.delta.prefix("decoder", layer) for layer in range(len(blocks))],
+        )
         self._lay_out()
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -65,8 +65,10 @@ def _gates_of_run(folder: Path, record: dict) -> pd.DataFrame:
     """The gates that the result in a run's record is of. Raises UserError where those in the folder are others."""
     path, result = folder / GATES, within(record, "result") or {}
     if not result.get("gates") or gates_print(folder) != result["gates"]:
-        raise UserError(f"{path} is not of a result in {RECORD} beside it (of another run or version, changed, or lost); "
-                        "start that run again")  # fmt: skip
+        raise UserError(
+            f"{path} is not of a result in {RECORD} beside it (of another run or version, changed, or lost); "
+            "start that run again"
+        )
     own = folder_of(Path(), result).parts
     if folder.resolve().parts[-len(own) :] != own:
         raise UserError(f"{path} is of the run {folder_of(Path(), result)}, which has its own folder")

@@ -83,15 +83,28 @@ def folder_of(out: Path, row: Mapping) -> Path:
     return out / row["task"] / row.get("source", "") / row["prefix"] / name
 
 
-def run_settings(config, delta: Delta, task: str, prefix: str, batch_size: int, learning_rate: float,
-                 splits: Mapping[str, Encoded], init: DeltaState) -> dict:  # fmt: skip
+def run_settings(
+    config,
+    delta: Delta,
+    task: str,
+    prefix: str,
+    batch_size: int,
+    learning_rate: float,
+    splits: Mapping[str, Encoded],
+    init: DeltaState,
+) -> dict:
     """What decides the result of a run: it is made again when any of this changes.
 
     Flags that name several runs are narrowed to this one; a run that was not tested yet is the same run.
     """
     own = identity.deciding(
-        config, tasks=[task], learning_rate_list=[learning_rate], bsz_list=[batch_size], one_prefix=True, do_predict=True
-    )  # fmt: skip
+        config,
+        tasks=[task],
+        learning_rate_list=[learning_rate],
+        bsz_list=[batch_size],
+        one_prefix=True,
+        do_predict=True,
+    )
     ignored = {"source_tasks", *unread_flags(config.tune_method)}  # the source is the init
     return {
         "task": task,

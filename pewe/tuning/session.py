@@ -83,8 +83,17 @@ class Member:
         return self.folder / "resume.pt"
 
 
-def fit(backbone: Backbone, delta: Delta, members: Sequence[Member], config: TrainConfig, accumulate: int,
-        batch_size: int, max_length: int, as_original: bool, quiet: bool = False) -> None:  # fmt: skip
+def fit(
+    backbone: Backbone,
+    delta: Delta,
+    members: Sequence[Member],
+    config: TrainConfig,
+    accumulate: int,
+    batch_size: int,
+    max_length: int,
+    as_original: bool,
+    quiet: bool = False,
+) -> None:
     """Tune all members, which must have the same number of updates behind them, to the end.
 
     `batch_size` is that of a micro-batch. Writes `checkpoint-best.pt` and `resume.pt` of every member at each
@@ -212,8 +221,14 @@ class Session:
     def validate(self, losses: list[float]) -> None:
         """Dev score of every member; write the resume files, then the better checkpoints, which they hold too."""
         start = time.perf_counter()
-        scores = evaluate(self.backbone, self.delta, [m.dev for m in self.members], [m.metric for m in self.members],
-                          self.config.predict_batch_size, self.max_length)  # fmt: skip
+        scores = evaluate(
+            self.backbone,
+            self.delta,
+            [m.dev for m in self.members],
+            [m.metric for m in self.members],
+            self.config.predict_batch_size,
+            self.max_length,
+        )
         seconds = (time.perf_counter() - start) / len(self.members)
         states, better = self.delta.states(), []
         for member, writer, score, loss, state in zip(self.members, self.writers, scores, losses, states, strict=True):
@@ -266,8 +281,13 @@ class Session:
         for k, member in zip(going, left, strict=True):
             self.writers[k].close()
             if not member.failed:
-                log.info("%s: best dev %.4f after %d of %d updates", member.folder, member.progress.best,
-                         member.progress.best_updates, member.progress.updates)  # fmt: skip
+                log.info(
+                    "%s: best dev %.4f after %d of %d updates",
+                    member.folder,
+                    member.progress.best,
+                    member.progress.best_updates,
+                    member.progress.updates,
+                )
         if going and staying:
             index = torch.tensor(staying, device=self.backbone.device)
             self.delta.keep(index)

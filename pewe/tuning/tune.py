@@ -69,8 +69,9 @@ def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None
     return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
 
 
-def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]],
-            finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
+def execute(
+    config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]], finished: Callable[[int], None]
+) -> pd.DataFrame:
     """Plan the runs of every task from each of its inits (source -> state), carry out those without a result.
 
     No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
@@ -87,8 +88,9 @@ def execute(config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, 
         return carry_out(config, backbone, delta, runs, finished)
 
 
-def carry_out(config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequence[Run],
-              finished: Callable[[int], None]) -> pd.DataFrame:  # fmt: skip
+def carry_out(
+    config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequence[Run], finished: Callable[[int], None]
+) -> pd.DataFrame:
     """Those of the runs that have no result yet, stack by stack; the table is written after each."""
     out, causes = Path(config.output_dir), {}
     results = {run.folder: result for run in runs if (result := stored_result(run, config.do_predict)) is not None}
@@ -191,10 +193,18 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
 def prepare(run: Run) -> Member:
     """The member of a run, with the progress in its resume file if that is sound and was written under the same settings."""
     member = Member(
-        task=run.task, metric=run.metric, train=run.splits["train"], dev=run.splits["dev"], batch_size=run.batch_size,
-        learning_rate=run.learning_rate, folder=run.folder, init=run.init, settings=run.settings, args=run.args,
+        task=run.task,
+        metric=run.metric,
+        train=run.splits["train"],
+        dev=run.splits["dev"],
+        batch_size=run.batch_size,
+        learning_rate=run.learning_rate,
+        folder=run.folder,
+        init=run.init,
+        settings=run.settings,
+        args=run.args,
         test=run.splits["test"],
-    )  # fmt: skip
+    )
     if saved := read_resume(member.resume_file, run.settings):
         member.progress, member.resumes = saved["progress"], True
     return member
@@ -226,8 +236,17 @@ def tune_stack(
     if config.do_train and not head.progress.finished:
         micro = min(first.batch_size, config.micro_batch_size)
         quirks = config.as_original and KINDS[config.tune_method].papers
-        fit(backbone, delta, [member for _, member in pairs], for_run(config, first), first.batch_size // micro, micro,
-            generation_length(config), quirks, config.quiet)  # fmt: skip
+        fit(
+            backbone,
+            delta,
+            [member for _, member in pairs],
+            for_run(config, first),
+            first.batch_size // micro,
+            micro,
+            generation_length(config),
+            quirks,
+            config.quiet,
+        )
     failed = {run.folder: member.failed for run, member in pairs if member.failed}
     for run, member in pairs:
         if member.failed:
@@ -298,11 +317,19 @@ def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, co
 def _result(run: Run, member: Member, test: float | None) -> dict:
     progress = member.progress
     result = {
-        "task": run.task, **({"source": run.source} if run.source else {}), "prefix": run.prefix,
-        "learning_rate": run.learning_rate, "batch_size": run.batch_size, "seed": run.settings["seed"],
-        "metric": run.metric, "dev": progress.best, "test": test, "updates": progress.updates,
-        "best_updates": progress.best_updates, "history": progress.history,
-    }  # fmt: skip
+        "task": run.task,
+        **({"source": run.source} if run.source else {}),
+        "prefix": run.prefix,
+        "learning_rate": run.learning_rate,
+        "batch_size": run.batch_size,
+        "seed": run.settings["seed"],
+        "metric": run.metric,
+        "dev": progress.best,
+        "test": test,
+        "updates": progress.updates,
+        "best_updates": progress.best_updates,
+        "history": progress.history,
+    }
     log.info("%s: dev %.4f%s", run.folder, progress.best, "" if test is None else f", test {test:.4f}")
     for split, score in (("dev", progress.best), ("test", test)):
         if score is not None and math.isnan(score):
@@ -323,9 +350,13 @@ def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda run
             path = task_checkpoint(Path(config.source_ckpt_path), name)
             if name not in states:
                 states[name] = read_checkpoint(
-                    path, config.tune_method, shapes, "tune the sources first", built_on=delta.built_on,
+                    path,
+                    config.tune_method,
+                    shapes,
+                    "tune the sources first",
+                    built_on=delta.built_on,
                     made_for=delta_identity(config),
-                )  # fmt: skip
+                )
             check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
         return states
 

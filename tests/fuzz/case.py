@@ -90,8 +90,15 @@ class Case:
 Variant = Callable[[Box], Case]
 
 
-def spoiled(command: str | tuple[str, ...], place: str, edit: Callable, right: str = REFUSE, *more, earlier: bool = True,
-            check=None) -> Variant:  # fmt: skip
+def spoiled(
+    command: str | tuple[str, ...],
+    place: str,
+    edit: Callable,
+    right: str = REFUSE,
+    *more,
+    earlier: bool = True,
+    check=None,
+) -> Variant:
     """A command (or one of several) on a place that `edit(path, rng)` spoils; the edit returns the file or words to be named."""
 
     def make(box: Box) -> Case:

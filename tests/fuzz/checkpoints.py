@@ -18,8 +18,21 @@ from tests.fuzz.process import ROOT
 # command, place of checkpoints that it reads, the files below it of which one is spoiled
 PER_TASK = tuple(f"{task}/checkpoint-best.pt" for task in TASKS)
 PAIRS = tuple(f"{target}/{source}/checkpoint-best.pt" for target in TASKS for source in TASKS if target != source)
-OF_SOURCES = ("Loss", "GraNd", "EL2N", "Cosine", "average", "Loss_weights", "GraNd_weights", "cos", "Euclidean", "statistics",
-              "pairs", "zero_shot", "block")  # fmt: skip
+OF_SOURCES = (
+    "Loss",
+    "GraNd",
+    "EL2N",
+    "Cosine",
+    "average",
+    "Loss_weights",
+    "GraNd_weights",
+    "cos",
+    "Euclidean",
+    "statistics",
+    "pairs",
+    "zero_shot",
+    "block",
+)
 READERS = [
     *((command, "sources", PER_TASK) for command in OF_SOURCES),
     *((command, "random", PER_TASK) for command in ("KL", "block", "cos")),
@@ -115,8 +128,11 @@ def original(change: Callable[[dict, Path], object], right: str = REFUSE) -> Var
     """A checkpoint of the original code that is to be converted."""
 
     def edit(path: Path, rng: Random) -> str:
-        found = {"adapter": {"a": torch.ones(2), "b": torch.zeros(3)}, "args": argparse.Namespace(seed=1),
-                 "current_state": {"num_updates": 3, "epoch": 1}}  # fmt: skip
+        found = {
+            "adapter": {"a": torch.ones(2), "b": torch.zeros(3)},
+            "args": argparse.Namespace(seed=1),
+            "current_state": {"num_updates": 3, "epoch": 1},
+        }
         change(found, path)
         torch.save(found, path)
         return path.name
@@ -190,14 +206,19 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "original: object as arguments": original(lambda found, path: found.update(args=evil(path)), EITHER),
         "original: object as a tensor": original(lambda found, path: found["adapter"].update(a=evil(path))),
         "original: no state": original(lambda found, path: found.pop("adapter")),
-        "original: text of updates": original(lambda found, path: found.update(current_state={"num_updates": "many"}), ANY),
+        "original: text of updates": original(
+            lambda found, path: found.update(current_state={"num_updates": "many"}), ANY
+        ),
         "original: arguments are a dict": original(lambda found, path: found.update(args={"seed": 1}), EITHER),
         "original: arguments are a list": original(lambda found, path: found.update(args=[1]), EITHER),
         "original: NaN": original(lambda found, path: found["adapter"]["a"].fill_(float("nan"))),
         "original: int": original(lambda found, path: found["adapter"].update(a=torch.ones(2).long())),
         "original: empty state": original(lambda found, path: found.update(adapter={})),
-        "original: pickle": spoiled("convert", "original", lambda path, rng: (
-            path.write_bytes(pickle.dumps({"adapter": evil(path)})), path.name)[1]),
+        "original: pickle": spoiled(
+            "convert",
+            "original",
+            lambda path, rng: (path.write_bytes(pickle.dumps({"adapter": evil(path)})), path.name)[1],
+        ),
         "original: junk": spoiled("convert", "original", lambda path, rng: (text("junk")(path, rng), path.name)[1]),
     },
-}  # fmt: skip
+}

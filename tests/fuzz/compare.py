@@ -30,9 +30,12 @@ def result_files(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".") and "tensorboard" not in path.parts
-        and path.name not in SKIPPED_NAMES and path.suffix not in SKIPPED_KINDS
-    }  # fmt: skip
+        if path.is_file()
+        and not path.name.startswith(".")
+        and "tensorboard" not in path.parts
+        and path.name not in SKIPPED_NAMES
+        and path.suffix not in SKIPPED_KINDS
+    }
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -11,19 +11,77 @@ from tests.fuzz.world import COMMANDS
 NO_NUMBER = ("x", "", "nan?", "1;2", "None", "--", "½", "1e", "0x1g", "\u202e1", "1 2")
 NO_INTEGER = (*NO_NUMBER, "1.5", "1e3", "nan", "inf", "0x10", "1,000")
 # 0, or a negative number, says something of its own
-ZERO_SAYS = {"seed", "seeds", "stack", "train_epochs", "max_batches", "show", "layers", "train_limit", "test_limit", "rank",
-             "warmup_steps", "target_adapter_size", "limit_train_iters", "effective", "sparsity", "prompt_dropout", "alpha",
-             "ridge", "max_test", "max_full"}  # fmt: skip
+ZERO_SAYS = {
+    "seed",
+    "seeds",
+    "stack",
+    "train_epochs",
+    "max_batches",
+    "show",
+    "layers",
+    "train_limit",
+    "test_limit",
+    "rank",
+    "warmup_steps",
+    "target_adapter_size",
+    "limit_train_iters",
+    "effective",
+    "sparsity",
+    "prompt_dropout",
+    "alpha",
+    "ridge",
+    "max_test",
+    "max_full",
+}
 NEGATIVE_SAYS = {"seed", "seeds", "rank", "max_batches"}
 INFINITE_SAYS = {"max_grad_norm", "early_stop"}
 SIZES = ("adapter_size", "lora_r", "prefix_num", "prefix_r", "expert_rank", "target_adapter_size")
-CHOICES = {"tune_method", "adapter_type", "lr_decay_style", "optimizer", "device", "dtype", "reduction", "mode", "orientation",
-           "delta", "method", "normalise", "fisher", "kind", "value", "task_list", "multitask_groups"}  # fmt: skip
+CHOICES = {
+    "tune_method",
+    "adapter_type",
+    "lr_decay_style",
+    "optimizer",
+    "device",
+    "dtype",
+    "reduction",
+    "mode",
+    "orientation",
+    "delta",
+    "method",
+    "normalise",
+    "fisher",
+    "kind",
+    "value",
+    "task_list",
+    "multitask_groups",
+}
 # flags of folders and files that are read
-PATHS = ("model", "tokenizer_path", "task_dir", "source_ckpt_path", "random_tuned_ckpt_path", "train_checkpoint",
-         "test_checkpoint", "origin_data_path", "tuned_ckpt_path", "tuned_64shot_ckpt_path", "zero_result_path",
-         "expert_path", "task_descriptions", "original", "data", "models", "stats", "runs", "folders", "from_dir", "folder",
-         "suite", "experiment", "data_dir")  # fmt: skip
+PATHS = (
+    "model",
+    "tokenizer_path",
+    "task_dir",
+    "source_ckpt_path",
+    "random_tuned_ckpt_path",
+    "train_checkpoint",
+    "test_checkpoint",
+    "origin_data_path",
+    "tuned_ckpt_path",
+    "tuned_64shot_ckpt_path",
+    "zero_result_path",
+    "expert_path",
+    "task_descriptions",
+    "original",
+    "data",
+    "models",
+    "stats",
+    "runs",
+    "folders",
+    "from_dir",
+    "folder",
+    "suite",
+    "experiment",
+    "data_dir",
+)
 
 
 def kinds(command: str) -> dict[str, tuple[type, bool]]:
@@ -46,8 +104,11 @@ def of_kind(wanted: type, values: tuple, right: str, without: set[str] = frozens
     def make(box: Box) -> Case:
         while True:
             command = box.rng.choice(list(COMMANDS))
-            flags = [flag for flag, (kind, _) in kinds(command).items()
-                     if kind is wanted and flag not in without and (not among or flag in among)]  # fmt: skip
+            flags = [
+                flag
+                for flag, (kind, _) in kinds(command).items()
+                if kind is wanted and flag not in without and (not among or flag in among)
+            ]
             if flags:
                 break
         flag, value = box.rng.choice(flags), box.rng.choice(values)
@@ -81,9 +142,19 @@ def misspelt(flag: str, rng) -> tuple[list[str], tuple[str, ...]]:
 
 def respelt(box: Box) -> Case:
     """A value of the command line in an unusual spelling, which may be refused but not read as another number."""
-    command, flag = box.rng.choice((("tune", "train_iters"), ("tune", "bsz_list"), ("tune", "learning_rate_list"),
-                                    ("Loss", "predict_batch_size"), ("Loss_weights", "effective"), ("sources", "stack"),
-                                    ("sources", "seed"), ("statistics", "batch_size"), ("lora", "lora_alpha")))  # fmt: skip
+    command, flag = box.rng.choice(
+        (
+            ("tune", "train_iters"),
+            ("tune", "bsz_list"),
+            ("tune", "learning_rate_list"),
+            ("Loss", "predict_batch_size"),
+            ("Loss_weights", "effective"),
+            ("sources", "stack"),
+            ("sources", "seed"),
+            ("statistics", "batch_size"),
+            ("lora", "lora_alpha"),
+        )
+    )
     value = given(box.words(command), flag)[0]
     forms = [f" {value}", f"+{value}", f"0{value}", value.replace("1", "\u0661").replace("2", "\u0662"), f"{value} "]
     wrong = box.rng.choice([form for form in forms if form != value])
@@ -92,15 +163,29 @@ def respelt(box: Box) -> Case:
 
 def twice(box: Box) -> Case:
     """An item of a list that is given twice, as it stands or in another spelling: refused, or counted once."""
-    choices = [("tune", "bsz_list", ("4", "04")), ("tune", "learning_rate_list", ("1e-2", "0.01", "0.010000000001")),
-               ("suite", "seeds", ("1", "01")), ("suite", "init", ("Random", "Average", "Loss", "Random")),
-               ("average", "tasks", (*TASKS, FIRST)), ("Loss", "tasks", (*TASKS, FIRST)), ("tune", "tasks", (FIRST, FIRST)),
-               ("Loss", "source_tasks", (*TASKS, TASKS[1])), ("fusion", "seeds", ("1", "1")), ("RegMean", "tasks", (*TASKS, FIRST)),
-               ("fusion", "domains", ("market", "harbour", "market")), ("cos", "tasks", (*TASKS, FIRST)),
-               ("pemt", "experts", (TASKS[1], TASKS[2], TASKS[1])), ("statistics", "tasks", (*TASKS, FIRST)),
-               ("pairs", "source_tasks", (*TASKS, TASKS[2])), ("fusion", "methods", ("simple", "simple")),
-               ("Euclidean", "tasks", (*TASKS, FIRST)), ("Performance", "tasks", (*TASKS, FIRST)),
-               ("suite", "tasks", (*TASKS, FIRST)), ("gates", "runs", None), ("merge", "models", None)]  # fmt: skip
+    choices = [
+        ("tune", "bsz_list", ("4", "04")),
+        ("tune", "learning_rate_list", ("1e-2", "0.01", "0.010000000001")),
+        ("suite", "seeds", ("1", "01")),
+        ("suite", "init", ("Random", "Average", "Loss", "Random")),
+        ("average", "tasks", (*TASKS, FIRST)),
+        ("Loss", "tasks", (*TASKS, FIRST)),
+        ("tune", "tasks", (FIRST, FIRST)),
+        ("Loss", "source_tasks", (*TASKS, TASKS[1])),
+        ("fusion", "seeds", ("1", "1")),
+        ("RegMean", "tasks", (*TASKS, FIRST)),
+        ("fusion", "domains", ("market", "harbour", "market")),
+        ("cos", "tasks", (*TASKS, FIRST)),
+        ("pemt", "experts", (TASKS[1], TASKS[2], TASKS[1])),
+        ("statistics", "tasks", (*TASKS, FIRST)),
+        ("pairs", "source_tasks", (*TASKS, TASKS[2])),
+        ("fusion", "methods", ("simple", "simple")),
+        ("Euclidean", "tasks", (*TASKS, FIRST)),
+        ("Performance", "tasks", (*TASKS, FIRST)),
+        ("suite", "tasks", (*TASKS, FIRST)),
+        ("gates", "runs", None),
+        ("merge", "models", None),
+    ]
     command, flag, values = box.rng.choice(choices)
     if values is None:
         values = tuple(given(box.words(command), flag)) * 2

@@ -33,8 +33,21 @@ def exact(make: Variant) -> Variant:
     return lambda box: replace(make(box), tolerance=0.0)
 
 
-STORED = ("run.json", "step.json", "config.json", "scores/*.json", "recipe.json", "result.tsv", "final_weight.tsv", "cells.tsv",
-          "checkpoint-best.pt", "without_*.pt", "statistics/*", "model.safetensors", "logits/*")  # fmt: skip
+STORED = (
+    "run.json",
+    "step.json",
+    "config.json",
+    "scores/*.json",
+    "recipe.json",
+    "result.tsv",
+    "final_weight.tsv",
+    "cells.tsv",
+    "checkpoint-best.pt",
+    "without_*.pt",
+    "statistics/*",
+    "model.safetensors",
+    "logits/*",
+)
 KINDS = {
     **{name.replace("/", " ") + "/flip": stored(name) for name in STORED},
     "resume.pt/flip": stopped,

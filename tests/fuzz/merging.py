@@ -72,13 +72,15 @@ GROUPS: dict[str, dict[str, Variant]] = {
         **{f"statistics: {name}": statistics(edit) for name, edit in DAMAGES.items()},
         "statistics: NaN": statistics(tensors(every(lambda tensor: tensor * float("nan")))),
         "statistics: negative": statistics(tensors(every(lambda tensor: -tensor - 1))),
-        "statistics: some are missing": statistics(tensors(
-            lambda state, rng: {name: tensor for name, tensor in state.items() if "block.0" not in name})),
+        "statistics: some are missing": statistics(
+            tensors(lambda state, rng: {name: tensor for name, tensor in state.items() if "block.0" not in name})
+        ),
         "statistics: other shape": statistics(tensors(every(lambda tensor: tensor.flatten()[:3].clone()))),
         "statistics: int": statistics(tensors(every(lambda tensor: (tensor * 1e6).long()))),
         "statistics: empty note": statistics(tensors(lambda state, rng: None, dict.clear), EITHER),
         "statistics: odd note": statistics(
-            tensors(lambda state, rng: None, lambda note: note.update(examples="x", shapes=[])), EITHER),
+            tensors(lambda state, rng: None, lambda note: note.update(examples="x", shapes=[])), EITHER
+        ),
         **{f"model: {name}": merged(edit) for name, edit in DAMAGES.items()},
         "model: config is missing": merged(DAMAGES["missing"], REFUSE, "a/config.json"),
         "model: config is a folder": merged(DAMAGES["a folder"], REFUSE, "a/config.json"),
@@ -88,7 +90,9 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "model: other shape": merged(tensors(one(lambda tensor: tensor[:1].clone()))),
         "model: int": merged(tensors(every(lambda tensor: (tensor * 100).long()))),
         "model: counter that only one has": merged(tensors(lambda state, rng: {**state, "steps": torch.tensor([3])})),
-        "model: complex": merged(tensors(one(lambda tensor: tensor.to(torch.complex64))), REFUSE, "a/model.safetensors"),
+        "model: complex": merged(
+            tensors(one(lambda tensor: tensor.to(torch.complex64))), REFUSE, "a/model.safetensors"
+        ),
         "model: half precision overflows": overflow,
         "model: named twice": merging("--models", "{local}/a", "{local}/a", names=("models", "twice", "/a")),
         "model: one only": merging("--models", "{local}/a", names=("models", "statistics", "/a")),
@@ -96,7 +100,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "model: output is a model": merging("--output", "{local}/a", names=("--output", "/a")),
         "model: statistics are missing": merging("--stats", "{local}/a.safetensors", names=("statistics",)),
         "model: weights as statistics": merging(
-            "--stats", "{local}/a/model.safetensors", "{local}/b.safetensors", names=("model.safetensors",)),
+            "--stats", "{local}/a/model.safetensors", "{local}/b.safetensors", names=("model.safetensors",)
+        ),
         "coefficients: too few": merging(*SIMPLE, "1", names=("--coefficients",)),
         "coefficients: NaN": merging(*SIMPLE, "nan", "0.5", names=("--coefficients",)),
         "coefficients: infinite": merging(*SIMPLE, "inf", "0.5", names=("--coefficients",)),
@@ -104,4 +109,4 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "expression: malformed": merging("--exclude", "(", names=("--exclude", "(")),
         "expression: everything": merging("--exclude", ".*", names=("--exclude", ".*", "regmean")),
     },
-}  # fmt: skip
+}

@@ -23,8 +23,14 @@ def below(name: str, edit: Callable) -> Change:
 
 def config(**changes) -> Change:
     """Entries of config.json changed; of several names of one setting those that it has."""
-    return below("config.json", entries(lambda found, rng: found.update(
-        {key: value for key, value in changes.items() if key in found or key not in ALIASES})))  # fmt: skip
+    return below(
+        "config.json",
+        entries(
+            lambda found, rng: found.update(
+                {key: value for key, value in changes.items() if key in found or key not in ALIASES}
+            )
+        ),
+    )
 
 
 ALIASES = ("num_layers", "num_hidden_layers", "d_model", "hidden_size", "num_heads", "num_attention_heads")
@@ -129,14 +135,18 @@ BROKEN: dict[str, Change] = {
     "infinite weight": weights(one(lambda tensor: tensor + float("inf"))),
     "weights renamed": weights(lambda state, rng: {f"model.{name}": tensor for name, tensor in state.items()}),
     "weights are missing": weights(
-        lambda state, rng: {name: tensor for name, tensor in state.items() if "layer.0" not in name or "ttention" not in name}),
+        lambda state, rng: {
+            name: tensor for name, tensor in state.items() if "layer.0" not in name or "ttention" not in name
+        }
+    ),
     "weight of other shape": weights(one(lambda tensor: tensor[:1].clone())),
     "code instead of a model": with_code("config.json", model_type="evil", auto_map=CODE),
     "code instead of a tokenizer": with_code(
-        "tokenizer_config.json", tokenizer_class="XTokenizer", auto_map={"AutoTokenizer": ["evil.X", "evil.X"]}),
+        "tokenizer_config.json", tokenizer_class="XTokenizer", auto_map={"AutoTokenizer": ["evil.X", "evil.X"]}
+    ),
     "tokenizer config is a list": below("tokenizer_config.json", text("[]")),
     "tokenizer config is no JSON": below("tokenizer_config.json", text("{")),
-}  # fmt: skip
+}
 TOKENIZERS: dict[str, Change] = {
     "tokenizer is a pointer": below("tokenizer.json", text(POINTER)),
     "tokenizer is no JSON": below("tokenizer.json", text("{")),
@@ -162,13 +172,19 @@ ODD_T5: dict[str, Change] = {
     "padding is beyond": config(pad_token_id=10**7),
     "feed-forward is unknown": config(feed_forward_proj="gated-evil"),
     "generation settings are no JSON": below("generation_config.json", text("{")),
-    "generation settings sample": below("generation_config.json", text('{"do_sample": true, "temperature": 9.0, "num_beams": 3}')),
-    "tokenizer of version 5": below("tokenizer_config.json", entries(lambda found, rng: found.update(
-        extra_special_tokens=[f"<extra_id_{number}>" for number in range(100)]))),
+    "generation settings sample": below(
+        "generation_config.json", text('{"do_sample": true, "temperature": 9.0, "num_beams": 3}')
+    ),
+    "tokenizer of version 5": below(
+        "tokenizer_config.json",
+        entries(
+            lambda found, rng: found.update(extra_special_tokens=[f"<extra_id_{number}>" for number in range(100)])
+        ),
+    ),
     "a file more": below("notes.txt", text(b"\xff")),
     "a hidden file": below("._config.json", text(b"\x00\x05\x16\x07")),
     "weights are double": weights(every(lambda tensor: tensor.double())),
-}  # fmt: skip
+}
 GROUPS: dict[str, dict[str, Variant]] = {
     "models": {
         **{name: of_t5(change) for name, change in {**BROKEN, **BROKEN_T5}.items()},

@@ -91,15 +91,23 @@ def _original(world, path: Path) -> None:
 
     import torch
 
-    content = {"adapter": {"a": torch.ones(2), "b": torch.zeros(3)}, "args": argparse.Namespace(seed=1),
-               "current_state": {"num_updates": 3, "epoch": 1}}  # fmt: skip
+    content = {
+        "adapter": {"a": torch.ones(2), "b": torch.zeros(3)},
+        "args": argparse.Namespace(seed=1),
+        "current_state": {"num_updates": 3, "epoch": 1},
+    }
     torch.save(content, path)
 
 
 def suite_sections(world) -> dict:
     """The content of the suite."""
-    return {"title": "t", "all": suite_flags(world), "tuning": dict(SUITE_TUNING), "weights": {"effective": 1.5},
-            "delta.adapter": {"adapter_size": 2}}  # fmt: skip
+    return {
+        "title": "t",
+        "all": suite_flags(world),
+        "tuning": dict(SUITE_TUNING),
+        "weights": {"effective": 1.5},
+        "delta.adapter": {"adapter_size": 2},
+    }
 
 
 def _suite(world, path: Path) -> None:
@@ -117,16 +125,36 @@ SUITE_TUNING = {"stack": 3, "bsz_list": [4], "learning_rate_list": [0.01], "trai
 
 def suite_flags(world) -> dict:
     """The section [all] of the suite."""
-    return {"model": str(world.place("t5")), "task_dir": str(world.place("data")), "tasks": list(TASKS), "device": "cpu",
-            "max_input_length": 24, "max_output_length": 6}  # fmt: skip
+    return {
+        "model": str(world.place("t5")),
+        "task_dir": str(world.place("data")),
+        "tasks": list(TASKS),
+        "device": "cpu",
+        "max_input_length": 24,
+        "max_output_length": 6,
+    }
 
 
 def fusion_flags(world) -> dict:
     """The flags of the fusion experiment."""
-    return {"model": str(world.place("bert")), "data_dir": str(world.place("emotions")), "kind": "single",
-            "domains": list(DOMAINS[:2]), "held_out": [DOMAINS[2]], "seeds": [1], "updates": 2, "batch_size": 4,
-            "max_length": 32, "learning_rate": 0.01, "examples": 8, "alpha": 0.9, "ridge": 1e-6, "fisher": "hard",
-            "protocols": ["pairwise"], "methods": ["individual", "simple", "fisher", "regmean", "soft_ensemble"]}  # fmt: skip
+    return {
+        "model": str(world.place("bert")),
+        "data_dir": str(world.place("emotions")),
+        "kind": "single",
+        "domains": list(DOMAINS[:2]),
+        "held_out": [DOMAINS[2]],
+        "seeds": [1],
+        "updates": 2,
+        "batch_size": 4,
+        "max_length": 32,
+        "learning_rate": 0.01,
+        "examples": 8,
+        "alpha": 0.9,
+        "ridge": 1e-6,
+        "fisher": "hard",
+        "protocols": ["pairwise"],
+        "methods": ["individual", "simple", "fisher", "regmean", "soft_ensemble"],
+    }
 
 
 def toml(sections: dict) -> str:

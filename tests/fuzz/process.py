@@ -18,8 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-               "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": ""}  # fmt: skip
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TQDM_DISABLE": "",
+}
 PACKAGES = ("pewe", "pewe.fusion", "pewe.deltas", "get_similarity", "unit_model", "data.build")
 TIMEOUT = "timeout"  # the exit code of a command that was stopped
 
@@ -56,8 +63,14 @@ def preload() -> None:
         for path in sorted(folder.glob("*.py")):
             if path.stem not in ("__init__", "__main__"):
                 importlib.import_module(f"{package}.{path.stem}")
-    for name in ("AutoTokenizer", "T5TokenizerFast", "T5ForConditionalGeneration", "BertForSequenceClassification",
-                 "BertForTokenClassification", "BertTokenizerFast"):  # fmt: skip
+    for name in (
+        "AutoTokenizer",
+        "T5TokenizerFast",
+        "T5ForConditionalGeneration",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        "BertTokenizerFast",
+    ):
         getattr(importlib.import_module("transformers"), name)
     importlib.import_module("matplotlib.pyplot")
 

@@ -25,8 +25,13 @@ NEEDED = (*SIMILARITIES, *SCORES, *CELLS)
 HARMLESS = ("header only", "a row twice", "a cell more", "torn")  # for some of the readers
 
 
-def in_table(edit: Edit, right: str = REFUSE, files=NEEDED, check: Callable[[Box, str], str] | None = None,
-             more: tuple[str, ...] = ()) -> Variant:  # fmt: skip
+def in_table(
+    edit: Edit,
+    right: str = REFUSE,
+    files=NEEDED,
+    check: Callable[[Box, str], str] | None = None,
+    more: tuple[str, ...] = (),
+) -> Variant:
     """A table that is spoiled, and a command that reads it; a report of fewer rows has other numbers."""
 
     def make(box: Box) -> Case:
@@ -127,8 +132,9 @@ BAD_SIMILARITIES: dict[str, Variant] = {
     "name of a missing value": in_table(a_name("nan"), files=SIMILARITIES),
     "quotation mark": in_table(a_name('"'), files=SIMILARITIES),
     "in another order": in_table(
-        cells(lambda rows, rng: rows.__setitem__(slice(1, None), rows[:0:-1])), ANY, SIMILARITIES, weights_are_sound),
-}  # fmt: skip
+        cells(lambda rows, rng: rows.__setitem__(slice(1, None), rows[:0:-1])), ANY, SIMILARITIES, weights_are_sound
+    ),
+}
 ORIENTATIONS: dict[str, Edit] = {
     "a text": entries(lambda found, rng: found.update(higher_is_more_similar="yes")),
     "null": entries(lambda found, rng: found.update(higher_is_more_similar=None)),
@@ -138,8 +144,10 @@ ORIENTATIONS: dict[str, Edit] = {
     "no JSON": text("{"),
 }
 REPORTS: dict[str, Variant] = {
-    **{name: in_table(TABLE_SHAPES[name], files=REPORTED)
-       for name in ("torn", "a text for a number", "a cell more", "no header", "not UTF-8", "binary")},
+    **{
+        name: in_table(TABLE_SHAPES[name], files=REPORTED)
+        for name in ("torn", "a text for a number", "a cell more", "no header", "not UTF-8", "binary")
+    },
     "markup of a name": in_table(a_name(MARKUP), ANY, CELLS, no_markup),
     "delta leads outside": in_table(every_name("delta", "../../../evil"), ANY, REPORTED[:3]),
     "init leads outside": in_table(every_name("init", "../../../evil/x"), ANY, REPORTED[1:3]),
@@ -150,7 +158,7 @@ REPORTS: dict[str, Variant] = {
     "provenance is no JSON": provenance("{"),
     "title of other shape": provenance('{"title": ["<script>alert(1)"]}'),
     "markup of a title": provenance('{"title": "<script>alert(1)</script>", "x": "</pre><script>alert(2)"}'),
-}  # fmt: skip
+}
 GROUPS: dict[str, dict[str, Variant]] = {
     "tables": {
         **{name: in_table(edit, EITHER if name in HARMLESS else REFUSE) for name, edit in TABLE_SHAPES.items()},

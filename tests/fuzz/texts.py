@@ -13,9 +13,19 @@ from tests.fuzz.edits import Edit, instead, lines, whole
 from tests.fuzz.places import FIRST
 
 # command, the split that it reads of the first task
-READ = (("tune", "64_42_train"), ("tune", "64_42_dev"), ("tune", "64_42_test"), ("sources", "full_train"), ("Loss", "64_42_dev"),
-        ("KL", "64_42_dev"), ("statistics", "full_train"), ("pemt", "64_42_train"), ("pairs", "64_42_dev"),
-        ("experts", "full_train"), ("random", "64_42_test"))  # fmt: skip
+READ = (
+    ("tune", "64_42_train"),
+    ("tune", "64_42_dev"),
+    ("tune", "64_42_test"),
+    ("sources", "full_train"),
+    ("Loss", "64_42_dev"),
+    ("KL", "64_42_dev"),
+    ("statistics", "full_train"),
+    ("pemt", "64_42_train"),
+    ("pairs", "64_42_dev"),
+    ("experts", "full_train"),
+    ("random", "64_42_test"),
+)
 
 
 def path_of(data: Path, split: str, task: str = FIRST) -> Path:
@@ -123,7 +133,9 @@ LINES: dict[str, Variant] = {
     "NUL": in_data(lines(lambda line: line.replace(b"\t", b"\x00\t")), ANY, checked=True),
     "only NUL": in_data(lines(b"\x00\t\x00"), ANY, checked=True),
     "control characters": in_data(lines(lambda line: b"\x0b\x0c\x1b[31m" + line), ANY, checked=True),
-    "separators inside a text": in_data(lines(lambda line: "a\u2028b\u2029c\u0085d\u001ce ".encode() + line), ANY, checked=True),
+    "separators inside a text": in_data(
+        lines(lambda line: "a\u2028b\u2029c\u0085d\u001ce ".encode() + line), ANY, checked=True
+    ),
     "byte order mark in the middle": in_data(lines(lambda line: b"\xef\xbb\xbf" + line), ANY),
     "zero width": in_data(lines("\u200b\t\u200b\u200d".encode()), ANY, checked=True),
     "markers of the tokenizer": in_data(lines(b"<pad> </s> <extra_id_0> <unk>\t</s><pad><extra_id_1>"), ANY),
@@ -162,20 +174,34 @@ LINES: dict[str, Variant] = {
     "MultiRC of no truth value": gold("pemt-superglue-multirc", ("true", "yes", "1", "TRUE", "Maybe")),
     "no data folder": names_of_data(lambda data, rng: shutil.rmtree(data)),
     "data folder is a file": names_of_data(lambda data, rng: (shutil.rmtree(data), data.write_text("x"))),
-    "task folder is a file": names_of_data(lambda data, rng: (shutil.rmtree(data / FIRST), (data / FIRST).write_text("x"))),
+    "task folder is a file": names_of_data(
+        lambda data, rng: (shutil.rmtree(data / FIRST), (data / FIRST).write_text("x"))
+    ),
     "task folder is empty": names_of_data(lambda data, rng: [path.unlink() for path in (data / FIRST).iterdir()]),
     "no task folder": names_of_data(lambda data, rng: shutil.rmtree(data / FIRST)),
     "task folder links to itself": names_of_data(
-        lambda data, rng: (shutil.rmtree(data / FIRST), (data / FIRST).symlink_to(FIRST))),
-    "description is missing": spoiled(("experts", "pemt"), "descriptions.tsv", lambda path, rng: (
-        path.write_text(re.sub(rf"(?m)^{FIRST}\t.*\n", "", path.read_text())), FIRST, path.name)[1:]),
-    "description twice": spoiled(("experts", "pemt"), "descriptions.tsv", lambda path, rng: (
-        path.write_text(path.read_text() + f"{FIRST}\tonce more\n"), path.name)[1:]),
-    "descriptions are no text": spoiled(("experts", "pemt"), "descriptions.tsv", lambda path, rng: (
-        path.write_bytes(rng.randbytes(200)), path.name)[1:]),
-    "descriptions with a byte order mark": spoiled(("experts", "pemt"), "descriptions.tsv", lambda path, rng: (
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()), path.name)[1:], EITHER),
-}  # fmt: skip
+        lambda data, rng: (shutil.rmtree(data / FIRST), (data / FIRST).symlink_to(FIRST))
+    ),
+    "description is missing": spoiled(
+        ("experts", "pemt"),
+        "descriptions.tsv",
+        lambda path, rng: (path.write_text(re.sub(rf"(?m)^{FIRST}\t.*\n", "", path.read_text())), FIRST, path.name)[1:],
+    ),
+    "description twice": spoiled(
+        ("experts", "pemt"),
+        "descriptions.tsv",
+        lambda path, rng: (path.write_text(path.read_text() + f"{FIRST}\tonce more\n"), path.name)[1:],
+    ),
+    "descriptions are no text": spoiled(
+        ("experts", "pemt"), "descriptions.tsv", lambda path, rng: (path.write_bytes(rng.randbytes(200)), path.name)[1:]
+    ),
+    "descriptions with a byte order mark": spoiled(
+        ("experts", "pemt"),
+        "descriptions.tsv",
+        lambda path, rng: (path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()), path.name)[1:],
+        EITHER,
+    ),
+}
 
 
 # ---- domains of the fusion experiments

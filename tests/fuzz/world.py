@@ -14,8 +14,10 @@ from tests.fuzz.places import FIRST, INPUTS, TASKS
 from tests.fuzz.process import Outcome, run
 
 DATA = "--model {t5} --task_dir {data} --device cpu --max_input_length 24 --max_output_length 6 --quiet"
-SIZES = ("--adapter_size 2 --lora_r 2 --lora_alpha 4 --prefix_num 2 --prefix_r 2 --expert_rank 2 --target_adapter_size 2 "
-         "--task_descriptions {descriptions.tsv}")  # fmt: skip
+SIZES = (
+    "--adapter_size 2 --lora_r 2 --lora_alpha 4 --prefix_num 2 --prefix_r 2 --expert_rank 2 --target_adapter_size 2 "
+    "--task_descriptions {descriptions.tsv}"
+)
 TUNE = (
     f"{DATA} {SIZES} --predict_batch_size 4 --bsz_list 4 --learning_rate_list 1e-2 --train_iters 2 --valid_interval 1"
 )
@@ -86,29 +88,49 @@ COMMANDS = {
     "Performance": ensemble("Performance", "--tuned_ckpt_path {pairs} --zero_result_path {zero_shot}/result.tsv"),
     "statistics": Command(
         f"-m pewe.merging.collect_deltas {DATA} {SIZES} {ALL} --full_train --batch_size 4 --source_ckpt_path out",
-        "pewe.merging.collect_deltas:Config", "sources"),
-    "Fisher": Command(f"unit_model/unit_model_Fisher.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
-                      "unit_model.unit_model_Fisher:Config"),
-    "RegMean": Command(f"unit_model/unit_model_RegMean.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
-                       "unit_model.unit_model_RegMean:Config"),
-    "convert": Command("-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"),
+        "pewe.merging.collect_deltas:Config",
+        "sources",
+    ),
+    "Fisher": Command(
+        f"unit_model/unit_model_Fisher.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
+        "unit_model.unit_model_Fisher:Config",
+    ),
+    "RegMean": Command(
+        f"unit_model/unit_model_RegMean.py {ALL} --quiet --source_ckpt_path {{statistics}} --save_ckpt_path out",
+        "unit_model.unit_model_RegMean:Config",
+    ),
+    "convert": Command(
+        "-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"
+    ),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
     "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
-    "suite": Command("-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz",
-                     "pewe.grid.run:Config"),
+    "suite": Command(
+        "-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz", "pewe.grid.run:Config"
+    ),
     "report": Command("-m pewe.reporting.page --folder out", "pewe.reporting.page:Config", "suite:results/fuzz"),
-    "tables": Command("-m pewe.reporting.tables --rows A={tune} B={from_ensemble} --out out", "pewe.reporting.tables:TableConfig"),
-    "fusion": Command("-m pewe.fusion.experiment --experiment {fusion.toml} --name fuzz --zoo out/zoo --quiet",
-                      "pewe.fusion.experiment:Config"),
-    "collect": Command("-m pewe.merging.collect --model {local}/a --data {local}/a.tsv --output out/a.safetensors "
-                       "--batch_size 4", "pewe.merging.collect:Config"),
-    "merge": Command("-m pewe.fusion --models {local}/a {local}/b --stats {local}/a.safetensors {local}/b.safetensors "
-                     "--output out/merged", "pewe.fusion.__main__:Config"),
+    "tables": Command(
+        "-m pewe.reporting.tables --rows A={tune} B={from_ensemble} --out out", "pewe.reporting.tables:TableConfig"
+    ),
+    "fusion": Command(
+        "-m pewe.fusion.experiment --experiment {fusion.toml} --name fuzz --zoo out/zoo --quiet",
+        "pewe.fusion.experiment:Config",
+    ),
+    "collect": Command(
+        "-m pewe.merging.collect --model {local}/a --data {local}/a.tsv --output out/a.safetensors --batch_size 4",
+        "pewe.merging.collect:Config",
+    ),
+    "merge": Command(
+        "-m pewe.fusion --models {local}/a {local}/b --stats {local}/a.safetensors {local}/b.safetensors "
+        "--output out/merged",
+        "pewe.fusion.__main__:Config",
+    ),
     "check": Command("-m data.build.check --folders {data}", "data.build.check:CheckConfig"),
-    "build": Command("-m data.build --tasks boolq --from_dir {raw} --shots_per_class 2 --out out --quiet",
-                     "data.build.run:BuildConfig"),
-}  # fmt: skip
+    "build": Command(
+        "-m data.build --tasks boolq --from_dir {raw} --shots_per_class 2 --out out --quiet",
+        "data.build.run:BuildConfig",
+    ),
+}
 OUTPUTS = ("out", "results", "checkpoints")  # all that a command writes lies below these
 
 

@@ -94,11 +94,24 @@ def steps(name: str, changes: dict, world) -> Numbers:
     write_checkpoint(
         ensemble_checkpoint(out / "init", task), delta.delta_config.tune_method, random_state(delta, name, 0.1), {}
     )
-    tune(TuneConfig(
-        model=str(world.backbones["v1.1"]), task_dir=str(world.data), tasks=[task], device="cpu", quiet=True, do_train=True,
-        train_checkpoint=str(out / "init"), output_dir=str(out / "runs"), learning_rate_list=[1e-2], train_iters=5,
-        valid_interval=1, max_input_length=32, max_output_length=6, **{"bsz_list": [4], **SMALL[name], **changes},
-    ))  # fmt: skip
+    tune(
+        TuneConfig(
+            model=str(world.backbones["v1.1"]),
+            task_dir=str(world.data),
+            tasks=[task],
+            device="cpu",
+            quiet=True,
+            do_train=True,
+            train_checkpoint=str(out / "init"),
+            output_dir=str(out / "runs"),
+            learning_rate_list=[1e-2],
+            train_iters=5,
+            valid_interval=1,
+            max_input_length=32,
+            max_output_length=6,
+            **{"bsz_list": [4], **SMALL[name], **changes},
+        )
+    )
     (run,) = (path.parent for path in out.glob("runs/*/*/*/run.json"))
     history = read_json(run / "run.json")["result"]["history"]
     last = torch.load(run / "resume.pt", weights_only=True)["delta"]
@@ -139,8 +152,13 @@ def answers(method: str, world) -> Numbers:
     delta = attach_delta(backbone.model, small(method))
     delta.load([random_state(delta, method, 0.1)])
     for task in MINI_TASKS[:2]:
-        whole = load_split(backbone.tokenizer, DataConfig(task_dir=str(world.data), max_input_length=64, max_output_length=8),
-                           task, f"{task}_64_42", "dev")  # fmt: skip
+        whole = load_split(
+            backbone.tokenizer,
+            DataConfig(task_dir=str(world.data), max_input_length=64, max_output_length=8),
+            task,
+            f"{task}_64_42",
+            "dev",
+        )
         (texts,) = evaluate.generate(backbone, delta, [whole], 5, 8)
         golds = [example.outputs for example in whole.examples]
         found |= {f"{task}: answers": texts, f"{task}: score": [metrics.evaluate(METRICS[task], texts, golds)]}
@@ -149,8 +167,11 @@ def answers(method: str, world) -> Numbers:
 
 # ---- similarities, weights, ensembles
 
-MODES = {**{name: (name, {}) for name in MEASURES}, "GraNd_block": ("GraNd", {"mode": "block"}),
-         "GraNd_layer": ("GraNd", {"mode": "layer"})}  # fmt: skip
+MODES = {
+    **{name: (name, {}) for name in MEASURES},
+    "GraNd_block": ("GraNd", {"mode": "block"}),
+    "GraNd_layer": ("GraNd", {"mode": "layer"}),
+}
 FOUR = ["adversarialqa", "boolq", "codah", "dream"]
 
 
@@ -158,9 +179,16 @@ def similarity(name: str, method: str, version: str, changes: dict, world) -> Nu
     """A row of the matrix for every target and scope."""
     measure, flags = MODES[name]
     measured = MEASURES[measure]
-    config = similarity_config(world.backbones[version], world.paper_data, world.checkpoints, world.scratch(), method,
-                               tasks=["boolq", "web_questions"], source_tasks=["ai2_arc", "boolq", "codah", "web_questions"],
-                               **changes)  # fmt: skip
+    config = similarity_config(
+        world.backbones[version],
+        world.paper_data,
+        world.checkpoints,
+        world.scratch(),
+        method,
+        tasks=["boolq", "web_questions"],
+        source_tasks=["ai2_arc", "boolq", "codah", "web_questions"],
+        **changes,
+    )
     table = run(measured, measured.config(**{**vars(config), **flags}))
     return {f"{target} {scope}": rows["value"].tolist() for (target, scope), rows in table.groupby(["target", "scope"])}
 
@@ -168,9 +196,14 @@ def similarity(name: str, method: str, version: str, changes: dict, world) -> Nu
 def ensemble(module, method: str, flags: dict, world) -> Numbers:
     """Weights and merged deltas of a unit_model script."""
     out = world.scratch()
-    paths = {"source_ckpt_path": world.checkpoints / method / "source", "save_ckpt_path": out / "out",
-             "tuned_64shot_ckpt_path": world.checkpoints / method / "random", "origin_data_path": out,
-             "tuned_ckpt_path": out / "pairs", "zero_result_path": out / "pairs" / "zero.tsv"}  # fmt: skip
+    paths = {
+        "source_ckpt_path": world.checkpoints / method / "source",
+        "save_ckpt_path": out / "out",
+        "tuned_64shot_ckpt_path": world.checkpoints / method / "random",
+        "origin_data_path": out,
+        "tuned_ckpt_path": out / "pairs",
+        "zero_result_path": out / "pairs" / "zero.tsv",
+    }
     write_tuned_pairs(out / "pairs", world.checkpoints / method / "source", method, FOUR)
     S = draws("similarities", 4, 4).abs().tolist()
     rows = [f"{t}\t{s}\tall\t{S[i][j]!r}" for (i, t), (j, s) in itertools.product(enumerate(FOUR), enumerate(FOUR))]
@@ -199,8 +232,14 @@ def temperatures(world) -> Numbers:
 
 WORDS = ["the red house", "a red barn.", "red", "House of red", "blue, and green", "the"]
 NUMBERS = ["1", "2.5", "-3", "40"]
-TEXTS = {"Matthew-Correlation": ["acceptable", "unacceptable"], "Matthews": ["yes", "no"], "MultiRC": ["True", "False", "?"],
-         "Classification-F1": ["a", "b", "c"], "Pearson-Correlation": NUMBERS, "Pearson-Spearman": NUMBERS}  # fmt: skip
+TEXTS = {
+    "Matthew-Correlation": ["acceptable", "unacceptable"],
+    "Matthews": ["yes", "no"],
+    "MultiRC": ["True", "False", "?"],
+    "Classification-F1": ["a", "b", "c"],
+    "Pearson-Correlation": NUMBERS,
+    "Pearson-Spearman": NUMBERS,
+}
 
 
 def metric(name: str, world) -> Numbers:
@@ -246,8 +285,12 @@ def orders(world) -> Numbers:
 # ---- all cases
 
 BUDGETS = {"as original": {"as_original": True}, "mean of all batches": {"max_batches": -1, "reduction": "mean"}}
-PEMT = {"as original": {"as_original": True}, "no gate": {"pemt_gate": False}, "no prompt": {"pemt_prompt": False},
-        "no adapter": {"pemt_adapter": False}}  # fmt: skip
+PEMT = {
+    "as original": {"as_original": True},
+    "no gate": {"pemt_gate": False},
+    "no prompt": {"pemt_prompt": False},
+    "no adapter": {"pemt_adapter": False},
+}
 GROUPS = ["codah", "dream", "qasc", "boolq", "mc_taco"]
 ENSEMBLES = {
     "average": (unit_model_average, METHODS, {}),
@@ -258,29 +301,50 @@ ENSEMBLES = {
     "cosine": (unit_model_cos, METHODS, {"temperature": 0.05}),
     "Euclidean": (unit_model_Euclidean, METHODS, {"tem": 0.5}),
     "Performance": (unit_model_Performance, METHODS, {"tem": 0.3}),
-}  # fmt: skip
-STEPS = {"constant": {}, "warm-up": {"warmup_steps": 3, "lr_decay_style": "constant_with_warmup"},
-         "accumulated": {"bsz_list": [8], "micro_batch_size": 4},
-         "as original": {"bsz_list": [8], "micro_batch_size": 4, "as_original": True}}  # fmt: skip
+}
+STEPS = {
+    "constant": {},
+    "warm-up": {"warmup_steps": 3, "lr_decay_style": "constant_with_warmup"},
+    "accumulated": {"bsz_list": [8], "micro_batch_size": 4},
+    "as original": {"bsz_list": [8], "micro_batch_size": 4, "as_original": True},
+}
 CASES = {
     **{f"model/{v}, {name}": partial(model, v, name) for v in VERSIONS for name in ("none", *SMALL)},
-    **{f"steps/{method}, {how}": partial(steps, method, changes) for method in METHODS for how, changes in STEPS.items()},
+    **{
+        f"steps/{method}, {how}": partial(steps, method, changes)
+        for method in METHODS
+        for how, changes in STEPS.items()
+    },
     "steps/pfeiffer, constant": partial(steps, "pfeiffer", {}),
     **{f"pemt/stage {stage}, {v}": partial(pemt, stage, v, {}) for stage in (1, 2) for v in VERSIONS},
     **{f"pemt/stage 2, {name}": partial(pemt, 2, "v1.1", flags) for name, flags in PEMT.items()},
     **{f"answers/{method}": partial(answers, method) for method in METHODS},
-    **{f"similarity/{name}, {method}, {v}": partial(similarity, name, method, v, {})
-       for name in MODES for method in METHODS for v in VERSIONS},
-    **{f"similarity/{name}, {how}": partial(similarity, name, "adapter", "v1.1", changes)
-       for name in MODES for how, changes in BUDGETS.items()},
-    **{f"weights/{name}, {method}": partial(ensemble, module, method, flags)
-       for name, (module, methods, flags) in ENSEMBLES.items() for method in methods},
+    **{
+        f"similarity/{name}, {method}, {v}": partial(similarity, name, method, v, {})
+        for name in MODES
+        for method in METHODS
+        for v in VERSIONS
+    },
+    **{
+        f"similarity/{name}, {how}": partial(similarity, name, "adapter", "v1.1", changes)
+        for name in MODES
+        for how, changes in BUDGETS.items()
+    },
+    **{
+        f"weights/{name}, {method}": partial(ensemble, module, method, flags)
+        for name, (module, methods, flags) in ENSEMBLES.items()
+        for method in methods
+    },
     "weights/temperatures": temperatures,
-    **{f"fusion/{name}, {method}": partial(fusion.of_deltas, name, method) for name in SMALL for method in ("fisher", "regmean")},
+    **{
+        f"fusion/{name}, {method}": partial(fusion.of_deltas, name, method)
+        for name in SMALL
+        for method in ("fisher", "regmean")
+    },
     **{f"fusion/{name}": partial(fusion.of_models, name, False) for name in fusion.BACKBONES},
     **{f"fusion/{name}, as original": partial(fusion.of_models, name, True) for name in fusion.BACKBONES},
     "fusion/ensembles": fusion.of_predictions,
     **{f"metrics/{name}": partial(metric, name) for name in metrics.METRICS},
     "data/tokens": tokens,
     "data/orders": orders,
-}  # fmt: skip
+}

@@ -38,9 +38,15 @@ def of_deltas(name: str, method: str, world) -> Numbers:
 def tiny_roberta() -> RobertaForSequenceClassification:
     """A random tiny RoBERTa with four labels."""
     config = AutoConfig.for_model(
-        "roberta", vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=20, num_labels=4,
-    )  # fmt: skip
+        "roberta",
+        vocab_size=96,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=20,
+        num_labels=4,
+    )
     return RobertaForSequenceClassification(config).eval()
 
 
@@ -76,6 +82,10 @@ def of_predictions(world) -> Numbers:
     predicted, right = (
         tags[(draws(side, 6, 8).numpy() * 2).astype(int) % 5].tolist() for side in ("predicted", "right")
     )
-    return {"soft": summary(soft), "known": summary(known), "hard": ensembles.hard_ensemble(tokens).flatten().tolist(),
-            "label_f1": list(ensembles.label_f1((known > 0).numpy(), gold).values()),
-            "entity_f1": list(ensembles.entity_f1(predicted, right).values())}  # fmt: skip
+    return {
+        "soft": summary(soft),
+        "known": summary(known),
+        "hard": ensembles.hard_ensemble(tokens).flatten().tolist(),
+        "label_f1": list(ensembles.label_f1((known > 0).numpy(), gold).values()),
+        "entity_f1": list(ensembles.entity_f1(predicted, right).values()),
+    }

@@ -39,8 +39,9 @@ def world_in(folder: Path) -> SimpleNamespace:
         backbones={version: write_tiny_backbone(folder / version, **changes) for version, changes in VERSIONS.items()},
         data=write_tiny_data(folder / "data", {task: task for task in MINI_TASKS}),
         paper_data=write_tiny_data(folder / "paper_data", LINES_OF),
-        checkpoints=write_tiny_checkpoints(folder / "checkpoints"), scratch=scratch,
-    )  # fmt: skip
+        checkpoints=write_tiny_checkpoints(folder / "checkpoints"),
+        scratch=scratch,
+    )
 
 
 def stored(topic: str) -> dict[str, Numbers]:
@@ -63,8 +64,10 @@ def main() -> None:
         for topic, names in itertools.groupby(CASES, lambda name: name.split("/")[0]):
             old = stored(topic)
             new = {name: CASES[name](world) if name.startswith(only) else old.get(name, {}) for name in names}
-            rows = [f"{json.dumps(name)}: {json.dumps({k: [rounded(v) for v in values] for k, values in numbers.items()})}"
-                    for name, numbers in new.items()]  # fmt: skip
+            rows = [
+                f"{json.dumps(name)}: {json.dumps({k: [rounded(v) for v in values] for k, values in numbers.items()})}"
+                for name, numbers in new.items()
+            ]
             (HERE / f"{topic}.json").write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
             print(f"{topic}: {len(rows)} cases")
 
