@@ -5,7 +5,8 @@ Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N
 
 from dataclasses import dataclass
 
-from pewe.cli import flag, main
+from pewe.cli import main
+from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
 from pewe.tuning.tune import tune_all
 

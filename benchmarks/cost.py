@@ -13,10 +13,12 @@ from pathlib import Path
 from benchmarks import measure, scoring
 from get_similarity import get_Loss
 from pewe.backbone import load_backbone
-from pewe.cli import flag, main
-from pewe.data import find_prefixes, load_split, scoring_batches, task_names
+from pewe.batches import scoring_batches
+from pewe.cli import main
+from pewe.data import find_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.flags import flag
 from pewe.reporting.plots import plt, save
 from pewe.similarity.scoring import Sources
 

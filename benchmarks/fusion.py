@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import measure
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
+from pewe.errors import UserError
+from pewe.flags import flag
 from pewe.merging.collect import collect
 from pewe.merging.models import MergeConfig, merge_models
 from pewe.merging.store import model_tensors, read_tensors, write_tensors

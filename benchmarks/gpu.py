@@ -18,15 +18,18 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks import measure, plain
 from get_similarity import get_Loss
 from pewe.backbone import DTYPES, Backbone
-from pewe.cli import flag, main
-from pewe.data import Encoded, Example, scoring_batches
+from pewe.batches import scoring_batches
+from pewe.cli import main
+from pewe.data import Encoded, Example
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
+from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import load_stack, score_target
 from pewe.similarity.scoring import Sources
 from pewe.tuning.config import TrainConfig
-from pewe.tuning.session import Member, Session
+from pewe.tuning.member import Member
+from pewe.tuning.session import Session
 
 
 @dataclass

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import measure, plain
 from get_similarity.get_KL_divergence import divergence
-from pewe.cli import flag, main
+from pewe.cli import main
+from pewe.flags import flag
 from pewe.similarity.scoring import sum_over_tokens
 
 

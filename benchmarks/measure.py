@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pewe.cli import flag
 from pewe.files import provenance, write_json
+from pewe.flags import flag
 
 RESULTS = Path("benchmarks/results")
 

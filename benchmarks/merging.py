@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from pewe.cli import flag, main
+from pewe.cli import main
 from pewe.deltas.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
+from pewe.flags import flag
 from pewe.merging.average import merge
 from pewe.merging.save import read_states
 from pewe.merging.weights import uniform_weights

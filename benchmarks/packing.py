@@ -19,13 +19,15 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 from benchmarks import measure
 from benchmarks.plain import greedy_settings
 from pewe.backbone import BackboneConfig, load_backbone
-from pewe.cli import flag, main
-from pewe.data import IGNORED, Batch, DataConfig, Row, collate_stack, find_prefixes, load_split
+from pewe.batches import IGNORED, Batch, Row, collate_stack
+from pewe.cli import main
+from pewe.data import DataConfig, find_prefixes, load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta
 from pewe.deltas.config import DeltaConfig
 from pewe.dropout import OwnStreams
-from pewe.forward import member_losses
+from pewe.flags import flag
+from pewe.losses import member_losses
 from pewe.tuning.evaluate import greedy
 from pewe.tuning.optimizers import clip_gradients, make_optimizer
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from benchmarks import measure
 from benchmarks.gpu import Config as Sizes
 from benchmarks.gpu import backbone, random_task
-from pewe.cli import flag, main
-from pewe.data import Batch, scoring_batches
+from pewe.batches import Batch, scoring_batches
+from pewe.cli import main
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
-from pewe.forward import member_losses
+from pewe.flags import flag
+from pewe.losses import member_losses
 from pewe.tuning.optimizers import clip_gradients, make_optimizer
 
 

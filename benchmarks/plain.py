@@ -16,18 +16,8 @@ from transformers.optimization import Adafactor
 from get_similarity.get_GraNd import original_budget
 from pewe import metrics
 from pewe.backbone import Backbone, load_backbone
-from pewe.data import (
-    IGNORED,
-    SPLITS,
-    Batch,
-    DataConfig,
-    Encoded,
-    collate,
-    find_prefixes,
-    load_split,
-    scoring_batches,
-    training_updates,
-)
+from pewe.batches import IGNORED, Batch, collate, scoring_batches, training_updates
+from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
 from pewe.similarity.config import SimilarityConfig

@@ -19,10 +19,11 @@ import torch
 from benchmarks import measure, plain
 from get_similarity import MEASURES
 from pewe.backbone import load_backbone
-from pewe.cli import flag, main
+from pewe.cli import main
 from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
+from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.similarity.table import similarity_frame

@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measure import RESULTS
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
+from pewe.errors import UserError
 from pewe.files import read_json, write_text
+from pewe.flags import flag
 from pewe.reporting.tables import markdown
 from pewe.texts import visible
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure, plain
-from pewe.cli import flag, main
+from pewe.cli import main
 from pewe.data import task_names
+from pewe.flags import flag
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
 

@@ -14,10 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pewe.cli import SEED, flag, main
-from pewe.data import Batch
+from pewe.batches import Batch
+from pewe.cli import main
 from pewe.dropout import OwnStreams
-from pewe.forward import member_losses
+from pewe.flags import SEED, flag
+from pewe.losses import member_losses
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run, set_mode
 from pewe.similarity.measure import Measure

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pewe.batches import IGNORED, Batch
 from pewe.cli import main
-from pewe.data import IGNORED, Batch
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources, at_labels

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.cli import check, flag, log, log_to, main, show
+from pewe.cli import log, log_to, main, show
 from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
 from pewe.files import hold, provenance
+from pewe.flags import check, flag
 from pewe.forward import T5
 from pewe.identity import model_digest
 from pewe.no_delta import NoDelta

@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pewe.cli import flag, main
-from pewe.data import Batch
+from pewe.batches import Batch
+from pewe.cli import main
+from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure

@@ -22,7 +22,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from pewe.cli import UserError, check, flag, log
+from pewe.cli import log
+from pewe.errors import UserError
+from pewe.flags import check, flag
 from pewe.texts import visible
 
 transformers.logging.set_verbosity_error()

@@ -6,23 +6,20 @@ outputs]. `<task_dir>/<task>/<task>_full_train.tsv` holds the task's full traini
 
 import functools
 import hashlib
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe import metrics
-from pewe.cli import OriginalConfig, SeedConfig, UserError, flag, suggest
+from pewe.errors import UserError
+from pewe.flags import OriginalConfig, SeedConfig, flag, suggest
 from pewe.identity import digest
 from pewe.texts import decoded, raw_lines, visible
 from pewe.tokens import tokenise
 from task_list import METRICS, TASK_LISTS
 
-IGNORED = -100  # label of a padded position
 LONGEST = 2**15  # tokens of a sequence
 SPLITS = ("train", "dev", "test")
 SAMPLES = ("all", "by_seed")
@@ -80,44 +77,6 @@ class Encoded:
     def mean_length(self) -> float:
         """Tokens of an input, on average."""
         return sum(map(len, self.inputs)) / len(self.inputs)
-
-
-Row = tuple[tuple[int, ...], tuple[int, ...]]  # input ids, label ids
-
-
-@dataclass
-class Batch:
-    """N sequences: input_ids and attention_mask (N, S), labels (N, T) with -100 on padding."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; asynchronous from pinned memory."""
-        tensors = (self.input_ids, self.attention_mask, self.labels)
-        if device.type == "cuda":
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-    def pieces(self, tokens: int) -> Iterator["Batch"]:
-        """The rows in pieces, longest input first, each without the padding that it does not need.
-
-        A piece has at most `tokens` positions of input and label together, or is a single row.
-        """
-        lengths, label_lengths = self.attention_mask.sum(1), (self.labels != IGNORED).sum(1)
-        order = lengths.argsort(descending=True, stable=True)
-        while len(order):
-            width, label_width = int(lengths[order[0]]), int(label_lengths[order].max())
-            count = max(1, tokens // (width + label_width))
-            rows, order = order[:count], order[count:]
-            yield Batch(
-                self.input_ids[rows, :width], self.attention_mask[rows, :width], self.labels[rows, :label_width]
-            )
-
-    def repeat(self, stack: int) -> "Batch":
-        """The batch once for each of `stack` members: (stack * N, ...)."""
-        return Batch(*(t.repeat(stack, 1) for t in (self.input_ids, self.attention_mask, self.labels)))
 
 
 def task_names(config: DataConfig, flag: str = "tasks") -> list[str]:
@@ -239,64 +198,3 @@ def _encode(tokenizer, path: Path, content: str, task: str, metric: str, scored:
 def split_digest(encoded: Encoded) -> str:
     """A short fingerprint of a split's text, stored with every result that depends on it."""
     return digest([(example.input, *example.outputs) for example in encoded.examples])
-
-
-def collate(rows: Sequence[Row], pad: int) -> Batch:
-    """Pad rows to the longest input and the longest label of the batch."""
-    inputs, labels = zip(*rows, strict=True)
-    input_ids = _pad(inputs, pad)
-    lengths = torch.tensor([len(ids) for ids in inputs])
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    return Batch(input_ids, attention_mask, _pad(labels, IGNORED))
-
-
-def _pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(map(len, sequences))
-    return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])
-
-
-def collate_stack(members: Sequence[Sequence[Row]], pad: int) -> Batch:
-    """One batch for a stack: the rows of member k at [k*B, (k+1)*B), B the longest member.
-
-    A shorter member is filled with its last row without labels, which adds nothing to its loss; a member without rows
-    borrows the input of another one.
-    """
-    size = max(map(len, members))
-    spare = next(rows[-1] for rows in members if rows)
-    filled = []
-    for rows in members:
-        filler = ((rows[-1] if rows else spare)[0], (IGNORED,))
-        filled += [*rows, *[filler] * (size - len(rows))]
-    return collate(filled, pad)
-
-
-def scoring_batches(encoded: Encoded, batch_size: int, pad: int, as_original: bool = False) -> Iterator[Batch]:
-    """The lines of a dev or test split in file order, `batch_size` at a time, with the labels of the loss."""
-    rows = list(zip(encoded.inputs, encoded.labels(as_original), strict=True))
-    for start in range(0, len(rows), batch_size):
-        yield collate(rows[start : start + batch_size], pad)
-
-
-def training_updates(
-    encoded: Encoded, seed: str, batch_size: int, accumulate: int, as_original: bool
-) -> Iterator[list[list[Row]]]:
-    """For each update, forever, its micro-batches of `batch_size` rows: a pure function of the data and the seed.
-
-    Each epoch is shuffled anew and each example draws one of its acceptable outputs. An update takes the next
-    `accumulate` micro-batches. The original steps after the first micro-batch of an epoch, then after every
-    `accumulate`-th, and drops the rest of the epoch: `as_original`.
-    """
-    epoch, window = 0, []
-    while True:
-        generator = random.Random(f"{seed}/{epoch}")
-        order = generator.sample(range(len(encoded.inputs)), len(encoded.inputs))
-        rows = [(encoded.inputs[i], generator.choice(encoded.outputs[i])) for i in order]
-        for number, start in enumerate(range(0, len(rows), batch_size)):
-            window.append(rows[start : start + batch_size])
-            full = number % accumulate == 0 if as_original else len(window) == accumulate
-            if full:
-                yield window
-                window = []
-        if as_original:
-            window = []
-        epoch += 1

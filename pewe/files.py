@@ -24,8 +24,9 @@ import torch
 from safetensors import SafetensorError
 
 from pewe import identity
-from pewe.cli import ROOT, UserError, checked_name, log
-from pewe.errors import write_fault
+from pewe.cli import ROOT, log
+from pewe.errors import UserError, write_fault
+from pewe.flags import checked_name
 
 _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "here"  # of this machine, in the names of temporary folders
 

@@ -5,7 +5,6 @@ All real tokens of all members' rows stand in one line (N, d), see `pewe/packing
 positions in front of the encoder's input. Only label tokens reach the decoder and the head.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
-from pewe.data import IGNORED, Batch
+from pewe.attention import precise, relative_bias, seen
+from pewe.batches import IGNORED, Batch
 from pewe.dropout import NoDropout, OneStream
 from pewe.no_delta import NoDelta
-from pewe.packing import Layout, linears, norm, to_line, to_rectangle, token_losses
+from pewe.packing import Layout, linears, norm, to_line, to_rectangle
 
 ACTIVATIONS = {"gelu_new": partial(functional.gelu, approximate="tanh"), "relu": functional.relu}
 KeysValues = tuple[Tensor, Tensor]  # (R * heads, L, d_kv) each
@@ -269,40 +269,6 @@ class Cache:
         return tuple(stored[:, : self.length + 1] for stored in self.layers[number])
 
 
-def precise(x: Tensor) -> torch.dtype:
-    """The dtype of a softmax: at least fp32."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def seen(bias: Tensor, keys: Tensor, heads: int, width: int, causal: bool = False) -> Tensor:
-    """bias (heads or 1, Lq or 1, Lk) for every row, -inf where keys (R, Lk) is False or a key comes later: (R * heads, Lq, Lk)."""
-    shape = (len(keys), heads, width, keys.shape[1])
-    full = torch.where(keys[:, None, None, :], bias, -torch.inf).expand(shape)
-    if causal:
-        later = torch.ones(shape[2:], dtype=torch.bool, device=keys.device).triu(1)
-        full = full.masked_fill(later, -torch.inf)
-    return full.flatten(0, 1)
-
-
-def relative_bias(config, table: Tensor, queries: Tensor, keys: Tensor, side: str) -> Tensor:
-    """T5's bias of every head for the distance of key and query, (heads, Lq, Lk), from its table (buckets, heads).
-
-    Half of the buckets hold one distance each, the other half larger distances on a logarithmic scale; in the encoder half
-    of either are for keys that come later.
-    """
-    distance, buckets = queries[:, None] - keys, config.relative_attention_num_buckets
-    bucket = torch.zeros_like(distance)
-    if side == "encoder":
-        buckets //= 2
-        bucket = buckets * (distance < 0)
-        distance = distance.abs()
-    distance, exact = distance.clamp(min=0), buckets // 2
-    scale = math.log(config.relative_attention_max_distance / exact)
-    far = exact + (torch.log(distance.clamp(min=1).float() / exact) / scale * (buckets - exact)).long()
-    bucket = bucket + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
-    return functional.embedding(bucket, table).permute(2, 0, 1)
-
-
 def with_prompt(hidden: Tensor, layout: Layout, prompt: Tensor) -> tuple[Tensor, Layout]:
     """The line with the prompt (P, d) in front of every row, and its layout."""
     length = len(prompt)
@@ -311,19 +277,3 @@ def with_prompt(hidden: Tensor, layout: Layout, prompt: Tensor) -> tuple[Tensor,
     order, own = longer.position.clone(), longer.position >= length
     order[own] = torch.arange(len(hidden), device=hidden.device) + length
     return torch.cat([prompt.to(hidden.dtype), hidden]).index_select(0, order), longer
-
-
-def losses(delta: NoDelta, batch: Batch, dropout: NoDropout | None = None) -> tuple[Tensor, Packed]:
-    """Cross-entropy of every label token, (n,), and where they stand: `packed.scored` in its decoder's line."""
-    model = delta.backbone_model
-    packed = pack(model, batch, delta.stack, delta.counts_padding)
-    states = T5(delta, dropout).states(packed)
-    return token_losses(states[packed.scored], model.lm_head.weight, packed.labels[packed.scored]), packed
-
-
-def member_losses(delta: NoDelta, batch: Batch, dropout: NoDropout | None = None) -> Tensor:
-    """Mean token cross-entropy of each member on its own rows, (K,); 0 for a member without labels."""
-    found, packed = losses(delta, batch, dropout)
-    member = torch.repeat_interleave(torch.tensor(packed.decoder.counts))[packed.scored.cpu()].to(found.device)
-    totals = found.new_zeros(delta.stack).index_add(0, member, found)
-    return totals / member.bincount(minlength=delta.stack).clamp(min=1)

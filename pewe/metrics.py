@@ -17,7 +17,8 @@ from rouge import Rouge
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from pewe.cli import UserError, suggest
+from pewe.errors import UserError
+from pewe.flags import suggest
 
 Golds = Sequence[Sequence[str]]  # acceptable answers of each example
 

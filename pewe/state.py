@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 
 DeltaState = dict[str, Tensor]  # original parameter names, no leading axis
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

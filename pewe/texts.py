@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 
 BOM = "\ufeff"  # some editors begin a file with it; it is no part of a text
 

@@ -9,7 +9,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from pewe import backbone
 from pewe.backbone import check_finite, check_folder, check_vocabulary, loading, start_with_pad
-from pewe.cli import UserError, log
+from pewe.cli import log
+from pewe.errors import UserError
 
 POSITIONS = re.compile(r"(.*\.)?(position_embeddings|embed_positions|wpe)")
 A_LAYER = re.compile(r".*\.\d+\.")  # a name with a number: one of several layers

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from pewe.fusion.experiment import Config
+from pewe.fusion.cells import Config
 
 WORDS = ["we", "they", "saw", "lost", "glad", "sad", "angry", "river", "tower", "in", "Ana", "Bo", "Ulm", "Kiel"]
 TEXTS = {"a": ("glad", "sad"), "b": ("sad", "angry"), "c": ("glad", "angry")}  # every label is known to two domains

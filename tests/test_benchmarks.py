@@ -4,8 +4,8 @@ import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
 from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, packing, pemt, plain, scoring, table, tuning
-from pewe.cli import UserError
 from pewe.data import Encoded
+from pewe.errors import UserError
 from pewe.files import read_json
 from pewe.merging.store import read_tensors
 

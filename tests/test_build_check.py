@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from data.build.check import CheckConfig, check_task, run, with_flag
-from pewe.cli import ROOT, UserError
+from pewe.cli import ROOT
+from pewe.errors import UserError
 
 GOOD = {
     "train": "".join(f"question: is {n} odd [SEP] context: some are\t{('no', 'yes')[n % 2]}\n" for n in range(8)),

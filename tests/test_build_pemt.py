@@ -13,8 +13,8 @@ from data.build.pemt import ENTRIES, PREFIX, few_shot, pad_punctuation, permutat
 from data.build.registry import ALL, selected
 from data.build.run import BuildConfig, run
 from pewe import metrics
-from pewe.cli import UserError
 from pewe.data import Example, read_examples
+from pewe.errors import UserError
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
 from task_list import METRICS, TASK_LISTS, pemt_task_list

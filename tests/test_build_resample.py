@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.build.resample import ResampleConfig, run
-from pewe.cli import UserError
 from pewe.data import SPLITS, read_examples
+from pewe.errors import UserError
 
 CLASSES = ("yes", "no", "maybe")
 

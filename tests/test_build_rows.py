@@ -10,7 +10,7 @@ from data.build import registry
 from data.build.choice import ENTRIES as CHOICE
 from data.build.entry import Entry, choices, clean, label_word, options, pick, squeeze
 from data.build.registry import ENTRIES, selected
-from pewe.cli import UserError
+from pewe.errors import UserError
 from task_list import METRICS, quan_task
 
 LETTERED = {"label": ["A", "B", "C", "D"]}

@@ -19,8 +19,9 @@ from data.build.registry import ENTRIES
 from data.build.run import BuildConfig, run
 from data.build.sample import FewShot, Smallest, in_share, rank
 from data.build.task import Settings, Source, build_task
-from pewe.cli import ROOT, UserError, parse
+from pewe.cli import ROOT, parse
 from pewe.data import Example, read_examples
+from pewe.errors import UserError
 
 SIZES = {"shots": 4, "shots_per_class": 2}
 

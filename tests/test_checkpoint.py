@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pewe.cli import UserError
 from pewe.deltas import checkpoint
 from pewe.deltas.checkpoint import Checkpoints, delta_identity, read_checkpoint, write_checkpoint
 from pewe.deltas.convert import convert
+from pewe.errors import UserError
 from pewe.state import shapes_of_state
 from pewe.tuning.config import TuneConfig
 

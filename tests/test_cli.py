@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from pewe.cli import UserError, flag, parse, suggest
+from pewe.cli import parse
+from pewe.errors import UserError
+from pewe.flags import flag, suggest
 
 
 @dataclass

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.reporting import contrasts, stats
 from pewe.reporting.contrasts import Config
 

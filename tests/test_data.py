@@ -7,22 +7,18 @@ import pytest
 import torch
 from conftest import GOLDEN, golden_backbone, golden_npz
 
-from pewe.cli import UserError
+from pewe.batches import IGNORED, collate, collate_stack, scoring_batches, training_updates
 from pewe.data import (
-    IGNORED,
     DataConfig,
     Encoded,
     Example,
     chosen_prefixes,
-    collate,
-    collate_stack,
     find_prefixes,
     load_split,
     read_examples,
-    scoring_batches,
     task_names,
-    training_updates,
 )
+from pewe.errors import UserError
 
 
 def encoded(outputs: list[list[int]]) -> Encoded:

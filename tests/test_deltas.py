@@ -18,11 +18,11 @@ from conftest import (
     tiny_t5,
 )
 
-from pewe.cli import UserError
-from pewe.data import Batch
+from pewe.batches import Batch
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
-from pewe.forward import member_losses
+from pewe.errors import UserError
+from pewe.losses import member_losses
 
 
 def greedy(model, batch: dict, **options) -> torch.Tensor:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pewe.cli import UserError
 from pewe.deltas.checkpoint import ensemble_checkpoint, open_checkpoint, task_checkpoint, write_checkpoint
+from pewe.errors import UserError
 from pewe.files import hold, read_json, read_record, write_json, write_record, write_table
 from pewe.identity import state_digest
 from pewe.merging import save as ensemble

@@ -16,8 +16,8 @@ from conftest import ROOT, small_files
 from safetensors import SafetensorError
 
 from pewe import files as results
-from pewe.cli import UserError
 from pewe.deltas.checkpoint import write_checkpoint
+from pewe.errors import UserError
 from pewe.files import numeric, provenance, read_json, read_table, replacing, write_table, write_text
 from pewe.merging.store import write_tensors
 from pewe.reporting.plots import heat_map

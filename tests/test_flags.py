@@ -10,8 +10,10 @@ import typing
 import pytest
 from conftest import ROOT
 
-from pewe.cli import LARGEST, SEED, UserError, check, check_file, checked_name, complaint, parse
-from pewe.fusion.experiment import Config as FusionConfig
+from pewe.cli import parse
+from pewe.errors import UserError
+from pewe.flags import LARGEST, SEED, check, check_file, checked_name, complaint
+from pewe.fusion.cells import Config as FusionConfig
 from pewe.grid.run import Config as GridConfig
 from pewe.merging.save import EnsembleConfig
 from pewe.similarity.config import SimilarityConfig

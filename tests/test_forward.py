@@ -13,11 +13,13 @@ from torch.nn.functional import cross_entropy
 
 import pewe.dropout
 import pewe.tuning.evaluate
-from pewe.data import IGNORED, Batch
+from pewe.attention import relative_bias
+from pewe.batches import IGNORED, Batch
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
 from pewe.dropout import NoDropout, OwnStreams, _draw, _draw_on_device
-from pewe.forward import T5, member_losses, pack, relative_bias
+from pewe.forward import T5, pack
+from pewe.losses import member_losses
 from pewe.packing import Layout, by_member, to_line, to_rectangle
 from pewe.tuning.evaluate import greedy
 from pewe.tuning.session import Session

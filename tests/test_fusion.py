@@ -18,7 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.fusion import __main__ as fusion_main
 from pewe.fusion.voting import entity_f1, hard_ensemble, known_ensemble, label_f1, soft_ensemble
 from pewe.merging import collect as fusion_collect

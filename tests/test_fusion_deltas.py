@@ -9,8 +9,7 @@ import torch
 from conftest import METHODS, MINI_TASKS, SMALL, filled, fusion_npz, random_batch, small, tiny_t5
 from safetensors.torch import load_file, save_file
 
-from pewe.cli import UserError
-from pewe.data import Batch
+from pewe.batches import Batch
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import (
     delta_identity,
@@ -19,6 +18,7 @@ from pewe.deltas.checkpoint import (
     task_checkpoint,
     write_checkpoint,
 )
+from pewe.errors import UserError
 from pewe.files import read_table
 from pewe.merging import collect_deltas
 from pewe.merging.collect import Sums

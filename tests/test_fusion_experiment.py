@@ -20,10 +20,11 @@ from sklearn.metrics import f1_score
 from small_fusion import small_domains, small_encoder, small_experiment
 from transformers import AutoTokenizer
 
-from pewe.cli import UserError, parse
+from pewe.cli import parse
+from pewe.errors import UserError
 from pewe.fusion import experiment, tables, zoo
+from pewe.fusion.cells import Cell, Config
 from pewe.fusion.domains import Domain, collate, decide, read_domains, score
-from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.voting import label_f1
 from pewe.fusion.zoo import Zoo
 

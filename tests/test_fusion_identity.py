@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from small_fusion import small_domains, small_encoder, small_experiment
 from transformers import BertForSequenceClassification
 
-from pewe.cli import UserError, log_to
+from pewe.cli import log_to
+from pewe.errors import UserError
 from pewe.files import hold, read_record, write_record
 from pewe.fusion import experiment, zoo
-from pewe.fusion.experiment import Cell, Config, ScoringConfig
-from pewe.fusion.zoo import TrainingConfig, Zoo
+from pewe.fusion.cells import Cell, Config, ScoringConfig
+from pewe.fusion.training import TrainingConfig
+from pewe.fusion.zoo import Zoo
 from pewe.identity import deciding, files_digests, part
 from pewe.merging import collect
 from pewe.merging.collect import StatisticsConfig

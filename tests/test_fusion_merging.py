@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.files import read_record
 from pewe.fusion import __main__ as fusion_main
 from pewe.identity import file_digest, model_digest

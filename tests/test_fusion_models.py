@@ -19,9 +19,9 @@ from transformers import (
     RobertaModel,
 )
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.fusion import experiment
-from pewe.fusion.experiment import Cell
+from pewe.fusion.cells import Cell
 from pewe.fusion.zoo import Zoo
 from pewe.merging import collect
 from pewe.merging.store import read_tensors

@@ -9,7 +9,7 @@ import pytest
 from small_fusion import small_domains, small_encoder, small_experiment
 
 from pewe.backbone import check_folder
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.files import read_json, read_record, write_record
 from pewe.fusion import __main__ as merge
 from pewe.fusion import experiment, tables

@@ -11,11 +11,11 @@ from conftest import ROOT, tiny_t5
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
-from pewe.cli import UserError
-from pewe.data import IGNORED
+from pewe.batches import IGNORED
+from pewe.errors import UserError
 from pewe.fusion import experiment
+from pewe.fusion.cells import Cell, Config
 from pewe.fusion.domains import read_domains
-from pewe.fusion.experiment import Cell, Config
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.fusion.zoo import Zoo
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.reporting import gate
 
 TASKS = ("boolq", "liar")

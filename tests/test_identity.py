@@ -11,7 +11,8 @@ import torch
 
 from pewe import files as results
 from pewe import identity
-from pewe.cli import UserError, flag
+from pewe.errors import UserError
+from pewe.flags import flag
 
 
 @dataclass

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from pewe.backbone import BackboneConfig, load_backbone
-from pewe.cli import UserError, main
-from pewe.fusion.zoo import Zoo, ZooConfig
+from pewe.cli import main
+from pewe.errors import UserError
+from pewe.fusion.training import ZooConfig
+from pewe.fusion.zoo import Zoo
 from pewe.merging import collect
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune

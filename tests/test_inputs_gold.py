@@ -9,10 +9,10 @@ from conftest import MINI_TASKS
 
 from data.build.check import check_task
 from pewe.backbone import BackboneConfig, load_backbone
-from pewe.cli import UserError
 from pewe.data import DataConfig, load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
+from pewe.errors import UserError
 from pewe.metrics import METRICS, MetricError, check_gold, rouge_l, score
 from pewe.metrics import evaluate as original
 from pewe.tuning.config import TuneConfig

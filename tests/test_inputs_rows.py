@@ -7,7 +7,7 @@ import pytest
 
 from data.build.registry import ENTRIES
 from data.build.rows import from_files, split_files
-from pewe.cli import UserError
+from pewe.errors import UserError
 
 ENTRY = ENTRIES["boolq"]
 HEADER = ("question", "passage", "answer")

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from data.build import check
 from data.build.entry import clean
 from pewe.backbone import load_tokenizer
-from pewe.cli import UserError
-from pewe.cli import check as check_flags
 from pewe.data import DataConfig, find_prefixes, load_split, read_examples, split_path, task_names
 from pewe.deltas.pemt_task import descriptions
+from pewe.errors import UserError
+from pewe.flags import check as check_flags
 from pewe.fusion.domains import read_domains, read_tags
 from pewe.grid.run import material
 from pewe.similarity.config import SimilarityConfig

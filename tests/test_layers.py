@@ -15,23 +15,21 @@ LAYERS = (
     ("pewe.reporting",),
     ("pewe.deltas",),
     ("pewe.tuning",),
-    ("pewe.similarity.loop",),
+    ("pewe.similarity",),
     ("pewe.merging",),
     ("pewe.fusion",),
     ("get_similarity", "unit_model.*", "tune_hps_singletask", "tune_all_ckpt", "dev_all_ckpt"),
-    ("pewe.grid.steps",),
+    ("pewe.grid",),
 )
 
 
 def layer_of(module: str) -> int:
     """The layer of a module: that of itself, else of its package."""
     package, _, _ = module.rpartition(".")
-    for number, names in enumerate(LAYERS):
-        if module in names:
-            return number
-    for number, names in enumerate(LAYERS):
-        if package in names or f"{package}.*" in names:
-            return number
+    for name in (module, f"{package}.*", package):
+        for number, names in enumerate(LAYERS):
+            if name in names:
+                return number
     raise AssertionError(f"{module} has no layer")
 
 

@@ -19,10 +19,10 @@ from get_similarity import (
     get_Loss,
 )
 from pewe.backbone import load_backbone
-from pewe.cli import UserError
 from pewe.data import load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.errors import UserError
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.tuning.config import TuneConfig

@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import GOLDEN
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.metrics import METRICS, evaluate, normalize_answer
 from task_list import METRICS as METRIC_OF_TASK
 from task_list import QA_task_list, mini_task_list, quan_task

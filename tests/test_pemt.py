@@ -11,15 +11,17 @@ from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5
 from transformers import T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
-from pewe.cli import UserError, log
-from pewe.data import Batch, Encoded, Example, collate
+from pewe.batches import Batch, collate
+from pewe.cli import log
+from pewe.data import Encoded, Example
 from pewe.deltas import pemt_task as pemt
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.pemt_task import GATES, REPORT, block_text, descriptions
+from pewe.errors import UserError
 from pewe.files import read_record, read_table, write_record
-from pewe.forward import member_losses
+from pewe.losses import member_losses
 from pewe.state import shapes_of
 from pewe.tuning import gates as gates_command
 from pewe.tuning.config import OPTIMIZERS, TrainConfig, TuneConfig

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
-from pewe.data import Batch, Encoded, Example
+from pewe.batches import Batch
+from pewe.data import Encoded, Example
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.pemt_task import AS_ORIGINAL_LENGTH, measure
-from pewe.forward import member_losses
+from pewe.losses import member_losses
 from pewe.tuning.config import TrainConfig
 from pewe.tuning.evaluate import greedy
 from pewe.tuning.optimizers import clip_gradients, make_optimizer, rate_factor

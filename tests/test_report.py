@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from pewe.cli import UserError, main
+from pewe.cli import main
+from pewe.errors import UserError
 from pewe.reporting import page as report
 from pewe.reporting import tables
 from pewe.reporting.tables import best_by_dev, escaped, markdown

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import MINI_TASKS
 
-from pewe.cli import UserError
 from pewe.data import SPLITS
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import read_json
 from pewe.grid import run as reproduce
 from pewe.grid.run import Config

@@ -17,10 +17,11 @@ import pewe.tuning.runs
 import pewe.tuning.tune
 from pewe import identity
 from pewe.backbone import load_backbone
-from pewe.cli import UserError, main
+from pewe.cli import main
 from pewe.data import load_split, split_digest
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.errors import UserError
 from pewe.files import hold, read_record, read_table, write_record
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate

@@ -13,11 +13,12 @@ import pewe.similarity.loop
 import pewe.similarity.matrix
 from get_similarity import get_GraNd, get_Loss
 from pewe.backbone import BackboneConfig
-from pewe.cli import UserError, parse
+from pewe.cli import parse
 from pewe.data import DataConfig
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
+from pewe.errors import UserError
 from pewe.files import hold, read_record
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run

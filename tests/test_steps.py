@@ -14,9 +14,9 @@ from conftest import MINI_TASKS, ROOT, tiny_t5
 import pewe.merging.save
 import pewe.tuning.session
 import pewe.tuning.tune
-from pewe.cli import UserError
 from pewe.data import read_examples
 from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint
+from pewe.errors import UserError
 from pewe.files import hold, read_json, read_record, write_json, write_record
 from pewe.grid import run as reproduce
 from pewe.grid.run import Config

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pewe.cli import UserError, read_toml
+from pewe.cli import read_toml
+from pewe.errors import UserError
 from pewe.grid.suite import FOLDER, read_suite
 
 SOUND = {

@@ -17,11 +17,13 @@ from conftest import MINI_TASKS, ROOT, small_files
 
 from get_similarity.get_GraNd import seeded_dropout
 from pewe import cli
-from pewe.cli import SEED, UserError, flag, main
-from pewe.data import Batch
-from pewe.errors import CLOSED_PIPE, one_line, reason
-from pewe.fusion.experiment import Cell
-from pewe.fusion.zoo import Zoo, ZooConfig
+from pewe.batches import Batch
+from pewe.cli import main
+from pewe.errors import CLOSED_PIPE, UserError, one_line, reason
+from pewe.flags import SEED, flag
+from pewe.fusion.cells import Cell
+from pewe.fusion.training import ZooConfig
+from pewe.fusion.zoo import Zoo
 from pewe.reporting.plots import heat_map
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.scalars import Scalars

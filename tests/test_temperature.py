@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.merging.save import EnsembleConfig, ensemble_weights
 from pewe.merging.weights import softmax_weights, temperature_for, uniform_weights
 from pewe.reporting.stats import effective_numbers

@@ -9,9 +9,9 @@ from conftest import MINI_TASKS, SMALL, filled, small, tiny_t5
 
 import pewe.tuning.session
 from pewe.backbone import Backbone
-from pewe.cli import UserError
 from pewe.data import Encoded, Example
 from pewe.deltas.attach import attach_delta
+from pewe.errors import UserError
 from pewe.files import read_record, read_table
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.evaluate import log_likelihoods

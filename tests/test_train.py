@@ -15,16 +15,18 @@ from transformers import Adafactor
 import pewe.tuning.runs
 import pewe.tuning.session
 from pewe.backbone import load_backbone
-from pewe.cli import UserError
-from pewe.data import Batch, load_split, training_updates
+from pewe.batches import Batch, training_updates
+from pewe.data import load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import read_record, read_table, write_record
-from pewe.forward import member_losses
+from pewe.losses import member_losses
 from pewe.tuning.config import TuneConfig
+from pewe.tuning.member import Member
 from pewe.tuning.optimizers import StackedAdafactor, clip_gradients, make_optimizer
-from pewe.tuning.session import Member, Session
+from pewe.tuning.session import Session
 from pewe.tuning.tune import COLUMNS, for_run, tune
 
 TRACES = [

@@ -11,8 +11,8 @@ from test_weights import check_ensemble, compare_checkpoints, compare_weights, s
 
 import dev_all_ckpt
 import tune_all_ckpt
-from pewe.cli import UserError
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.errors import UserError
 from pewe.files import read_table
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune

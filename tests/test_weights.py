@@ -11,8 +11,8 @@ import torch
 from conftest import METHODS, PAPER, draws
 from safetensors.torch import load_file
 
-from pewe.cli import UserError
 from pewe.deltas.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.errors import UserError
 from pewe.files import read_table
 from pewe.merging.average import merge
 from pewe.merging.weights import allowed_sources, softmax_weights, temperature_for, top_sources, uniform_weights

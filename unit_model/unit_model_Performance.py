@@ -14,9 +14,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pewe.cli import UserError, flag, log_to, main
+from pewe.cli import log_to, main
 from pewe.deltas.checkpoint import BEST, task_checkpoint
+from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within
+from pewe.flags import flag
 from pewe.identity import file_digest
 from pewe.merging.average import merge
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save

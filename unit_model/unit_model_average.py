@@ -8,7 +8,9 @@ own group of every target of the list.
 
 from dataclasses import dataclass
 
-from pewe.cli import UserError, flag, log_to, main
+from pewe.cli import log_to, main
+from pewe.errors import UserError
+from pewe.flags import flag
 from pewe.merging.average import merge
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pewe.cli import flag, log_to, main
+from pewe.cli import log_to, main
+from pewe.flags import flag
 from pewe.merging.average import merge
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe.cli import UserError, flag, log, log_to, main, suggest
+from pewe.cli import log, log_to, main
+from pewe.errors import UserError
+from pewe.flags import flag, suggest
 from pewe.identity import file_digest
 from pewe.merging.average import merge
 from pewe.merging.save import (

@@ -23,7 +23,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
 
-from pewe.cli import UserError, flag, log, log_to, main
+from pewe.cli import log, log_to, main
+from pewe.errors import UserError
+from pewe.flags import flag
 
 PACKAGE = "traceforge-title-model==0.2.0"
 GRAPHS = {

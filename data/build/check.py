@@ -16,8 +16,10 @@ from pathlib import Path
 
 from data.build import choice
 from data.build.registry import ALL
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
 from pewe.data import SPLITS, Example, find_prefixes, parse_line, split_path
+from pewe.errors import UserError
+from pewe.flags import flag
 from pewe.metrics import check_gold
 from pewe.texts import raw_lines, visible
 from task_list import METRICS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from task_list import METRICS
 
 Row = Mapping[str, Any]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.build.entry import Entry, Row, digest
-from pewe.cli import UserError
 from pewe.data import Example
+from pewe.errors import UserError
 from pewe.files import replacing
 
 Rows = Callable[[str], Iterable[Row]]  # the rows of a split

@@ -17,8 +17,8 @@ import torch
 
 from data.build.entry import Entry, Mapped, Row, nested, pick
 from data.build.lines import Counts, Rows, SeenRows, Settings, Splits, as_text, read, told
-from pewe.cli import UserError
 from pewe.data import Example
+from pewe.errors import UserError
 
 SEED = 42  # of the original's splits
 HELD_OUT = 1000  # train rows that are dev, where the task is large

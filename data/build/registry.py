@@ -2,7 +2,8 @@
 
 from data.build import answer, choice, classify, pemt
 from data.build.entry import Entry
-from pewe.cli import UserError, suggest
+from pewe.errors import UserError
+from pewe.flags import suggest
 from task_list import TASK_LISTS, quan_task
 
 _KNOWN = {entry.task: entry for module in (answer, choice, classify) for entry in module.ENTRIES}

@@ -23,9 +23,11 @@ from data.build.entry import digest
 from data.build.lines import as_text, write_file
 from data.build.registry import ALL
 from data.build.sample import rank
-from pewe.cli import UserError, flag, log, log_to, main, seed_flag
+from pewe.cli import log, log_to, main
 from pewe.data import SPLITS, Example, read_examples
+from pewe.errors import UserError
 from pewe.files import provenance, write_json
+from pewe.flags import flag, seed_flag
 from pewe.texts import visible
 
 RECORD = "resample.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.build.entry import Entry
-from pewe.cli import UserError
+from pewe.errors import UserError
 
 INSTALL = "pip install -r requirements-data.txt"
 ALIASES = {"validation": ("dev", "valid", "val"), "test": (), "train": ()}

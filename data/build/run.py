@@ -18,8 +18,10 @@ from data.build.lines import Settings
 from data.build.registry import selected
 from data.build.rows import task_folder
 from data.build.task import Source, build_task, read_built
-from pewe.cli import UserError, check, flag, log_to, seed_flag, show
+from pewe.cli import log_to, show
+from pewe.errors import UserError
 from pewe.files import read_json, within, write_json
+from pewe.flags import check, flag, seed_flag
 
 log = logging.getLogger("pewe")
 OUT, CHECKSUMS = "data/crossfit", "data/checksums.json"

@@ -13,9 +13,11 @@ from data.build.entry import Entry, Row, digest
 from data.build.lines import Counts, Rows, SeenRows, Settings, Splits, as_text, lines, told, write_file
 from data.build.rows import from_files, from_hub, split_files, task_folder
 from data.build.sample import FewShot, Smallest, in_share, rank
-from pewe.cli import UserError, log, name_fault
+from pewe.cli import log
 from pewe.data import SPLITS
+from pewe.errors import UserError
 from pewe.files import read_json, within, write_json
+from pewe.flags import name_fault
 
 VERSION = 1  # of the text format and the draws: a folder of another version is built again
 RECORD = "build.json"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from pewe.cli import flag, main
+from pewe.cli import main
+from pewe.flags import flag
 
 WORDS = {
     "joy": ["glad", "happy", "cheerful", "merry", "jolly", "delighted"],

@@ -15,7 +15,8 @@ from random import Random
 
 from world import ANIMALS, PEOPLE, TOWNS, Domain, Fact, Relation, options, say, tell
 
-from pewe.cli import flag, main, seed_flag
+from pewe.cli import main
+from pewe.flags import flag, seed_flag
 
 SHARES = {"test": 0.25, "train": 0.1, "dev": 0.1, "full": 0.55}  # of the (relation, entity) pairs of a domain
 SIZES = {"test": 200, "train": 200, "dev": 200, "full": 2000}  # lines; each seed draws from `train` and `dev`

@@ -2,10 +2,11 @@
 
 from transformers import PreTrainedModel
 
-from pewe.cli import UserError, check
 from pewe.deltas.base import Delta
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
+from pewe.flags import check
 
 
 def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:

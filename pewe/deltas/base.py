@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pewe.cli import UserError
 from pewe.deltas.compat import DeltaBase
 from pewe.deltas.config import DeltaConfig
+from pewe.errors import UserError
 from pewe.no_delta import NoDelta
 from pewe.state import DeltaState
 

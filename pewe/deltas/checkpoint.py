@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 
 from pewe import identity
-from pewe.cli import UserError, log
+from pewe.cli import log
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.state import DeltaState, Shapes, check_state, float_state, shapes_of_state
 

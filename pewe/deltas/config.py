@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from pewe.cli import OriginalConfig, flag
 from pewe.deltas.kinds import ADAPTER_TYPES, KINDS
+from pewe.flags import OriginalConfig, flag
 
 WIDEST = 2**16  # of a bottleneck, rank or prefix: more than any T5's width
 

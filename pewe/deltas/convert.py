@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
 from pewe.deltas.checkpoint import check_seal, write_checkpoint
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
+from pewe.flags import flag
 from pewe.state import check_state, float_state
 
 

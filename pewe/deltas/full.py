@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pewe.cli import UserError
 from pewe.deltas.config import DeltaConfig
+from pewe.errors import UserError
 from pewe.no_delta import NoDelta
 from pewe.state import DeltaState
 

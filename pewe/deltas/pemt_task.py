@@ -9,14 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pewe.backbone import Backbone
-from pewe.cli import UserError
-from pewe.data import Encoded, distinct, scoring_batches, task_names
+from pewe.batches import scoring_batches
+from pewe.data import Encoded, distinct, task_names
 from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
 from pewe.deltas.pemt import Pemt, PemtSource
+from pewe.errors import UserError
 from pewe.files import write_table, write_text
-from pewe.forward import member_losses
 from pewe.identity import state_digest
+from pewe.losses import member_losses
 from pewe.reporting.plots import heat_map
 from pewe.state import DeltaState, check_state
 from pewe.texts import read_lines

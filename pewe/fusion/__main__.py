@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pewe.cli import UserError, flag, log, log_to, main
+from pewe.cli import log, log_to, main
+from pewe.errors import UserError
 from pewe.files import hold, read_json, replacing, write_json, write_record
+from pewe.flags import flag
 from pewe.identity import deciding, file_digest, model_digest
 from pewe.merging.models import MergeConfig, check_config, merge_models
 from pewe.merging.store import WEIGHTS, Statistics, check_alike, check_finite, model_tensors, read_statistics

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pewe.cli import UserError, suggest
-from pewe.data import IGNORED, find_prefixes, read_examples, split_path
+from pewe.batches import IGNORED
+from pewe.data import find_prefixes, read_examples, split_path
+from pewe.errors import UserError
+from pewe.flags import suggest
 from pewe.fusion import yesno
 from pewe.fusion.voting import entity_f1, label_f1
 from pewe.identity import digest

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pewe.data import IGNORED
+from pewe.batches import IGNORED
 
 
 def soft_ensemble(logits: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pewe.cli import UserError
-from pewe.data import IGNORED
+from pewe.batches import IGNORED
+from pewe.errors import UserError
 from pewe.tokens import tokenise
 
 QUESTION = "does the sentence express {label}? <extra_id_0> {text}"

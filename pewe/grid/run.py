@@ -14,10 +14,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pewe.backbone import DEVICES
-from pewe.cli import UserError, cause_of, check, flag, log, log_to, main, seed_flag, suggest
+from pewe.cli import cause_of, log, log_to, main
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import hold, provenance, read_json, read_table, within, write_json, write_table
+from pewe.flags import check, flag, seed_flag, suggest
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.files import read_json, write_record
 from pewe.identity import deciding, difference, digest, file_print, has_print, unsealed
 

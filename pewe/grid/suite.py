@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pewe.cli import ROOT, UserError, check_file, checked_name, read_toml, suggest
+from pewe.cli import ROOT, read_toml
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
+from pewe.flags import check_file, checked_name, suggest
 from pewe.merging.save import EnsembleConfig
 from pewe.texts import visible
 from pewe.tuning.config import TuneConfig

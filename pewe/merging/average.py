@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.state import DeltaState
 
 MEMORY = 2**29  # bytes: of a block of sources, and of a block of merged states

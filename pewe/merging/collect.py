@@ -25,8 +25,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from pewe.cli import UserError, flag, log, log_to, main, suggest
-from pewe.data import IGNORED, LONGEST, Example, read_examples
+from pewe.batches import IGNORED
+from pewe.cli import log, log_to, main
+from pewe.data import LONGEST, Example, read_examples
+from pewe.errors import UserError
+from pewe.flags import flag, suggest
 from pewe.identity import deciding, digest, model_digest
 from pewe.merging.store import FISHER, GRAM, WEIGHTS, Statistics, made
 from pewe.tokens import tokenise

@@ -19,22 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.cli import UserError, flag, log, log_to, main
-from pewe.data import (
-    Batch,
-    DataConfig,
-    Encoded,
-    chosen_prefixes,
-    load_split,
-    scoring_batches,
-    split_digest,
-    task_names,
-)
+from pewe.batches import Batch, scoring_batches
+from pewe.cli import log, log_to, main
+from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta, layer_name
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
 from pewe.deltas.config import DeltaConfig, unread_flags
+from pewe.errors import UserError
 from pewe.files import hold
+from pewe.flags import flag
 from pewe.forward import T5, pack
 from pewe.identity import deciding, state_digest
 from pewe.merging.collect import Sums, add_gram

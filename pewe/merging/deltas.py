@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pewe.cli import UserError, check, flag, log
+from pewe.cli import log
+from pewe.errors import UserError
+from pewe.flags import check, flag
 from pewe.merging.models import shrunk, solve, sound
 from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
 from pewe.state import DeltaState

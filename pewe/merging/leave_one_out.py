@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pewe.cli import UserError, log_to
+from pewe.cli import log_to
+from pewe.errors import UserError
 from pewe.identity import digest, state_digest
 from pewe.merging.collect_deltas import DELTA, OF_ONE_DELTA, TASK, WATCHES, statistics_file
 from pewe.merging.deltas import merge_deltas

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError, check, flag
+from pewe.errors import UserError
+from pewe.flags import check, flag
 from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
 from pewe.state import FLOATS
 

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError, check, flag, log, suggest
+from pewe.cli import log
 from pewe.deltas.checkpoint import (
     MODEL,
     Checkpoints,
@@ -31,7 +31,9 @@ from pewe.deltas.checkpoint import (
     write_checkpoint,
 )
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
+from pewe.flags import check, flag, suggest
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
 from pewe.merging.weights import softmax_weights, temperature_for, top_sources

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pewe.backbone import index_files
-from pewe.cli import UserError, log
+from pewe.cli import log
+from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.identity import by_content, difference, digest, sealed, unsealed
 

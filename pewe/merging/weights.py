@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 from pewe.reporting.stats import effective_numbers
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import main
+from pewe.errors import UserError
 from pewe.files import write_table
+from pewe.flags import flag, suggest
 from pewe.reporting import stats
 from pewe.reporting.page import read_stored
 from pewe.reporting.stats import OUTCOMES

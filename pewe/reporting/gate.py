@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from pewe import metrics
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
 from pewe.data import find_prefixes, read_examples, split_path
+from pewe.errors import UserError
 from pewe.files import write_table, write_text
+from pewe.flags import flag
 from pewe.reporting import stats
 from pewe.reporting.page import SOURCES, read_stored
 from pewe.reporting.tables import markdown

@@ -24,9 +24,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from pewe.cli import UserError, flag, main, suggest
+from pewe.cli import main
 from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
 from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text
+from pewe.flags import flag, suggest
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines
 from pewe.reporting.stats import OUTCOMES

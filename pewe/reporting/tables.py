@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe.cli import UserError, flag, main
+from pewe.cli import main
+from pewe.errors import UserError
 from pewe.files import numeric, read_table, write_config, write_table, write_text
+from pewe.flags import flag
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from pewe.backbone import BackboneConfig
-from pewe.cli import flag
 from pewe.data import DataConfig
 from pewe.deltas.config import DeltaConfig
+from pewe.flags import flag
 from pewe.tuning.config import TuneConfig
 
 

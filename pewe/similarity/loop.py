@@ -21,14 +21,16 @@ from torch import nn
 from tqdm import tqdm
 
 from pewe.backbone import Backbone, load_backbone
-from pewe.cli import UserError, log, log_to, show
-from pewe.cli import check as check_flags
-from pewe.data import Batch, Encoded, chosen_prefixes, load_split, scoring_batches, split_digest, task_names
+from pewe.batches import Batch, scoring_batches
+from pewe.cli import log, log_to, show
+from pewe.data import Encoded, chosen_prefixes, load_split, split_digest, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
 from pewe.deltas.config import unread_flags
+from pewe.errors import UserError
 from pewe.files import hold, provenance
+from pewe.flags import check as check_flags
 from pewe.identity import deciding, model_digest, state_digest
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.matrix import Matrix

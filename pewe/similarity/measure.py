@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from pewe.data import Batch
+from pewe.batches import Batch
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.scoring import Sources
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pewe.backbone import Backbone
-from pewe.data import Batch
+from pewe.batches import Batch
 from pewe.deltas.base import Delta
 from pewe.forward import T5, Packed, Watch, pack
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pewe.cli import UserError
+from pewe.errors import UserError
 
 COLUMNS = ["target", "source", "scope", "value"]  # of a similarity table
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from pewe.backbone import BackboneConfig
-from pewe.cli import SeedConfig, flag
 from pewe.data import DataConfig
 from pewe.deltas.config import DeltaConfig
+from pewe.flags import SeedConfig, flag
 
 OPTIMIZERS = ("adafactor", "adamw")
 

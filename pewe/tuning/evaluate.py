@@ -7,10 +7,12 @@ from torch import Tensor
 
 from pewe import metrics
 from pewe.backbone import Backbone
+from pewe.batches import collate_stack
 from pewe.cli import log
-from pewe.data import Encoded, collate_stack
+from pewe.data import Encoded
 from pewe.deltas.base import Delta
-from pewe.forward import T5, Cache, KeysValues, losses
+from pewe.forward import T5, Cache, KeysValues
+from pewe.losses import losses
 from pewe.packing import Layout
 
 ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finished ones are dropped

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pewe.cli import UserError, flag, log, main, suggest
+from pewe.cli import log, main
 from pewe.deltas.pemt_task import GATES
+from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within, write_config, write_table
+from pewe.flags import flag, suggest
 from pewe.identity import difference
 from pewe.reporting import stats
 from pewe.reporting.plots import heat_map

@@ -8,9 +8,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,15 +16,17 @@ from tqdm import tqdm
 
 from pewe import identity
 from pewe.backbone import Backbone
-from pewe.cli import SEED, log
-from pewe.data import Encoded, collate_stack, training_updates
+from pewe.batches import collate_stack, training_updates
+from pewe.cli import log
 from pewe.deltas.base import Delta
-from pewe.deltas.checkpoint import BEST, save_sealed, write_checkpoint
+from pewe.deltas.checkpoint import save_sealed
 from pewe.dropout import OwnStreams
-from pewe.forward import member_losses
+from pewe.flags import SEED
+from pewe.losses import member_losses
 from pewe.state import DeltaState
 from pewe.tuning.config import TrainConfig
 from pewe.tuning.evaluate import evaluate, log_likelihoods
+from pewe.tuning.member import Member, write_best
 from pewe.tuning.optimizers import (
     _keep,
     _load_optimizer,
@@ -37,50 +37,6 @@ from pewe.tuning.optimizers import (
     stacked_rates,
 )
 from pewe.tuning.scalars import Scalars
-
-
-@dataclass
-class Progress:
-    """What a run has reached; stored in its resume file at every validation."""
-
-    updates: int = 0
-    best: float | None = None  # none yet; NaN where no score so far is defined
-    best_updates: int = 0
-    without_improvement: int = 0
-    finished: bool = False
-    seconds: float = 0.0
-    history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
-    trace: list[dict] = field(default_factory=list)  # point, updates, test, log_likelihood (--trace_test)
-
-
-@dataclass
-class Member:
-    """One run: a task's data, a learning rate, and the folder of its checkpoint and resume file.
-
-    `settings` are all that decides its result; `args` go into its checkpoint.
-    """
-
-    task: str
-    metric: str
-    train: Encoded
-    dev: Encoded
-    batch_size: int
-    learning_rate: float
-    folder: Path
-    init: DeltaState
-    settings: dict
-    args: dict
-    progress: Progress = field(default_factory=Progress)
-    resumes: bool = False  # goes on from its resume file
-    saved: dict | None = None  # the content of that
-    best: DeltaState | None = None
-    failed: str = ""  # the cause
-    test: Encoded | None = None  # --trace_test
-
-    @property
-    def resume_file(self) -> Path:
-        """Current delta, optimiser statistics and progress at the last validation."""
-        return self.folder / "resume.pt"
 
 
 def fit(
@@ -308,28 +264,3 @@ def outcomes(
     return [
         {"test": score, "log_likelihood": likelihood} for score, likelihood in zip(scores, likelihoods, strict=True)
     ]
-
-
-def write_best(member: Member) -> None:
-    """Write the best state of a member as its `checkpoint-best.pt`."""
-    updates = member.progress.best_updates
-    epoch = updates * member.batch_size // len(member.train.inputs)
-    write_checkpoint(member.folder / BEST, member.args["tune_method"], member.best, member.args, updates, epoch)
-
-
-def read_resume(path: Path, settings: dict) -> dict | None:
-    """The content of a resume file; None, with the reason in the log, where it is damaged or of other settings."""
-    if not path.is_file():
-        return None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        saved = identity.unsealed(content)
-        if saved is None:
-            raise ValueError("checksum")
-        if other := identity.difference(saved["settings"], settings):
-            log.info("%s is not continued: %s", path, other)
-            return None
-        return {**saved, "progress": Progress(**saved["progress"], **saved[identity.PROVENANCE])}
-    except Exception as error:  # a damaged file raises many kinds of errors in torch
-        log.warning("%s is damaged, or of an earlier version (%s); the run starts again", path, type(error).__name__)
-        return None

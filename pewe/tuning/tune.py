@@ -6,41 +6,40 @@ what it would be made from now, and its best checkpoint is there. A run that div
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby, product
 from pathlib import Path
 
 import pandas as pd
 
 from pewe.backbone import Backbone, load_backbone
-from pewe.cli import UserError, log, log_to, show
-from pewe.cli import check as check_flags
-from pewe.data import SPLITS, chosen_prefixes, load_split, task_names
+from pewe.cli import log, log_to, show
+from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta
-from pewe.deltas.checkpoint import BEST, checksum, delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import BEST, checksum, delta_identity, read_checkpoint, task_checkpoint
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.pemt_task import MEASURED, generation_length, prepare_delta, report
+from pewe.errors import UserError
 from pewe.files import hold, write_config
-from pewe.state import DeltaState, Shapes, check_state, shapes_of
+from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
+from pewe.tuning.member import Member, read_resume, write_best
+from pewe.tuning.plan import check, initial_state, plan, stacks
 from pewe.tuning.runs import (
     COLUMNS,
     Run,
     clear,
-    folder_of,
     gates_print,
     other_rows,
     place_best,
     renew,
-    run_settings,
     stored_result,
     write_results,
     write_run,
 )
-from pewe.tuning.session import Member, fit, outcomes, read_resume, write_best
+from pewe.tuning.session import fit, outcomes
 
 __all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
 
@@ -116,98 +115,6 @@ def carry_out(
         tasks = {run.task: causes[run.folder] for run in runs if run.folder in causes and run.task not in good}
         raise FailedRuns(causes, tasks, table)
     return table
-
-
-def check(config: TuneConfig) -> None:
-    """Everything about the flags that can be told before a model is loaded."""
-    check_flags(config)
-    if config.train_epochs and config.stack > 1:
-        raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
-    if config.trace_test and not config.do_predict:
-        raise UserError("--trace_test scores the test lines: give --do_predict")
-    if not config.train_epochs and max(config.trace_test, default=0) > config.train_iters:
-        raise UserError(f"--trace_test {max(config.trace_test)}: a run ends after {config.train_iters} updates")
-    for size in config.bsz_list:
-        if size > config.micro_batch_size and size % config.micro_batch_size:
-            raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
-
-
-def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
-    """Every run of the configuration, with its data read and its init checked before anything is tuned."""
-    for task in task_names(config):
-        prepare_delta(delta, config, task, backbone.tokenizer)
-        shapes = shapes_of(delta)
-        prefixes, states = chosen_prefixes(config, task), inits(delta, task, shapes)
-        for prefix in prefixes:
-            splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
-            lines, largest = len(splits["train"].inputs), max(config.bsz_list)
-            if config.do_train and lines < largest:
-                raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {largest}")
-            for source, batch_size, rate in product(states, config.bsz_list, config.learning_rate_list):
-                settings = run_settings(config, delta, task, prefix, batch_size, rate, splits, states[source])
-                cell = {
-                    "task": task,
-                    "source": source,
-                    "prefix": prefix,
-                    "batch_size": batch_size,
-                    "learning_rate": rate,
-                }
-                folder = folder_of(Path(config.output_dir), {**cell, "seed": config.seed})
-                yield Run(
-                    **cell, folder=folder, splits=splits, init=states[source], settings=settings, model=config.model
-                )
-
-
-def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
-    """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
-    use = {"shapes": shapes, "built_on": delta.built_on, "made_for": delta_identity(config)}
-    if not config.do_train:
-        path = Path(config.test_checkpoint)
-        path = task_checkpoint(path, task) if path.is_dir() else path
-        hint = "--test_checkpoint names a file, or a folder with one per task"
-        return read_checkpoint(path, config.tune_method, hint=hint, **use)
-    if config.train_checkpoint:
-        path = ensemble_checkpoint(Path(config.train_checkpoint), task)
-        return read_checkpoint(path, config.tune_method, hint="make it with a script of unit_model/", **use)
-    delta.initialise([f"{config.seed}/{task}"])
-    return delta.states()[0]
-
-
-def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
-    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
-
-    Runs of like input lengths come together, since attention pads to the longest input.
-    """
-    pairs = [(run, prepare(run)) for run in runs]
-
-    def key(pair):
-        run, member = pair
-        return run.batch_size, member.resumes, member.progress.finished, member.progress.updates
-
-    for _, group in groupby(sorted(pairs, key=key), key):
-        together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
-        for start in range(0, len(together), config.stack):
-            yield together[start : start + config.stack]
-
-
-def prepare(run: Run) -> Member:
-    """The member of a run, with the progress in its resume file if that is sound and was written under the same settings."""
-    member = Member(
-        task=run.task,
-        metric=run.metric,
-        train=run.splits["train"],
-        dev=run.splits["dev"],
-        batch_size=run.batch_size,
-        learning_rate=run.learning_rate,
-        folder=run.folder,
-        init=run.init,
-        settings=run.settings,
-        args=run.args,
-        test=run.splits["test"],
-    )
-    if saved := read_resume(member.resume_file, run.settings):
-        member.progress, member.resumes = saved["progress"], True
-    return member
 
 
 def begin(run: Run, member: Member, config: TuneConfig) -> None:

@@ -29,12 +29,13 @@ from data.build.pemt import few_shot, permutation
 from get_similarity import MEASURES
 from pewe import metrics
 from pewe.backbone import BackboneConfig, load_backbone
-from pewe.data import SPLITS, Batch, DataConfig, Encoded, Example, load_split, training_updates
+from pewe.batches import Batch, training_updates
+from pewe.data import SPLITS, DataConfig, Encoded, Example, load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.files import read_json, read_table
-from pewe.forward import member_losses
+from pewe.losses import member_losses
 from pewe.merging import weights
 from pewe.no_delta import NoDelta
 from pewe.similarity.loop import run

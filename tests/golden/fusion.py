@@ -9,7 +9,7 @@ from conftest import SMALL, VERSIONS, draws, fill, filled, random_batch, tiny_t5
 from golden.compare import Numbers, summaries, summary
 from transformers import AutoConfig, RobertaForSequenceClassification
 
-from pewe.data import Batch
+from pewe.batches import Batch
 from pewe.fusion import voting as ensembles
 from pewe.merging.collect import collect
 from pewe.merging.collect_deltas import collect_delta
