@@ -24,7 +24,8 @@ from pewe.fusion.voting import entity_f1, hard_ensemble, known_ensemble, label_f
 from pewe.merging import collect as fusion_collect
 from pewe.merging.collect import collect
 from pewe.merging.models import MergeConfig, merge_models, regmean, shrunk
-from pewe.merging.store import FISHER, GRAM, Statistics, model_tensors, read_tensors
+from pewe.merging.statistics import FISHER, GRAM, Statistics
+from pewe.merging.store import model_tensors, read_tensors
 
 WORLDS = {"roberta_emotion": RobertaForSequenceClassification, "t5_emotion": T5ForConditionalGeneration}
 LABELLED = ("roberta_emotion",)  # worlds whose head has a row per label

@@ -25,7 +25,7 @@ from pewe.merging.collect import Sums
 from pewe.merging.collect_deltas import collect_delta, differentiable, loss_and_leaves, statistics_file
 from pewe.merging.deltas import DeltaMergeConfig, fisher_maps, merge_deltas, regmean_maps, source_maps, truncated
 from pewe.merging.models import fisher, regmean, shrunk
-from pewe.merging.store import FISHER, GRAM, Statistics
+from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
 from unit_model import unit_model_Fisher, unit_model_RegMean

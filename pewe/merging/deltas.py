@@ -20,7 +20,7 @@ from pewe.cli import log
 from pewe.errors import UserError
 from pewe.flags import check, flag
 from pewe.merging.models import shrunk, solve, sound
-from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
+from pewe.merging.statistics import FISHER, GRAM, Statistics, check_finite
 from pewe.state import DeltaState
 
 Maps = dict[str, Tensor]  # name -> (d_in, d_out)

@@ -9,7 +9,8 @@ from pewe.identity import digest, state_digest
 from pewe.merging.collect_deltas import DELTA, OF_ONE_DELTA, TASK, WATCHES, statistics_file
 from pewe.merging.deltas import merge_deltas
 from pewe.merging.save import Part, digests, ensemble_tasks, read_states, save
-from pewe.merging.store import Statistics, check_alike, read_statistics
+from pewe.merging.statistics import Statistics
+from pewe.merging.store import check_alike, read_statistics
 from pewe.merging.weights import allowed_sources, uniform_weights
 from pewe.state import DeltaState
 

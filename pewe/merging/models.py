@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pewe.errors import UserError
 from pewe.flags import check, flag
-from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
+from pewe.merging.statistics import FISHER, GRAM, Statistics, check_finite
 from pewe.state import FLOATS
 
 METHODS = ("simple", "fisher", "regmean")
