@@ -44,12 +44,13 @@ def dare(states: Sequence[DeltaState], weights: Tensor, flags: DareFlags) -> Del
 def dropped(state: DeltaState, density: float, seed: int) -> DeltaState:
     """m_i tau_i, not yet divided by p.
 
-    The stream is a function of the seed, the source's values and the tensor's name: neither the place of a source among
-    the others nor who else is merged changes what it loses. Equal sources lose the same.
+    The stream is a function of the seed, the tensor's name and its values, which tell the source: neither the place of a
+    source among the others nor who else is merged changes what it loses. Equal tensors lose the same.
     """
-    source, kept = digest(state), {}
-    for name, tensor in state.items():
-        stream = torch.Generator().manual_seed(int(digest([seed, source, name]), 16) % SEED)
-        if tensor.is_floating_point():
-            kept[name] = tensor * (torch.rand(tensor.shape, generator=stream) < density)
-    return state | kept
+
+    def drop(name: str, tensors: list[Tensor]) -> Tensor:
+        (tensor,) = tensors
+        stream = torch.Generator().manual_seed(int(digest([seed, name, tensor]), 16) % SEED)
+        return tensor.double() * (torch.rand(tensor.shape, generator=stream, dtype=torch.float64) < density)
+
+    return per_tensor([state], drop)

@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.flags import flag
-from pewe.merging.deltas import lora_names, ranks
 from pewe.merging.rules.tensors import linear, per_tensor
 from pewe.state import DeltaState
 
@@ -65,7 +64,7 @@ def merged_products(
     if rank and not pairs:
         raise UserError(f"--rank {rank} is for LoRA, which the sources do not have")
     factors, lost = {}, 0.0
-    target, source = ranks("lora", "regmean", states[0], len(states), rank) if pairs else (0, 0)
+    target, source = ranks(states[0], pairs, len(states), rank) if pairs else (0, 0)
     for name in pairs:
         triples = of_pairs([(state[f"{name}.lora_A"].double(), state[f"{name}.lora_B"].double()) for state in states])
         factors[f"{name}.lora_A"], factors[f"{name}.lora_B"] = cut(triples, target, target / source)
@@ -79,8 +78,23 @@ def merged_products(
         return linear(tensors, weights)
 
     rest = [{name: tensor for name, tensor in state.items() if name not in factors} for state in states]
-    made = per_tensor([factors], lambda name, tensors: tensors[0].to(states[0][name].dtype)) | per_tensor(rest, merge)
+    made = factors | per_tensor(rest, merge)
     return {name: made[name] for name in states[0]}
+
+
+def lora_names(state: DeltaState) -> list[str]:
+    """The projections with a LoRA, in the state's order."""
+    return [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
+
+
+def ranks(state: DeltaState, pairs: Sequence[str], sources: int, wanted: int) -> tuple[int, int]:
+    """The rank of the result and that of the sources. Raises UserError for a rank that cannot be."""
+    shapes = [(state[f"{name}.lora_A"].shape, state[f"{name}.lora_B"].shape) for name in pairs]
+    source, full = shapes[0][0][1], max(min(a[0], b[1]) for a, b in shapes)
+    rank = {0: source, -1: min(sources * source, full)}.get(wanted, wanted)
+    if not 0 < rank <= max(full, source):
+        raise UserError(f"--rank {wanted}: a merged LoRA of rank {rank} is not possible, expected 1 to {full}")
+    return rank, source
 
 
 def cut(triples: Triples, rank: int, scale: float) -> Pair:

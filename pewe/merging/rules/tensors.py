@@ -8,7 +8,8 @@ from torch import Tensor
 from pewe.errors import UserError
 from pewe.flags import check
 from pewe.merging.average import _fitting
-from pewe.merging.store import check_finite
+from pewe.merging.rules.average import totals
+from pewe.merging.statistics import check_finite
 from pewe.reporting.stats import effective_numbers
 from pewe.state import DeltaState
 
@@ -44,18 +45,12 @@ def shares(weights: Tensor) -> Tensor:
 
 def linear(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
     """sum_i f_i theta_i, float64."""
-    return sum(factor * tensor.double() for factor, tensor in zip(factors.tolist(), tensors, strict=True))
+    return totals(((tensor.double(),) for tensor in tensors), factors)[0]
 
 
 def per_tensor(states: Sequence[DeltaState], merge: Callable[[str, list[Tensor]], Tensor]) -> DeltaState:
-    """merge(name, tensors of all states) of every tensor of floats, in its dtype; whole numbers stay as they are.
-
-    Raises UserError that names the tensor where a result is not finite.
-    """
-    merged = {}
-    for name, first in states[0].items():
-        merged[name] = first.clone()
-        if first.is_floating_point():
-            merged[name] = merge(name, [state[name] for state in states]).to(first.dtype)
-            check_finite(name, merged[name], "the merged state")
-    return merged
+    """merge(name, tensors of all states) of every tensor of floats; whole numbers, equal in all, stay as they are."""
+    return {
+        name: merge(name, [state[name] for state in states]) if first.is_floating_point() else first.clone()
+        for name, first in states[0].items()
+    }

@@ -52,7 +52,7 @@ def trimmed(state: DeltaState, density: float) -> DeltaState:
         return state
     sizes = torch.cat([tensor.abs().flatten().float() for tensor in floats.values()])
     least = float(sizes.kthvalue(len(sizes) - int(len(sizes) * density)).values) if density > 0 else torch.inf
-    return state | {name: tensor * (tensor.abs().float() >= least) for name, tensor in floats.items()}
+    return {**state, **{name: tensor * (tensor.abs().float() >= least) for name, tensor in floats.items()}}
 
 
 def trimmed_each(state: DeltaState, density: float) -> DeltaState:
