@@ -356,6 +356,15 @@ def test_the_core_loses_nothing():
         assert (U @ C @ V - product(state)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("inside", ["linear", "iso_c", "tsv_m"])
+def test_the_core_of_products_says_what_that_of_their_factors_says(inside):
+    flags = CoreSpaceFlags(inside=inside, rank=-1, scale=1.5)
+    whole = core_space(
+        [{"q": product(state)} for state in sources()], WEIGHTS, CoreSpaceFlags(inside=inside, scale=1.5)
+    )
+    assert (product(core_space(sources(), WEIGHTS, flags)) / N - whole["q"]).abs().max() < 1e-12
+
+
 def full_rank(inside: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The product of an exact core merge of equal weights, in the scale of the sources, and their products."""
     merged = core_space(sources(), EQUAL, CoreSpaceFlags(inside=inside, rank=-1))

@@ -33,19 +33,20 @@ class CoreSpaceFlags(RankFlags):
 def core_space(states: Sequence[DeltaState], weights: Tensor, flags: CoreSpaceFlags) -> DeltaState:
     """States with LoRA (d, r), (r, h) as they are, or differences of matrices (d, h) (`matrices`), weights (n,).
 
-    Matrices of no LoRA are merged by the rule inside as they are; other tensors are scale sum_i w_i theta_i. Raises
-    UserError as `used`.
+    Tensors that are no matrices are scale sum_i w_i theta_i. Raises UserError as `used`.
     """
     states, weights = used(states, weights, flags)
     rule = inside(flags)
 
     def of_pairs(pairs: list[Pair]) -> Triples:
-        U, V, cores = core(pairs)
-        merged = rule(cores, weights)
-        return Triples(U @ merged.U, flags.scale * merged.S, merged.V @ V)
+        return in_core(*core(pairs))
 
     def of_matrices(matrices: list[Tensor]) -> Tensor:
-        return flags.scale * rule(matrices, weights).matrix()
+        return in_core(*core_of_matrices(matrices)).matrix()
+
+    def in_core(U: Tensor, V: Tensor, cores: list[Tensor]) -> Triples:
+        merged = rule(cores, weights)
+        return Triples(U @ merged.U, flags.scale * merged.S, merged.V @ V)
 
     return merged_products(states, flags.scale * weights, flags.rank, of_pairs, of_matrices)
 
@@ -57,8 +58,17 @@ def core(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, list[Tensor]]:
     return U, V, [(U.mT @ A) @ (B @ V.mT) for A, B in pairs]
 
 
+def core_of_matrices(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The same of matrices M_i (d, h) of any rank: for products of LoRA the same space, in another basis."""
+    U = independent(torch.cat(list(matrices), dim=1))
+    V = independent(torch.cat(list(matrices)).mT).mT
+    return U, V, [U.mT @ M @ V.mT for M in matrices]
+
+
 def independent(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns (d, n) -> (d, rank), of falling singular values."""
+    if matrix.shape[0] < matrix.shape[1]:  # X = R^T Q^T has the left singular vectors of R^T
+        matrix = torch.linalg.qr(matrix.mT, mode="r").R.mT
     U, S, _ = decomposed(matrix)
     least = S.amax() * max(matrix.shape) * torch.finfo(S.dtype).eps
     return U[:, least < S]
