@@ -10,13 +10,15 @@ are (n,), float64, one per source; `flags` is an instance of the entry's class o
 LoRA's products, a prefix's rows) is said in `models.py`, `deltas.py` and `combine.py`; a rule knows none of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from pewe.merging.rules.average import average
 from pewe.merging.rules.fisher import FisherFlags, fisher
 from pewe.merging.rules.regmean import RegMeanFlags, regmean
-from pewe.merging.statistics import FISHER, GRAM
+from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.state import DeltaState
 
 
@@ -35,6 +37,12 @@ class Rule:
     differences: bool = False  # takes and gives differences from a common base, tau_i = theta_i - theta_0
     by_tensor: bool = True  # tensor by tensor is the same as all at once (not so for a threshold over all of them)
     kinds: tuple[str, ...] = ()  # of deltas that it has a meaning for; empty: all, and whole models
+
+    def apply(
+        self, states: Sequence[DeltaState], weights: Tensor, flags: object, statistics: Sequence[Statistics] = ()
+    ) -> DeltaState:
+        """The merged state; the statistics are handed on if the rule takes any."""
+        return self.merge(states, weights, flags, *([statistics] if self.statistics else []))
 
 
 RULES = {
