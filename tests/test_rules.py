@@ -8,6 +8,8 @@ import torch
 from conftest import draws
 
 from pewe.errors import UserError
+from pewe.flags import check
+from pewe.merging.rules import RULES
 from pewe.merging.rules.core_space import CoreSpaceFlags, core, core_space
 from pewe.merging.rules.dare import DareFlags, dare, dropped
 from pewe.merging.rules.knots import KnotsFlags, knots, tied
@@ -21,7 +23,7 @@ d, r, h, N = 12, 2, 10, 3
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 EQUAL = torch.full((N,), 1 / N, dtype=torch.float64)
 
-RULES = {  # each as its defaults are, and so that one source comes back
+CASES = {  # each as its defaults are, and so that one source comes back
     "task_arithmetic": (task_arithmetic, TaskArithmeticFlags(), TaskArithmeticFlags(scale=1.0)),
     "ties": (ties, TiesFlags(), TiesFlags(density=1.0)),
     "ties_as_peft": (ties, TiesFlags(as_peft=True), TiesFlags(density=1.0, as_peft=True)),
@@ -35,7 +37,7 @@ RULES = {  # each as its defaults are, and so that one source comes back
     "knots": (knots, KnotsFlags(), KnotsFlags(density=1.0, scale=1.0)),
 }
 LINEAR_IN_FACTORS = ("task_arithmetic", "ties", "ties_as_peft", "dare", "dare_ties")
-WHOLE = [name for name, (_, _, whole) in RULES.items() if whole]
+WHOLE = [name for name, (_, _, whole) in CASES.items() if whole]
 
 
 def sources(count: int = N) -> list[dict]:
@@ -67,7 +69,7 @@ def difference(name: str, one: dict, other: dict) -> float:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_one_source_gives_that_source(name):
-    rule, _, whole = RULES[name]
+    rule, _, whole = CASES[name]
     (source,) = sources(1)
     merged = rule([source], torch.tensor([1.0]), whole)
     if name in LINEAR_IN_FACTORS:
@@ -77,23 +79,23 @@ def test_one_source_gives_that_source(name):
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name not in ("core_tsv_m", "ties_as_peft")])
 def test_equal_sources_give_that_source(name):
-    rule, _, whole = RULES[name]
+    rule, _, whole = CASES[name]
     (source,) = sources(1)
     flags = TaskArithmeticFlags(scale=1 / N) if name == "task_arithmetic" else whole
     assert difference(name, rule([source] * N, EQUAL, flags), source) < 1e-12
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_order_of_the_sources_changes_nothing(name):
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     states, order = sources(), [2, 0, 1]
     other = rule([states[place] for place in order], WEIGHTS[order], flags)
     assert difference(name, rule(states, WEIGHTS, flags), other) < 1e-12
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_source_of_weight_zero_is_as_one_left_out(name):
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     states = sources(N + 1)
     weights = torch.cat([WEIGHTS[:1], torch.zeros(1), WEIGHTS[1:]])
     states = [states[0], states[N], *states[1:N]]
@@ -102,19 +104,19 @@ def test_a_source_of_weight_zero_is_as_one_left_out(name):
     assert difference(name, with_zero, without) < 1e-12
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if not name.startswith("dare")])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("dare")])
 def test_larger_sources_merge_to_a_larger_state(name):
     """rule(c tau) = c rule(tau): no rule depends on the unit; DARE drops other entries of other values."""
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     same = ("steps",) if name in LINEAR_IN_FACTORS else ("steps", "q.lora_B")  # a product grows by one of its factors
     larger = [{key: x if key in same else 4 * x for key, x in state.items()} for state in sources()]
     one, other = (maps(name, rule(states, WEIGHTS, flags)) for states in (sources(), larger))
     assert all((4 * one[key] - other[key]).abs().max() < 1e-11 for key in one if key != "steps")
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if hasattr(RULES[name][1], "scale")])
+@pytest.mark.parametrize("name", [name for name in CASES if hasattr(CASES[name][1], "scale")])
 def test_the_scale_is_a_factor_of_the_result(name):
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     one, other = (
         maps(name, rule(sources(), WEIGHTS, type(flags)(**vars(flags) | {"scale": scale}))) for scale in (1.0, 2.5)
     )
@@ -135,6 +137,12 @@ def test_the_scale_is_a_factor_of_the_result(name):
 def test_density_zero_keeps_nothing(rule, flags):
     merged = maps("svd", rule(sources(), WEIGHTS, flags))
     assert not merged["q"].any() and not merged["up"].any() and torch.equal(merged["steps"], torch.tensor([3, 4]))
+
+
+def test_all_are_in_the_registry_with_allowed_defaults():
+    assert {rule for rule, _, _ in CASES.values()} <= {rule.merge for rule in RULES.values()}
+    for rule in RULES.values():
+        check(rule.flags())
 
 
 # ---- sums
@@ -444,18 +452,18 @@ def test_knots_and_the_core_have_one_space():
         assert torch.allclose(decomposed(S[:, None] * part).S[:r], decomposed(C).S[:r])
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in (*LINEAR_IN_FACTORS, "core_ties")])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*LINEAR_IN_FACTORS, "core_ties")])
 def test_products_do_not_depend_on_the_scale_of_their_factors(name):
     """But for TIES in the core, whose basis is that of the factors."""
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     moved = [{**s, "q.lora_A": s["q.lora_A"] * 2**i, "q.lora_B": s["q.lora_B"] / 2**i} for i, s in enumerate(sources())]
     one, other = (product(rule(states, WEIGHTS, flags)) for states in (sources(), moved))
     assert (one - other).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CASES)
 def test_untrained_loras_stay_nothing(name):
-    rule, flags, _ = RULES[name]
+    rule, flags, _ = CASES[name]
     states = [{**state, "q.lora_B": torch.zeros(r, h)} for state in sources()]
     merged = rule(states, EQUAL, flags)
     assert all(torch.isfinite(tensor).all() for tensor in merged.values()) and not product(merged).any()
