@@ -16,8 +16,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pewe.merging.rules.average import average
+from pewe.merging.rules.core_space import CoreSpaceFlags, core_space
+from pewe.merging.rules.dare import DareFlags, dare
 from pewe.merging.rules.fisher import FisherFlags, fisher
+from pewe.merging.rules.knots import KnotsFlags, knots
 from pewe.merging.rules.regmean import RegMeanFlags, regmean
+from pewe.merging.rules.svd import SvdFlags, svd
+from pewe.merging.rules.task_arithmetic import TaskArithmeticFlags, task_arithmetic
+from pewe.merging.rules.ties import TiesFlags, ties
 from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.state import DeltaState
 
@@ -49,4 +55,10 @@ RULES = {
     "average": Rule(average),
     "fisher": Rule(fisher, FisherFlags, statistics=FISHER),
     "regmean": Rule(regmean, RegMeanFlags, statistics=GRAM),
+    "task_arithmetic": Rule(task_arithmetic, TaskArithmeticFlags, differences=True),
+    "ties": Rule(ties, TiesFlags, differences=True, by_tensor=False),
+    "dare": Rule(dare, DareFlags, differences=True, by_tensor=False),
+    "svd": Rule(svd, SvdFlags, by_tensor=False, kinds=("lora",)),
+    "core_space": Rule(core_space, CoreSpaceFlags, by_tensor=False, kinds=("lora",)),
+    "knots": Rule(knots, KnotsFlags, by_tensor=False, kinds=("lora",)),
 }
