@@ -20,7 +20,6 @@ from pathlib import Path
 
 import filelock
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 
 from pewe import identity
@@ -220,14 +219,15 @@ def provenance() -> dict:
     except OSError:  # there is no git
         commit = ""
     packages = ("torch", "transformers", "opendelta", "numpy")
+    torch = sys.modules.get("torch")  # where nothing was computed by it, it is not loaded for this
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads() if torch else 1,
     }
 
 

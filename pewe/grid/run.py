@@ -13,7 +13,6 @@ import pandas as pd
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pewe.backbone import DEVICES
 from pewe.cli import cause_of, log, log_to, main
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
@@ -25,6 +24,7 @@ from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
+from pewe.model_files import DEVICES
 from pewe.reporting import page as report
 from pewe.reporting.page import INITS, SOURCES
 from pewe.reporting.stats import OUTCOMES

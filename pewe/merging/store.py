@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pewe.backbone import index_files
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.identity import by_content, difference, digest, sealed, unsealed
+from pewe.model_files import index_files
 
 GRAM, FISHER = "gram.", "fisher."
 WEIGHTS = "model.safetensors"
