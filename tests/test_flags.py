@@ -14,7 +14,7 @@ from pewe.cli import parse
 from pewe.errors import UserError
 from pewe.flags import LARGEST, SEED, check, check_file, checked_name, complaint
 from pewe.fusion.cells import Config as FusionConfig
-from pewe.grid.run import Config as GridConfig
+from pewe.grid.config import Config as GridConfig
 from pewe.merging.save import EnsembleConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig

@@ -1,32 +1,27 @@
-"""The paper's experiment as one grid: delta x seed x init x task, its similarities, ensembles, few-shot runs and tables.
-
-Steps (pewe/grid/steps.py) that are done are skipped; a cell that fails is listed at the end with its cause, and the others go on.
-The results of all steps that hold today are gathered in results/<suite>/ (pewe/reporting/page.py).
-"""
+"""Carry out the grid of an experiment, and gather its results (`python -m pewe.grid`)."""
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pewe.cli import cause_of, log, log_to, main
+from pewe.cli import cause_of, log, log_to
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import hold, provenance, read_json, read_table, within, write_json, write_table
-from pewe.flags import check, flag, seed_flag, suggest
+from pewe.flags import check, suggest
+from pewe.grid.config import Config
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
-from pewe.model_files import DEVICES
 from pewe.reporting import page as report
-from pewe.reporting.page import INITS, SOURCES
+from pewe.reporting.page import SOURCES
 from pewe.reporting.stats import OUTCOMES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
@@ -34,27 +29,7 @@ from pewe.tuning.config import TuneConfig
 from pewe.tuning.gates import gates_of, mean_gates
 from pewe.tuning.runs import COLUMNS
 from task_list import GROUP_OF
-from unit_model import ENSEMBLES, MODULES, PAPER, of_group
-
-
-@dataclass
-class Config:
-    """What part of which suite."""
-
-    suite: str = flag("mini", "mini, qa32, all51, or a file like those in scripts/suites")
-    delta: list[str] = flag([], "delta methods (default: all of the suite)", choices=KINDS, unique=True)
-    init: list[str] = flag(
-        ["Random", *of_group(PAPER)],
-        f"rows of the table: {', '.join(INITS)} ({', '.join(of_group(MODULES))}: one row per block or layer; PEMT: delta pemt)",
-        choices=INITS,
-        unique=True,
-    )
-    seeds: list[int] = seed_flag([42, 43, 44], "seeds of init, data order and dropout")
-    dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
-    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)", low=0)
-    tasks: list[str] = flag([], "some tasks instead of the suite's", unique=True)
-    name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)", name=True)
-    device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)
+from unit_model import ENSEMBLES
 
 
 def material(config: TuneConfig) -> str:
@@ -282,7 +257,3 @@ def run(config: Config) -> None:
         print(f"failed: {cell}: {cause}")
     if failed:
         raise UserError(f"{len(failed)} cells or steps failed; the same command tries them again")
-
-
-if __name__ == "__main__":
-    main(run, Config, __doc__)
