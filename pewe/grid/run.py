@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pewe.cli import cause_of, log, log_to
+from pewe.cli import log, log_to
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import hold, provenance, read_json, read_table, within, write_json, write_table
 from pewe.flags import check, suggest
 from pewe.grid.config import Config
+from pewe.grid.progress import Progress
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
@@ -65,43 +65,19 @@ def name_of(config: Config, suite: Suite) -> str:
     return (config.name or suite.name) + limit
 
 
-class Progress:
-    """One bar over the cells of all steps, and the cells that failed with their causes."""
-
-    def __init__(self, cells: int):
-        self.bar = tqdm(total=cells, unit="cell", smoothing=0.05)
-        self.failed: dict[str, str] = {}
-
-    def carry_out(self, step: Step) -> list[str]:
-        """Do a step unless it is done; returns the tasks that have no result in it."""
-        if not step.missing():
-            return []
-        before, name, without = self.bar.n, "/".join(step.folder.parts[1:]), []
-        self.bar.set_description(name)
-        try:
-            made = step.carry_out(self.bar.update)
-            without = made.without
-            self.failed |= {f"{name}/{cell}": cause for cell, cause in made.failed.items()}
-        except Exception as error:
-            self.failed[name] = cause_of(error)
-        self.bar.update(step.cells - (self.bar.n - before))
-        return without
-
-
 def carry_out(todo: list[Grid], inits: list[str]) -> dict[str, str]:
     """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid.
 
     Where all of them fail, nothing more is tried: no names at all would mean those of a list.
     """
     progress = Progress(sum(step.cells for grid in todo for step in plan(grid, inits) if step.missing()))
-    with logging_redirect_tqdm([log]):
+    with logging_redirect_tqdm([log]), progress.shown():
         for grid in todo:
             if without := progress.carry_out(grid.step("sources")):
                 grid.leave_out(without)
             for step in plan(grid, inits) if grid.flags["tasks"] else []:
                 if step is not grid.step("sources"):
                     progress.carry_out(step)
-    progress.bar.close()
     return progress.failed
 
 
