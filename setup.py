@@ -35,4 +35,5 @@ class WithTree(build_py):
             shutil.copyfile(path, place)
 
 
-setup(cmdclass={"build_py": WithTree})
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": WithTree})
