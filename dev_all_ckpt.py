@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pewe.cli import main
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
-from pewe.tuning.tune import tune_all
 
 
 @dataclass
@@ -20,6 +19,8 @@ class Config(TuneAllConfig):
 
 def run(config: Config, *progress):
     """Score only, whatever the flags of training say (the original's script gives them)."""
+    from pewe.tuning.tune import tune_all
+
     config.do_train = config.do_predict = False
     return tune_all(config, *progress)
 

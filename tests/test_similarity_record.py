@@ -12,7 +12,6 @@ from conftest import MINI_TASKS, small, tiny_t5
 import pewe.similarity.loop
 import pewe.similarity.matrix
 from get_similarity import get_GraNd, get_Loss
-from pewe.backbone import BackboneConfig
 from pewe.cli import parse
 from pewe.data import DataConfig
 from pewe.deltas.attach import attach_delta
@@ -20,6 +19,7 @@ from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.errors import UserError
 from pewe.files import hold, read_record
+from pewe.model_files import BackboneConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.tuning.config import TrainConfig
