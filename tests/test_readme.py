@@ -44,7 +44,8 @@ def code_of(document: str) -> list[str]:
     found = []
     for block in re.split(r"^(```.*?^```)", text_of(document), flags=re.MULTILINE | re.DOTALL):
         if block.startswith("```bash"):
-            found += [re.sub(r"(^|\s+)# .*", "", line).strip() for line in block.splitlines()[1:-1]]
+            lines = block.replace("\\\n", "").splitlines()[1:-1]
+            found += [re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines]
         elif not block.startswith("```"):
             found += re.findall(r"`([^`\n]+)`", block)
     return [line for line in found if line]
