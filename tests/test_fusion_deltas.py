@@ -299,7 +299,7 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
     settings = {"delta": kind, "tasks": list(MINI_TASKS), "source_ckpt_path": sources, "quiet": True}
     with pytest.raises(
         UserError,
-        match=rf"there is no file .*statistics\.safetensors; run python -m pewe\.fusion\.collect_deltas --tune_method {kind}",
+        match=rf"there is no file .*statistics\.safetensors; run python -m pewe\.merging\.collect_deltas --tune_method {kind}",
     ):
         unit_model_RegMean.run(unit_model_RegMean.Config(**settings, save_ckpt_path=str(tmp_path / "none")))
     collect_deltas.run(collect_deltas.Config(**data, **shape, source_ckpt_path=sources, batch_size=8))

@@ -100,7 +100,7 @@ COMMANDS = {
         "unit_model.unit_model_RegMean:Config",
     ),
     "convert": Command(
-        "-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"
+        "-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.convert:ConvertConfig"
     ),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
