@@ -23,13 +23,14 @@ from pewe.cli import parse
 READMES = ("README.md", "README.zh.md")
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md", ROOT / "results/README.md")
+    for pattern in ("*.md", "docs/*.md", "benchmarks/README.md", "results/README.md")
+    for path in ROOT.glob(pattern)
 )
 FORMER = ("CHANGELOG.md",)  # names what is gone
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:bash|python|pewe|pip) \S")
 OURS = ("pewe", "scripts", "docs", "tests", "unit_model", "get_similarity", "benchmarks")
 FILE = re.compile(rf"(?:{'|'.join(OURS)}|data/build)/[\w./*-]+")
-MODULE = re.compile(r"pewe(?:\.\w+)+")
+MODULE = re.compile(r"(pewe(?:\.[a-z]\w*)+)(?:\.[A-Z]\w*)?")
 CALL = """#!/usr/bin/env bash
 [ "${1:-}" = -c ] || { printf '%s\\x1f' "$@"; echo; } >> "$CALLS"
 """
@@ -60,19 +61,31 @@ def calls_of(tmp_path):
     """What a command calls an interpreter with, one list of arguments for each call; no interpreter is run."""
     programs, calls = tmp_path / "programs", tmp_path / "calls"
     programs.mkdir()
-    for name in ("python", "python3", "pip"):
-        (programs / name).write_text(CALL)
+    interpreters = dict.fromkeys(("python", "python3"), CALL)
+    modules = {name: f'#!/usr/bin/env bash\nexec python -m {name} "$@"\n' for name in ("pip", "pewe")}
+    for name, text in {**interpreters, **modules}.items():
+        (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    (programs / "pewe").write_text('#!/usr/bin/env bash\nexec python -m pewe "$@"\n')
-    (programs / "pewe").chmod(0o755)
     about = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": str(programs / "python"), "CALLS": str(calls)}
 
     def called(command: str) -> list[list[str]]:
         calls.write_text("")
         subprocess.run(["bash", "-c", command], cwd=ROOT, env={**os.environ, **about}, capture_output=True, check=False)
-        return [line.split("\x1f")[:-1] for line in calls.read_text().splitlines()]
+        return [program_of(line.split("\x1f")[:-1]) for line in calls.read_text().splitlines()]
 
     return called
+
+
+def program_of(arguments: list[str]) -> list[str]:
+    """The arguments with which `pewe COMMAND WHAT` calls a program of its own; any others as they are."""
+    if arguments[:2] != ["-m", "pewe"]:
+        return arguments
+    _, module, flags = importlib.import_module("pewe.__main__").program(arguments[2:])
+    return ["-m", module, *flags]
+
+
+def flags_of(arguments: list[str]) -> list[str]:
+    return arguments[2 if arguments[0] == "-m" else 1 :]
 
 
 def file_of(arguments: list[str]) -> Path | None:
@@ -109,9 +122,11 @@ def check_flags(path: Path, flags: list[str], monkeypatch) -> None:
         return
     module, call = found
     monkeypatch.setattr(sys, "argv", [str(path), *flags])
-    value = {name: eval(ast.unparse(node), vars(module)) for name, node in zip(("config", "flags"), call.args[1::2], strict=False)}
+    config, *args = (
+        eval(ast.unparse(node), vars(module)) for node in call.args[1::2]
+    )  # main(run, config, about, args)
     file_flag = next((word.value.value for word in call.keywords if word.arg == "file_flag"), "")
-    parse(value["config"], value.get("flags", flags), file_flag=file_flag)
+    parse(config, args[0] if args else flags, file_flag=file_flag)
 
 
 def check_others(arguments: list[str]) -> None:
@@ -136,7 +151,7 @@ def test_every_command_exists_with_its_flags(document, calls_of, monkeypatch):
                 continue
             assert path.is_file(), f"{document}: {command!r}: there is no {path.relative_to(ROOT)}"
             try:
-                check_flags(path, arguments[2 if arguments[0] == "-m" else 1 :], monkeypatch)
+                check_flags(path, flags_of(arguments), monkeypatch)
             except Exception as error:
                 pytest.fail(f"{document}: {command!r}: {error}")
 
@@ -146,11 +161,11 @@ def test_every_file_and_module_that_is_named_exists(document):
     words = [word for line in code_of(document) for word in re.split(r"[\s,;()=]+", line)]
     files = [word.rstrip("/.") for word in words if FILE.fullmatch(word)]
     gone = [name for name in files if not list(ROOT.glob(name))]
-    for name in filter(MODULE.fullmatch, words):
-        path = ROOT / name.replace(".", "/")
+    for found in filter(None, map(MODULE.fullmatch, words)):
+        path = ROOT / found[1].replace(".", "/")
         if not (path.is_dir() or path.with_suffix(".py").is_file()):
-            gone.append(name)
-    assert not gone
+            gone.append(found[0])
+    assert not gone, gone
 
 
 def slug(heading: str) -> str:
@@ -178,6 +193,6 @@ def test_both_readmes_have_the_same_commands_in_the_same_order():
 def test_a_wrong_command_would_be_seen(calls_of, monkeypatch):
     (arguments,) = calls_of("bash scripts/adapter.sh --learning_rate 1")
     with pytest.raises(Exception, match="unknown flag '--learning_rate'"):
-        check_flags(file_of(arguments), arguments[1:], monkeypatch)
+        check_flags(file_of(arguments), flags_of(arguments), monkeypatch)
     assert calls_of("bash scripts/no_such.sh") == []
     assert not file_of(["-m", "pewe.no_such"]).is_file()
