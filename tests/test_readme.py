@@ -21,9 +21,10 @@ from conftest import ROOT
 from pewe.cli import parse
 
 READMES = ("README.md", "README.zh.md")
+FOLDERS = ("benchmarks", "results", "results/reference/*", "data/mini_*", "checkpoints/mini_*")  # none that runs write
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "docs/*.md", "benchmarks/README.md", "results/README.md")
+    for pattern in ("*.md", "docs/*.md", *(f"{folder}/README.md" for folder in FOLDERS))
     for path in ROOT.glob(pattern)
 )
 FORMER = ("CHANGELOG.md",)  # names what is gone
