@@ -123,11 +123,9 @@ def check_flags(path: Path, flags: list[str], monkeypatch) -> None:
         return
     module, call = found
     monkeypatch.setattr(sys, "argv", [str(path), *flags])
-    config, *args = (
-        eval(ast.unparse(node), vars(module)) for node in call.args[1::2]
-    )  # main(run, config, about, args)
+    config, *given = (eval(ast.unparse(node), vars(module)) for node in (call.args[1], *call.args[3:]))
     file_flag = next((word.value.value for word in call.keywords if word.arg == "file_flag"), "")
-    parse(config, args[0] if args else flags, file_flag=file_flag)
+    parse(config, given[0] if given else flags, file_flag=file_flag)
 
 
 def check_others(arguments: list[str]) -> None:
