@@ -155,13 +155,13 @@ def main(args: Sequence[str] | None = None) -> None:
             command = COMMANDS[args[0]]
             return print(f"usage: pewe {args[0]} WHAT [FLAGS]\n\n{command.about}{_choices(command)}")
         name, module, rest = program(args)
-    settle()
-    before = sys.argv
-    sys.argv = [name, *rest]
-    try:
-        runpy.run_module(module, run_name="__main__")
-    finally:
-        sys.argv = before
+        settle()
+        before = sys.argv
+        sys.argv = [name, *rest]
+        try:
+            runpy.run_module(module, run_name="__main__")
+        finally:
+            sys.argv = before
 
 
 if __name__ == "__main__":

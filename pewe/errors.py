@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CLOSED_PIPE = 141  # exit code where the reader of the output has gone: 128 + SIGPIPE, as of any program in a pipe
+OPENDELTA = "opendelta==0.3.2"  # as in requirements-no-deps.txt, which says why
 _WRITING = ("PytorchStreamWriter", "inline_container.cc", "basic_ios::clear", "iostream error")
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -40,6 +41,8 @@ def reason(error: BaseException) -> str:
         return "out of memory; a smaller --stack, batch, length or delta needs less"
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object[error.start : error.end]!r} cannot be written as {error.encoding}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "opendelta":
+        return f"opendelta is missing; a wheel cannot ask for it: pip install --no-deps {OPENDELTA}"
     fault = write_fault(error)
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     return ": ".join([" ".join(fault.split()), *names]) if fault else ""

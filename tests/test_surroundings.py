@@ -19,7 +19,7 @@ from get_similarity.get_GraNd import seeded_dropout
 from pewe import cli
 from pewe.batches import Batch
 from pewe.cli import main
-from pewe.errors import CLOSED_PIPE, UserError, one_line, reason
+from pewe.errors import CLOSED_PIPE, OPENDELTA, UserError, one_line, reason
 from pewe.flags import SEED, flag
 from pewe.fusion.cells import Cell
 from pewe.fusion.training import ZooConfig
@@ -69,6 +69,10 @@ MACHINE = {
     "memory": (MemoryError(), "out of memory"),
     "torch, memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
     "CUDA, memory": (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+    "no opendelta": (
+        ModuleNotFoundError("No module named 'opendelta'", name="opendelta"),
+        f"opendelta is missing; a wheel cannot ask for it: pip install --no-deps {OPENDELTA}",
+    ),
     "encoding": (UnicodeEncodeError("ascii", "aé", 1, 2, "ordinal not in range"), "'é' cannot be written as ascii"),
 }
 

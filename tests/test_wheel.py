@@ -9,6 +9,7 @@ from conftest import ROOT
 import setup as build
 from pewe import cli
 from pewe.cli import EMBEDDED, embedded
+from pewe.errors import OPENDELTA
 
 
 def committed(*folders: str) -> set[str]:
@@ -46,6 +47,10 @@ def test_an_installed_package_finds_its_defaults_where_the_working_folder_has_no
         assert embedded(own) is own
     (tmp_path / "data" / "mini_gym").mkdir(parents=True)
     assert embedded("data/mini_gym") == "data/mini_gym"
+
+
+def test_what_a_wheel_cannot_ask_for_is_named_as_it_is_pinned():
+    assert (ROOT / "requirements-no-deps.txt").read_text().splitlines()[1:] == [OPENDELTA]
 
 
 @pytest.mark.slow
