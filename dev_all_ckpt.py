@@ -3,7 +3,7 @@
 Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N` scores N pairs in one forward.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pewe.cli import main
 from pewe.flags import flag
@@ -11,7 +11,7 @@ from pewe.tuning.config import TuneAllConfig
 from pewe.tuning.tune import tune_all
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(TuneAllConfig):
     """Flags."""
 
@@ -20,8 +20,7 @@ class Config(TuneAllConfig):
 
 def run(config: Config, *progress):
     """Score only, whatever the flags of training say (the original's script gives them)."""
-    config.do_train = config.do_predict = False
-    return tune_all(config, *progress)
+    return tune_all(replace(config, do_train=False, do_predict=False), *progress)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pewe.tuning.config import TuneAllConfig
 from pewe.tuning.tune import tune_all
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(TuneAllConfig):
     """Flags."""
 

@@ -31,7 +31,7 @@ from pewe.similarity.measure import Measure
 NAME = "TextEmb"
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextEmbConfig(BackboneConfig, DataConfig):
     """Similarity of the texts of two tasks."""
 

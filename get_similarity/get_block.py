@@ -24,7 +24,7 @@ from pewe.similarity.scoring import Sources
 mode = "cos_withoutpad"
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockConfig(SimilarityConfig):
     """Similarity by hidden states."""
 

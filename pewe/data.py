@@ -25,7 +25,7 @@ SPLITS = ("train", "dev", "test")
 SAMPLES = ("all", "by_seed")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig(OriginalConfig, SeedConfig):
     """Which tasks, where they are, and how they are cut."""
 

@@ -52,6 +52,7 @@ def test_there_are_commands():
 def test_every_flag_of_every_command_has_a_range(path):
     """Every command goes through `cli.main`; its defaults are allowed; no flag takes what no flag can mean."""
     config_class = config_of(path)
+    assert config_class.__dataclass_params__.frozen
     config = config_class()
     check(config)
     assert parse(config_class, []) == config

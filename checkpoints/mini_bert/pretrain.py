@@ -38,7 +38,7 @@ def masked(batch: dict[str, torch.Tensor], rng: torch.Generator) -> dict[str, to
     return {**batch, "input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, IGNORED)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Where to, and how long."""
 

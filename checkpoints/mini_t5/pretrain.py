@@ -34,7 +34,7 @@ PAD, EOS = 0, 1
 Doc = list[tuple[list[int], bool]]  # one document: the token ids of each word, and whether it carries content
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Size, data and training of the backbone."""
 

@@ -23,7 +23,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 SINGULAR = 1e-12  # smallest squared pivot of a Gram scaled to a unit diagonal that still counts as regular
 
 
-@dataclass
+@dataclass(frozen=True)
 class MergeRules:
     """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
@@ -43,7 +43,7 @@ class MergeRules:
     head_rule: bool = flag(True, "simple, RegMean: average a head's row over the models that know its label only")
 
 
-@dataclass
+@dataclass(frozen=True)
 class MergeConfig(MergeRules):
     """One merge."""
 

@@ -9,7 +9,7 @@ from pewe.flags import flag
 from pewe.tuning.config import TuneConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
     """Similarity of each source delta to each target, on the target's dev set."""
 
