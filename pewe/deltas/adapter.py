@@ -1,7 +1,7 @@
 """Adapters after attention and feed-forward sub-layers, before dropout and residual (Houlsby et al. 2019)."""
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pewe.deltas.base import Delta, equal_counts, layer_name, normal
 from pewe.deltas.config import DeltaConfig
@@ -37,7 +37,7 @@ class HoulsbyAdapter(Delta):
     sites = ("SelfAttention", "EncDecAttention", "DenseReluDense")
     activation = staticmethod(nn.functional.silu)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * (2 * config.num_layers + 3 * config.num_decoder_layers)
 
     def update_module(self, module: nn.Module, key: str) -> None:
@@ -63,7 +63,7 @@ class PfeifferAdapter(HoulsbyAdapter):
     sites = ("DenseReluDense",)
     activation = staticmethod(nn.functional.relu)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * (config.num_layers + config.num_decoder_layers)
 
 

@@ -67,7 +67,7 @@ def _entries(content: dict, name: str, path: Path) -> dict:
     return entry if isinstance(entry, dict) else vars(entry)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConvertConfig:
     """Convert a checkpoint of the original code to one that loads with weights_only=True."""
 

@@ -6,6 +6,7 @@ stock model's attention reads them through a view of the key/value cache; mask a
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from pewe.deltas.base import Delta, kaiming_uniform, normal
 
@@ -81,10 +82,10 @@ class Prefix(Delta):
 
     sites = ("SelfAttention",)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * 3
 
-    def prepare(self, config) -> None:
+    def prepare(self, config: PretrainedConfig) -> None:
         P, r, d, heads = self.delta_config.prefix_num, self.delta_config.prefix_r, config.d_model, config.num_heads
         self.networks = nn.ModuleDict()
         for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):

@@ -37,7 +37,7 @@ from task_list import GROUP_OF
 from unit_model import ENSEMBLES, MODULES, PAPER, of_group
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """What part of which suite."""
 
@@ -58,10 +58,10 @@ class Config:
 
 
 def material(config: TuneConfig) -> str:
-    """A fingerprint of the backbone and the data files of a suite's tasks, and of the texts that PEMT's prompts begin with."""
+    """A fingerprint of the backbone, the data files of a suite's tasks, and the texts that the kind of delta reads."""
     folders = [Path(config.task_dir) / task for task in task_names(config)]
     data = {folder.name: files_digests(folder.glob("*.tsv")) for folder in folders}
-    texts = files_digests([Path(config.task_descriptions)] if config.tune_method == "pemt" else [])
+    texts = files_digests(Path(getattr(config, name)) for name in KINDS[config.tune_method].texts)
     return digest([data, model_digest(config.model, config.tokenizer_path), texts])
 
 
