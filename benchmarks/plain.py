@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.optimization import Adafactor
 
-from get_similarity.get_GraNd import original_budget
+from get_similarity.get_GraNd import GraNdConfig, original_budget
 from pewe import metrics
 from pewe.backbone import Backbone, load_backbone
 from pewe.batches import IGNORED, Batch, collate, scoring_batches, training_updates
@@ -216,6 +216,6 @@ SCORES: dict[str, tuple[Callable, Callable[[str], int | None]]] = {
     "KL": (kl_divergence, _one),
     "EL2N": (el2n, _one),
     "Cosine_of_Logits_and_Labels": (cosine, lambda task: None),
-    "GraNd": (grand, lambda task: original_budget("dev", task)),
+    "GraNd": (grand, lambda task: original_budget(GraNdConfig(), task)),
     "block": (block, _one),
 }

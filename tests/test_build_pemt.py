@@ -9,7 +9,8 @@ from test_build_run import write_rows
 
 from data.build import check
 from data.build.entry import clean
-from data.build.pemt import ENTRIES, PREFIX, few_shot, pad_punctuation, permutation
+from data.build.pemt import ENTRIES, PREFIX, pad_punctuation
+from data.build.pemt_splits import few_shot, permutation
 from data.build.registry import ALL, selected
 from data.build.run import BuildConfig, run
 from pewe import metrics

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pewe.deltas import checkpoint
+from pewe.deltas import convert as conversion
 from pewe.deltas.checkpoint import Checkpoints, delta_identity, read_checkpoint, write_checkpoint
 from pewe.deltas.convert import convert
 from pewe.errors import UserError
@@ -223,11 +224,11 @@ def test_an_original_checkpoint_is_converted(tmp_path, monkeypatch):
         "current_state": {"epoch": 3, "num_updates": 70, "config": OriginalConfig()},
     }
     torch.save(content, "original.pt")
-    with pytest.raises(UserError, match=r"convert it first: python -m pewe\.checkpoint"):
+    with pytest.raises(UserError, match=r"convert it first: python -m pewe\.deltas\.convert"):
         read_checkpoint(tmp_path / "original.pt", "adapter")
     before = Path("original.pt").read_bytes()
     with pytest.raises(UserError, match=r"is the --original, which would be lost"):
-        checkpoint._run(checkpoint.ConvertConfig("original.pt", str(tmp_path / "original.pt")))
+        conversion._run(conversion.ConvertConfig("original.pt", str(tmp_path / "original.pt")))
     assert Path("original.pt").read_bytes() == before
     assert convert(tmp_path / "original.pt", tmp_path / "new.pt") == "adapter"
     new = torch.load("new.pt", weights_only=True)

@@ -14,7 +14,7 @@ from conftest import MINI_TASKS, ROOT, small, tiny_t5
 
 from get_similarity import get_Loss
 from pewe.cli import main
-from pewe.deltas import checkpoint
+from pewe.deltas import convert
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import ensemble_checkpoint, task_checkpoint, write_checkpoint
 from pewe.reporting import tables
@@ -231,7 +231,7 @@ CASES = {
         "1 runs failed",
     ),
     "nothing to convert": (
-        lambda w: main(checkpoint._run, checkpoint.ConvertConfig, "", ["--original", "none.pt", "--out", "x.pt"]),
+        lambda w: main(convert._run, convert.ConvertConfig, "", ["--original", "none.pt", "--out", "x.pt"]),
         "there is no checkpoint none.pt",
     ),
     "incomplete ensemble": (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import METHODS, MINI_TASKS, SMALL, filled, fusion_npz, random_batch, small, tiny_t5
+from rules import merge_maps
 from safetensors.torch import load_file, save_file
 
 from pewe.batches import Batch
@@ -23,9 +24,9 @@ from pewe.files import read_table
 from pewe.merging import collect_deltas
 from pewe.merging.collect import Sums
 from pewe.merging.collect_deltas import collect_delta, differentiable, loss_and_leaves, statistics_file
-from pewe.merging.deltas import DeltaMergeConfig, fisher_maps, merge_deltas, regmean_maps, source_maps, truncated
-from pewe.merging.models import fisher, regmean, shrunk
-from pewe.merging.store import FISHER, GRAM, Statistics
+from pewe.merging.deltas import DeltaMergeConfig, merge_deltas, source_maps, truncated
+from pewe.merging.rules.regmean import shrunk
+from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
 from unit_model import unit_model_Fisher, unit_model_RegMean
@@ -62,7 +63,7 @@ def test_lora_regmean_is_regmean_of_the_full_weight(alpha):
         [frozen + SCALE * product(state) for state in states],
         [one.tensors[GRAM + "q"] for one in statistics],
     )
-    full = regmean(weights, grams, W[0].tolist(), alpha, 0.0, "q")
+    full = merge_maps("regmean", weights, grams, W[0], alpha=alpha, ridge=0.0)
     assert (frozen + own_scale * product(merged) - full).abs().max() < 1e-10
 
 
@@ -101,28 +102,31 @@ def test_adapter_and_prefix_identities_of_the_release(golden_fusion):
     for alpha in ("0.9", "0.1"):
         for which, gram in (("A", "gram_x"), ("B", "adapter.gram_z")):
             maps, grams = [golden[f"adapter.{which}{i}"] for i in (0, 1)], [golden[f"{gram}{i}"] for i in (0, 1)]
-            found = regmean(maps, grams, [0.5, 0.5], float(alpha), 0.0, which)
+            found = merge_maps("regmean", maps, grams, [0.5, 0.5], alpha=float(alpha), ridge=0.0)
             assert (found - golden[f"adapter.a{alpha}.{which}"]).abs().max() < 1e-10
     for which, gram in (("K", "gram_q"), ("V", "gram_a")):
         maps, grams = [golden[f"prefix.{which}{i}"] for i in (0, 1)], [golden[f"prefix.{gram}{i}"] for i in (0, 1)]
         maps = [one.T for one in maps] if which == "K" else maps
-        found = regmean(maps, grams, [0.5, 0.5], 0.9, 0.0, which)
+        found = merge_maps("regmean", maps, grams, [0.5, 0.5], alpha=0.9, ridge=0.0)
         assert ((found.T if which == "K" else found) - golden[f"prefix.a0.9.{which}"]).abs().max() < 1e-10
 
 
 def test_all_targets_at_once_are_the_merges_one_by_one():
     generator = torch.Generator().manual_seed(4)
     maps, fishers = torch.randn(3, d, h, generator=generator), torch.rand(3, d, h, generator=generator)
+    maps, fishers = maps.double(), fishers.double()
     grams = [x.T @ x for x in torch.randn(3, 30, d, generator=generator, dtype=torch.float64)]
     W = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.5, 0.5]], dtype=torch.float64)
-    many, sums = regmean_maps(maps, grams, W, "q")
-    weighted = fisher_maps(maps, fishers, W, 1e-3)
-    for row, merged, total, mean in zip(W, many, sums, weighted, strict=True):
-        assert torch.allclose(merged, regmean(maps, grams, row.tolist(), 1.0, 0.0, "q"), atol=1e-10)
-        assert torch.allclose(total, sum(c * gram for c, gram in zip(row, grams, strict=True)))
-        eps = 1e-3 * (row @ fishers.double().mean((1, 2))).item()
-        assert torch.allclose(mean, fisher(maps, fishers, row.tolist(), eps), atol=1e-10)
-    assert torch.allclose(fisher_maps(maps, 0 * fishers, W, 1e-3)[1], maps[1:].double().mean(0))
+    many = merge_maps("regmean", maps, grams, W, alpha=1.0, ridge=0.0)
+    weighted = merge_maps("fisher", maps, fishers, W, smoothing=1e-3)
+    for row, merged, mean in zip(W, many, weighted, strict=True):
+        alone = merge_maps("regmean", maps, grams, row, alpha=1.0, ridge=0.0)
+        assert torch.allclose(merged, alone, atol=1e-10)
+        weight = [c * (F + 1e-3 * (row @ fishers.mean((1, 2)))) for c, F in zip(row, fishers, strict=True)]
+        slow = sum(w * M for w, M in zip(weight, maps, strict=True)) / sum(weight)
+        for one in (mean, merge_maps("fisher", maps, fishers, row, smoothing=1e-3)):
+            assert torch.allclose(one, slow, atol=1e-10)
+    assert torch.allclose(merge_maps("fisher", maps, 0 * fishers, W)[1], maps[1:].mean(0))
 
 
 def test_truncation_is_the_best_in_the_metric_of_the_inputs():
@@ -264,7 +268,7 @@ def test_errors_of_deltas_name_what_is_wrong():
     ):
         with pytest.raises(UserError, match=message):
             merge_deltas(kind, "regmean", [state], [statistics], W, replace(config, **changes))
-    with pytest.raises(UserError, match=r"statistics of source 0 have no fisher\."):
+    with pytest.raises(UserError, match=r"statistics 0 have no fisher\."):
         merge_deltas("lora", "fisher", [state], [Statistics({}, {"shapes": {}})], W, config)
     with pytest.raises(UserError, match="one adapter, lora or prefix at a time"):
         collect_delta(tiny_t5(), attach_delta(tiny_t5(), small("lora"), 2), "lora", [])
@@ -299,7 +303,7 @@ def test_scripts_write_an_ensemble_for_every_target(tiny_backbone, tiny_data, tm
     settings = {"delta": kind, "tasks": list(MINI_TASKS), "source_ckpt_path": sources, "quiet": True}
     with pytest.raises(
         UserError,
-        match=rf"there is no file .*statistics\.safetensors; run python -m pewe\.fusion\.collect_deltas --tune_method {kind}",
+        match=rf"there is no file .*statistics\.safetensors; run python -m pewe\.merging\.collect_deltas --tune_method {kind}",
     ):
         unit_model_RegMean.run(unit_model_RegMean.Config(**settings, save_ckpt_path=str(tmp_path / "none")))
     collect_deltas.run(collect_deltas.Config(**data, **shape, source_ckpt_path=sources, batch_size=8))

@@ -26,7 +26,8 @@ from pewe.identity import deciding, files_digests, part
 from pewe.merging import collect
 from pewe.merging.collect import StatisticsConfig
 from pewe.merging.models import MergeRules
-from pewe.merging.store import Statistics, made, read_tensors, stale, write_tensors
+from pewe.merging.statistics import Statistics
+from pewe.merging.store import made, read_tensors, stale, write_tensors
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from pewe.files import read_record
 from pewe.fusion import __main__ as fusion_main
 from pewe.identity import file_digest, model_digest
 from pewe.merging.models import MergeConfig, merge_models
-from pewe.merging.store import FISHER, GRAM, Statistics, model_tensors, write_tensors
+from pewe.merging.statistics import FISHER, GRAM, Statistics
+from pewe.merging.store import model_tensors, write_tensors
 
 half, brain, single, double = torch.float16, torch.bfloat16, torch.float32, torch.float64
 

@@ -10,7 +10,7 @@ from test_fusion import encoder_batches, merged, random_encoder, state_of
 
 from pewe.fusion.voting import hard_ensemble, known_ensemble, label_f1, soft_ensemble
 from pewe.merging.collect import collect
-from pewe.merging.store import FISHER, GRAM
+from pewe.merging.statistics import FISHER, GRAM
 
 ENCODER, T5 = random_encoder, lambda seed: tiny_t5()
 LAYERS = {  # linear layer -> the field whose padding its inputs have

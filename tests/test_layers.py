@@ -17,7 +17,7 @@ LAYERS = (
     ("pewe.deltas",),
     ("pewe.tuning",),
     ("pewe.similarity",),
-    ("pewe.merging",),
+    ("pewe.merging", "pewe.merging.rules"),
     ("pewe.fusion",),
     ("get_similarity", "unit_model.*", "tune_hps_singletask", "tune_all_ckpt", "dev_all_ckpt"),
     ("pewe.grid",),

@@ -156,14 +156,14 @@ def test_killed_between_record_and_table(config, monkeypatch):
     """The record names the table that it is about to replace, too."""
     out = Path(config.output_dir)
     interrupted(config, monkeypatch, 4, stack=1)
-    write = pewe.similarity.loop.write_record
+    write = pewe.similarity.matrix.write_record
 
     def dying(*args):
         write(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pewe.similarity.loop, "write_record", dying)
+        patch.setattr(pewe.similarity.matrix, "write_record", dying)
         with pytest.raises(KeyboardInterrupt):
             loss(config, stack=1)
     assert len(read_record(out / "config.json")["tables"][RESULT]) == 2

@@ -82,10 +82,10 @@ def replay(
 
 @pytest.mark.parametrize(("method", "trace", "accumulate"), TRACES, ids=str)
 def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
-    """Equal to 1e-3, or to three times what rounding alone makes of the same steps on this machine, one operation at a time.
+    """Equal to 1e-3, or to six times what rounding alone makes of the same steps on this machine, one operation at a time.
 
-    Some traces amplify rounding ten thousand times in twenty steps: the original's float32 is then itself further than 1e-3 from
-    the same steps in float64, and ours may be nearer to them.
+    Some traces amplify rounding ten thousand times in twenty steps: the original's float32 is then itself further than 1e-3
+    from the same steps in float64, and ours may be nearer to them. Each of the two is off by up to three such roundings.
     """
     arrays = golden_npz(f"{method}/trace/{trace}.npz")
     expected = {
@@ -106,7 +106,7 @@ def test_per_step_losses_of_the_original(golden, method, trace, accumulate):
         rounding = {name: (values - exact[name]).abs() for name, values in stock.items()}
         final = max(values.max() for name, values in rounding.items() if name.startswith("final/"))
         for name, values in rounding.items():
-            allowed[name] += 3 * (final if name.startswith("final/") else values.cummax(0).values)
+            allowed[name] += 6 * (final if name.startswith("final/") else values.cummax(0).values)
     assert not beyond(allowed)
 
 

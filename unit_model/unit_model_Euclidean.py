@@ -12,7 +12,7 @@ import torch
 
 from pewe.cli import log_to, main
 from pewe.flags import flag
-from pewe.merging.average import merge
+from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
 from pewe.state import DeltaState
@@ -48,12 +48,14 @@ def run(config: Config) -> None:
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
     pairs = {f"{tasks[i]}/{tasks[j]}": (i, j) for i, j in permutations(range(len(tasks)), 2)}
     tuned = read_states(config.tuned_ckpt_path, config.delta, list(pairs), like=sources)
+    combiner = Combiner(config, sources, tasks, config.source_ckpt_path)
     S = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
     for (i, j), state in zip(pairs.values(), tuned, strict=True):
         S[i, j] = distance(sources[j], state)
     W, tem = ensemble_weights(config, S, config.tem, False, allowed_sources(tasks, tasks))
-    part = Part(tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}", merge(sources, W, names=tasks))
+    part = Part(tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}", combiner.merge(W))
     made_from = {"sources": digests(tasks, sources), "tuned": digests(list(pairs), tuned), "used_temperature": tem}
+    made_from |= combiner.made_from()
     save(config, [part], made_from, sources.made_for)
 
 

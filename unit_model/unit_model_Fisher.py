@@ -27,6 +27,7 @@ class Config(DeltaMergeConfig, EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
+    combine: str = flag("fisher", "the rule of this script", choices=("fisher",))
     smoothing: float = flag(smoothing, "added to every Fisher value, in units of the tensor's mean Fisher value")
     rank: int = flag(rank, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)")
     source_ckpt_path: str = flag(
@@ -37,7 +38,7 @@ class Config(DeltaMergeConfig, EnsembleConfig):
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    leave_one_out(config, "fisher", TASK_LIST)
+    leave_one_out(config, TASK_LIST)
 
 
 if __name__ == "__main__":

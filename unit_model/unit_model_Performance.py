@@ -6,7 +6,7 @@
 zero-shot scores (`zero_result_path`). The *tuned* deltas are averaged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -20,7 +20,7 @@ from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within
 from pewe.flags import flag
 from pewe.identity import file_digest
-from pewe.merging.average import merge
+from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
 from pewe.state import DeltaState
@@ -98,24 +98,23 @@ def run(config: Config) -> None:
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
     pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
     states = read_states(config.tuned_ckpt_path, config.delta, pairs)
+    combiner = Combiner(config, states, pairs)
     made_from = {
         "sources": digests(pairs, states),
         "tables": [file_digest(path) for path in tables],
         "used_temperature": tem,
+        **combiner.made_from(),
     }
-    part = Part(
-        tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(states, pairs, tasks, W)
-    )
+    part = Part(tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(combiner, W))
     save(config, [part], made_from, states.made_for)
 
 
-def merged(states: Sequence[DeltaState], pairs: list[str], tasks: list[str], W: torch.Tensor) -> Iterator[DeltaState]:
-    """For every target, the weighted mean of the sources tuned on it; `pairs` name the states, target by target."""
-    others = len(tasks) - 1
-    for i in range(len(tasks)):
-        own = range(i * others, (i + 1) * others)
+def merged(combiner: Combiner, W: torch.Tensor) -> Iterator[DeltaState]:
+    """For every target, the sources tuned on it combined; the states are in the order target by target."""
+    others = len(W) - 1
+    for i in range(len(W)):
         row = torch.cat([W[i, :i], W[i, i + 1 :]])
-        yield from merge([states[k] for k in own], row[None], names=[pairs[k] for k in own])
+        yield from combiner.merge(row[None], range(i * others, (i + 1) * others))
 
 
 if __name__ == "__main__":

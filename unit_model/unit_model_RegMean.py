@@ -28,6 +28,7 @@ class Config(DeltaMergeConfig, EnsembleConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
+    combine: str = flag("regmean", "the rule of this script", choices=("regmean",))
     alpha: float = flag(alpha, "factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram")
     ridge: float = flag(ridge, "added to every Gram's diagonal, in units of its mean diagonal entry")
     rank: int = flag(rank, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)")
@@ -39,7 +40,7 @@ class Config(DeltaMergeConfig, EnsembleConfig):
 
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
-    leave_one_out(config, "regmean", TASK_LIST)
+    leave_one_out(config, TASK_LIST)
 
 
 if __name__ == "__main__":

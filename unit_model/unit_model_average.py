@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pewe.cli import log_to, main
 from pewe.errors import UserError
 from pewe.flags import flag
-from pewe.merging.average import merge
+from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights
 from task_list import GROUP_OF
@@ -46,9 +46,10 @@ def run(config: Config) -> None:
             if not allowed[i].any():
                 raise UserError(f"--manual_division: {target!r} is the only task of its group {GROUP_OF[target]}")
     states = read_states(config.source_ckpt_path, config.delta, tasks)
+    combiner = Combiner(config, states, tasks, config.source_ckpt_path)
     W = uniform_weights(allowed)
-    part = Part(tasks, tasks, W, title, merge(states, W, names=tasks))
-    save(config, [part], {"sources": digests(tasks, states)}, states.made_for)
+    part = Part(tasks, tasks, W, title, combiner.merge(W))
+    save(config, [part], {"sources": digests(tasks, states), **combiner.made_from()}, states.made_for)
 
 
 if __name__ == "__main__":

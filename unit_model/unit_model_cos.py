@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pewe.cli import log_to, main
 from pewe.flags import flag
-from pewe.merging.average import merge
+from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
 from pewe.state import DeltaState
@@ -56,12 +56,14 @@ def run(config: Config) -> None:
     tasks = ensemble_tasks(config, TASK_LIST)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
     tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks, like=sources)
+    combiner = Combiner(config, sources, tasks, config.source_ckpt_path)
     W, temperature = ensemble_weights(
         config, cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks)
     )
     title = f"{config.delta}: weights from Cosine, temperature {temperature:g}"
-    part = Part(tasks, tasks, W, title, merge(sources, W, names=tasks))
+    part = Part(tasks, tasks, W, title, combiner.merge(W))
     made_from = {"sources": digests(tasks, sources), "tuned": digests(tasks, tuned), "used_temperature": temperature}
+    made_from |= combiner.made_from()
     save(config, [part], made_from, sources.made_for)
 
 

@@ -15,7 +15,7 @@ from pewe.cli import log, log_to, main
 from pewe.errors import UserError
 from pewe.flags import flag, suggest
 from pewe.identity import file_digest
-from pewe.merging.average import merge
+from pewe.merging.combine import Combiner
 from pewe.merging.save import (
     EnsembleConfig,
     Part,
@@ -70,6 +70,7 @@ def run(config: Config) -> None:
     higher = _higher_is_more_similar(config, recorded, path)
     names = list(pd.unique(table["source"]))
     states = None if config.weights_only else read_states(config.source_ckpt_path, config.delta, names)
+    combiner = None if states is None else Combiner(config, states, names, config.source_ckpt_path)
     scopes, parts, used = list(pd.unique(table["scope"])), [], {}
     for scope in scopes:
         frame = similarity_frame(table[table["scope"] == scope], str(path))
@@ -80,13 +81,14 @@ def run(config: Config) -> None:
         allowed = allowed_sources(targets, names)
         W, used[scope] = ensemble_weights(config, as_tensor(frame), config.tem, higher, allowed)
         title = f"{config.delta}: weights from {path.parent.name}, {scope}, tem {used[scope]:g}"
-        merged = None if states is None else merge(states, W, names=names)
+        merged = None if combiner is None else combiner.merge(W)
         parts.append(Part(targets, names, W, title, merged, scope if len(scopes) > 1 else ""))
     made_from = {
         "sources": {} if states is None else digests(names, states),
         "similarity": file_digest(path),
         "used_temperature": used,
         "higher_is_more_similar": higher,
+        **({} if combiner is None else combiner.made_from()),
     }
     save(config, parts, made_from, {} if states is None else states.made_for, config.overview or parts[0].targets[:1])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from data.build import pemt
+from data.build import pemt_splits
 from data.build.entry import Entry, Row, digest
 from data.build.lines import Counts, Rows, SeenRows, Settings, Splits, as_text, lines, told, write_file
 from data.build.rows import from_files, from_hub, split_files, task_folder
@@ -69,8 +69,8 @@ def build_task(source: Source, settings: Settings, out: Path, seen_rows: SeenRow
     Returns the record that is written beside the files. `seen_rows` hears how many more rows were read.
     """
     entry, folder, deal = source.entry, out / source.entry.task, _deal
-    if isinstance(entry, pemt.PemtEntry):
-        settings, deal = dataclasses.replace(settings, shots=settings.shots_per_class), pemt.deal
+    if isinstance(entry, pemt_splits.PemtEntry):
+        settings, deal = dataclasses.replace(settings, shots=settings.shots_per_class), pemt_splits.deal
     wanted = {
         "version": VERSION,
         "settings": dataclasses.asdict(settings) | {"seeds": list(settings.seeds)},

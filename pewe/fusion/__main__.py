@@ -23,7 +23,8 @@ from pewe.files import hold, read_json, replacing, write_json, write_record
 from pewe.flags import flag
 from pewe.identity import deciding, file_digest, model_digest
 from pewe.merging.models import MergeConfig, check_config, merge_models
-from pewe.merging.store import WEIGHTS, Statistics, check_alike, check_finite, model_tensors, read_statistics
+from pewe.merging.statistics import Statistics, check_finite
+from pewe.merging.store import WEIGHTS, check_alike, model_tensors, read_statistics
 
 RECORD = "fusion.json"
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".index.json", RECORD, "recipe.json")

@@ -15,7 +15,7 @@ from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.fusion.domains import SUFFIX, Row, collate
 from pewe.merging.collect import BatchConfig, StatisticsConfig, gold_loss
-from pewe.merging.store import check_finite
+from pewe.merging.statistics import check_finite
 
 WARMUP = 0.06  # share of the updates
 

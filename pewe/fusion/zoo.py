@@ -31,7 +31,8 @@ from pewe.fusion.training import TrainingConfig, ZooConfig, train
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import deciding, difference, digest, files_digests, model_digest, part
 from pewe.merging.collect import Batch, StatisticsConfig, collect
-from pewe.merging.store import WEIGHTS, Statistics, check_finite, made, read_tensors, stale
+from pewe.merging.statistics import Statistics, check_finite
+from pewe.merging.store import WEIGHTS, made, read_tensors, stale
 from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
 
 NAMES = 60  # characters of the domains' names in that of a model's folder

@@ -31,7 +31,8 @@ from pewe.data import LONGEST, Example, read_examples
 from pewe.errors import UserError
 from pewe.flags import flag, suggest
 from pewe.identity import deciding, digest, model_digest
-from pewe.merging.store import FISHER, GRAM, WEIGHTS, Statistics, made
+from pewe.merging.statistics import FISHER, GRAM, Statistics
+from pewe.merging.store import WEIGHTS, made
 from pewe.tokens import tokenise
 from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
 

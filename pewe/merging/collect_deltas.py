@@ -33,7 +33,8 @@ from pewe.forward import T5, pack
 from pewe.identity import deciding, state_digest
 from pewe.merging.collect import Sums, add_gram
 from pewe.merging.deltas import lora_names, prefix_name
-from pewe.merging.store import FISHER, GRAM, Statistics, stale, write_tensors
+from pewe.merging.statistics import FISHER, GRAM, Statistics
+from pewe.merging.store import stale, write_tensors
 from pewe.packing import token_losses
 from pewe.state import DeltaState, shapes_of
 

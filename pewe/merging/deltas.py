@@ -19,8 +19,10 @@ from torch.nn.functional import pad
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.flags import check, flag
-from pewe.merging.models import shrunk, solve, sound
-from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
+from pewe.merging.rules import RULES
+from pewe.merging.rules.fisher import FisherFlags
+from pewe.merging.rules.regmean import RegMeanFlags, metric
+from pewe.merging.statistics import GRAM, Statistics, check_finite
 from pewe.state import DeltaState
 
 Maps = dict[str, Tensor]  # name -> (d_in, d_out)
@@ -28,14 +30,9 @@ EXACT = -1  # as a rank: the smallest that holds the merged map exactly
 
 
 @dataclass(frozen=True)
-class DeltaMergeConfig:
+class DeltaMergeConfig(RegMeanFlags, FisherFlags):
     """How the maps of deltas are merged."""
 
-    alpha: float = flag(0.9, "RegMean: factor of the off-diagonal Gram entries", low=0, high=1)
-    ridge: float = flag(1e-6, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry", low=0)
-    smoothing: float = flag(
-        1e-6, "Fisher: added to every Fisher value, in units of the tensor's mean Fisher value", low=0
-    )
     rank: int = flag(0, "rank of a merged LoRA or prefix: 0 as the sources, -1 exact (load it with this rank)", low=-1)
 
 
@@ -150,15 +147,14 @@ def merge_deltas(
             )
     rank, source_rank = ranks(kind, method, states[0], int((W != 0).sum(1).max()), config.rank)
     merged, errors = [{} for _ in W], [0.0]
+    rule = RULES[method]
     for name, maps in source_maps(kind, states, shapes):
-        found = [_statistic(one, method, name, maps[0], number) for number, one in enumerate(statistics)]
-        metrics = [None] * len(W)
-        if method == "regmean":
-            targets, metrics = regmean_maps(maps, [shrunk(gram, config.alpha, config.ridge) for gram in found], W, name)
-        else:
-            targets = fisher_maps(maps, found, W, config.smoothing)
-        for state, M, metric in zip(merged, targets, metrics, strict=True):
-            made, error = lora_state(name, M, rank, source_rank, metric) if kind == "lora" else ({name: M}, 0.0)
+        named = [{name: M} for M in maps]
+        targets = rule.apply(named, W, config, statistics)[name]
+        by_inputs = kind == "lora" and rule.statistics == GRAM
+        metrics = metric(named, W, config, statistics, name) if by_inputs else [None] * len(W)
+        for state, M, own in zip(merged, targets, metrics, strict=True):
+            made, error = lora_state(name, M, rank, source_rank, own) if kind == "lora" else ({name: M}, 0.0)
             state.update(made)
             errors.append(error)
     if kind == "prefix":
@@ -175,26 +171,6 @@ def merge_deltas(
     return merged
 
 
-def regmean_maps(maps: Sequence[Tensor], grams: Sequence[Tensor], W: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """`merging.regmean` of one map for all targets at once: merged maps (T, d_in, d_out), sums of Grams (T, d_in, d_in)."""
-    stacked = torch.stack(list(grams))
-    sums = torch.tensordot(W, stacked, 1)
-    products = torch.tensordot(W, stacked @ torch.stack(list(maps)).double(), 1)
-    return torch.stack([solve(gram, right, name) for gram, right in zip(sums, products, strict=True)]), sums
-
-
-def fisher_maps(maps: Sequence[Tensor], fishers: Sequence[Tensor], W: Tensor, smoothing: float) -> Tensor:
-    """`merging.fisher` of one map for all targets at once, (T, d_in, d_out).
-
-    The smoothing is in units of the mean Fisher value of a target's sources; where all values are 0, the plain mean.
-    """
-    stacked, own = torch.stack(list(fishers)).double(), torch.stack(list(maps)).double()
-    eps = max(smoothing, 1e-10) * (W @ stacked.mean((1, 2))) / W.sum(1)
-    eps = torch.where(eps > 0, eps, 1.0)[:, None, None]
-    above = torch.tensordot(W, stacked * own, 1) + eps * torch.tensordot(W, own, 1)
-    return above / (torch.tensordot(W, stacked, 1) + eps * W.sum(1)[:, None, None])
-
-
 def ranks(kind: str, method: str, state: DeltaState, used: int, wanted: int) -> tuple[int, int]:
     """The rank of the result and that of the sources (0 of an adapter). Raises UserError for a rank that cannot be."""
     if kind == "adapter":
@@ -205,7 +181,7 @@ def ranks(kind: str, method: str, state: DeltaState, used: int, wanted: int) -> 
         shapes = [(state[f"{name}.lora_A"].shape, state[f"{name}.lora_B"].shape) for name in lora_names(state)]
         source = shapes[0][0][1]
         full = max(min(a[0], b[1]) for a, b in shapes)
-        exact = min(used * source, full) if method == "regmean" else full
+        exact = min(used * source, full) if RULES[method].statistics == GRAM else full
     else:
         prefixes = [tensor for name, tensor in state.items() if name.endswith("prefix.prefix")]
         source = next(tensor for name, tensor in state.items() if name.endswith("project.0.weight")).shape[0]
@@ -214,12 +190,3 @@ def ranks(kind: str, method: str, state: DeltaState, used: int, wanted: int) -> 
     if not 0 < rank <= full:
         raise UserError(f"--rank {wanted}: a merged {kind} of rank {rank} is not possible, expected 1 to {full}")
     return rank, source
-
-
-def _statistic(statistics: Statistics, method: str, name: str, own: Tensor, number: int) -> Tensor:
-    """The Gram or Fisher of one map of one source."""
-    key, shape = (GRAM + name, (len(own), len(own))) if method == "regmean" else (FISHER + name, tuple(own.shape))
-    found = statistics.tensors.get(key)
-    if found is None or found.shape != shape:
-        raise UserError(f"statistics of source {number} have no {key} of shape {shape}; collect them for these deltas")
-    return sound(statistics, number, key)

@@ -1,4 +1,4 @@
-"""The three merges of Jin et al. (2023), and the merge of whole models, one tensor of all models at a time.
+"""The merge of whole models by a rule, one tensor of all models at a time (Jin et al. 2023).
 
 Models i = 1..N with parameters theta_i and coefficients c_i (1/N where none are given). Everything is computed in float64.
 """
@@ -7,34 +7,37 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pewe.errors import UserError
 from pewe.flags import check, flag
-from pewe.merging.store import FISHER, GRAM, Statistics, check_finite
+from pewe.merging.rules import RULES
+from pewe.merging.rules.average import totals
+from pewe.merging.rules.fisher import FisherFlags
+from pewe.merging.rules.regmean import RegMeanFlags
+from pewe.merging.statistics import FISHER, GRAM, Statistics, check_finite
 from pewe.state import FLOATS
 
-METHODS = ("simple", "fisher", "regmean")
+METHODS = {"simple": "average", "fisher": "fisher", "regmean": "regmean"}  # name -> its rule
 NORMALISATIONS = ("none", "param", "model")
 HEAD = re.compile(r"(.*\.)?(classifier|classifier\.out_proj|score)\.weight$")  # rows = labels
+Models = Sequence[Mapping[str, Tensor]]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
-SINGULAR = 1e-12  # smallest squared pivot of a Gram scaled to a unit diagonal that still counts as regular
 
 
 @dataclass(frozen=True)
-class MergeRules:
+class MergeRules(RegMeanFlags, FisherFlags):
     """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
     alpha: float = flag(
-        0.1,
-        "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram",
-        low=0,
-        high=1,
+        0.1, "RegMean: factor of the off-diagonal Gram entries; 0 is the diagonal variant, 1 the full Gram"
     )
-    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry", low=0)
+    ridge: float = flag(0.0, "RegMean: added to every Gram's diagonal, in units of its mean diagonal entry")
     smoothing: float = flag(1e-10, "Fisher: added to every Fisher value", above=0)
+    relative: ClassVar[bool] = False  # the smoothing is a Fisher value itself
     normalise: str = flag(
         "none", "Fisher: none, or divide by its norm over each param or over the whole model", choices=NORMALISATIONS
     )
@@ -51,75 +54,41 @@ class MergeConfig(MergeRules):
     coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
 
 
-def simple(tensors: Iterable[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """sum_i c_i theta_i; the coefficients are taken as they are."""
-    return sum(c * tensor.double() for c, tensor in zip(coefficients, tensors, strict=True))
+@dataclass(frozen=True)
+class Parameter(Mapping[str, Tensor]):
+    """One tensor of a model by its name, which is read when it is asked for; transposed for maps y = x M of x W^T."""
 
+    model: Mapping[str, Tensor]
+    name: str
+    transposed: bool
 
-def fisher(tensors: Iterable[Tensor], fishers: Iterable[Tensor], factors: Sequence[float], smoothing: float) -> Tensor:
-    """sum_i k_i (F_i + eps) theta_i / sum_i k_i (F_i + eps), elementwise (Matena and Raffel 2022, equation 4)."""
-    above = below = 0.0
-    for tensor, information, k in zip(tensors, fishers, factors, strict=True):
-        weight = k * (information.double() + smoothing)
-        above, below = above + weight * tensor.double(), below + weight
-    return above / below
+    def __getitem__(self, name: str) -> Tensor:
+        return self.model[name].mT if self.transposed else self.model[name]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter([self.name])
 
-def shrunk(gram: Tensor, alpha: float, ridge: float = 0.0) -> Tensor:
-    """alpha G + (1 - alpha) diag G, plus ridge times the mean of diag G on the diagonal; (d, d) float64."""
-    gram = gram.double()
-    diagonal = gram.diagonal()
-    return alpha * gram + torch.diag((1 - alpha) * diagonal + ridge * diagonal.mean())
-
-
-def regmean(
-    maps: Iterable[Tensor],
-    grams: Iterable[Tensor],
-    coefficients: Sequence[float],
-    alpha: float,
-    ridge: float,
-    name: str,
-) -> Tensor:
-    """M* = (sum_i c_i G_i)^-1 sum_i c_i G_i M_i of maps y = x M, M (d_in, d_out), with shrunk Grams (d_in, d_in).
-
-    The least-squares solution for all models' inputs (Jin et al. 2023, equation 2). With a ridge, directions without
-    data get the mean of the models. Raises UserError where the sum of the Grams is singular.
-    """
-    total = product = 0.0
-    for matrix, gram, c in zip(maps, grams, coefficients, strict=True):
-        if gram.shape != (len(matrix), len(matrix)):
-            raise UserError(f"{name}: its Gram is {tuple(gram.shape)}, expected {len(matrix)} x {len(matrix)}")
-        weight = c * shrunk(gram, alpha, ridge)
-        total, product = total + weight, product + weight @ matrix.double()
-    return solve(total, product, name)
-
-
-def solve(gram: Tensor, right: Tensor, name: str) -> Tensor:
-    """gram^-1 right, float64, by Cholesky of the Gram scaled to a unit diagonal. Raises UserError where it is singular."""
-    scale = gram.diagonal().clamp(min=0).sqrt()
-    factor, failed = torch.linalg.cholesky_ex(gram / scale[:, None] / scale)
-    if failed or not (scale > 0).all() or not factor.diagonal().square().min() > SINGULAR:
-        raise UserError(
-            f"{name}: the merged Gram ({len(gram)} x {len(gram)}) is singular, some input direction never occurs; "
-            "set --ridge (e.g. 1e-6), a smaller --alpha, or exclude the parameter from RegMean"
-        )
-    return torch.cholesky_solve(right / scale[:, None], factor) / scale[:, None]
+    def __len__(self) -> int:
+        return 1
 
 
 def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]], name: str) -> Tensor:
     """Each row (label) the plain mean over the models whose training data had that label; 0 where none had it."""
-    total = known = 0.0
-    for number, (weight, own) in enumerate(zip(weights, labels, strict=True)):
-        if beyond := [label for label in own if not 0 <= label < len(weight)]:
-            raise UserError(f"statistics {number} have a label {beyond[0]}, but {name} has {len(weight)} rows")
-        mask = torch.zeros(len(weight), 1, dtype=torch.float64)
-        mask[list(own)] = 1
-        total, known = total + mask * weight.double(), known + mask
+
+    def terms() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (weight, own) in enumerate(zip(weights, labels, strict=True)):
+            if beyond := [label for label in own if not 0 <= label < len(weight)]:
+                raise UserError(f"statistics {number} have a label {beyond[0]}, but {name} has {len(weight)} rows")
+            mask = torch.zeros(len(weight), 1, dtype=torch.float64)
+            mask[list(own)] = 1
+            yield mask * weight.double(), mask
+
+    total, known = totals(terms(), torch.ones(len(labels)))
     return total / known.clamp(min=1)
 
 
 def merge_models(
-    models: Sequence[Mapping[str, Tensor]],
+    models: Models,
     config: MergeConfig,
     statistics: Sequence[Statistics] = (),
     titles: Sequence[str] = (),
@@ -153,7 +122,7 @@ def merge_models(
         if name not in floats:
             yield name, models[0][name]
             continue
-        merged = _merge_one(name, (model[name] for model in models), c, config, statistics).to(dtypes[name])
+        merged = _merge_one(name, models, c, config, statistics).to(dtypes[name])
         if not torch.isfinite(merged).all():
             raise UserError(
                 f"{name}: the {config.method} merge of {', '.join(titles)} has values beyond {dtypes[name]}"
@@ -162,32 +131,23 @@ def merge_models(
 
 
 def _merge_one(
-    name: str, tensors: Iterable[Tensor], c: Sequence[float], config: MergeConfig, statistics: Sequence[Statistics]
+    name: str, models: Models, c: Sequence[float], config: MergeConfig, statistics: Sequence[Statistics]
 ) -> Tensor:
     """The merge of one parameter by the rule that applies to it."""
-    if config.method == "fisher":
-        k = normalised(c, statistics, [name], config.smoothing) if config.normalise == "param" else c
-        fishers = (sound(one, number, FISHER + name) for number, one in enumerate(statistics))
-        return fisher(tensors, fishers, k, config.smoothing)
-    if config.head_rule and statistics and HEAD.match(name) and all(one.info.get("labels") for one in statistics):
-        return known_rows(tensors, [one.info["labels"] for one in statistics], name)
-    gram = GRAM + name.removesuffix(".weight")
-    if config.method == "simple" or gram not in statistics[0].tensors or _matches(config.regmean_exclude, name):
-        return simple(tensors, c)
-    grams = (sound(one, number, gram) for number, one in enumerate(statistics))
-    if name.removesuffix(".weight") in statistics[0].info["conv1d"]:  # stored as (d_in, d_out)
-        return regmean(tensors, grams, c, config.alpha, config.ridge, name)
-    return regmean((tensor.mT for tensor in tensors), grams, c, config.alpha, config.ridge, name).mT
-
-
-def sound(statistics: Statistics, number: int, name: str) -> Tensor:
-    """A Gram or Fisher. Raises UserError where there is none, or it is not finite, or a Fisher value is below 0."""
-    if name not in statistics.tensors:
-        raise UserError(f"statistics {number} have no {name}; expected those of the same kind of model")
-    tensor = statistics.tensors[name]
-    if not torch.isfinite(tensor).all() or (name.startswith(FISHER) and (tensor < 0).any()):
-        raise UserError(f"statistics {number}: {name} has values that are not finite, or below 0; collect them anew")
-    return tensor
+    rule, transposed = RULES[METHODS[config.method]], False
+    if rule.statistics == FISHER:
+        c = normalised(c, statistics, [name], config.smoothing) if config.normalise == "param" else c
+    elif config.head_rule and statistics and HEAD.match(name) and all(one.info.get("labels") for one in statistics):
+        return known_rows((model[name] for model in models), [one.info["labels"] for one in statistics], name)
+    elif rule.statistics == GRAM:
+        layer = name.removesuffix(".weight")
+        if GRAM + layer in statistics[0].tensors and not _matches(config.regmean_exclude, name):
+            transposed = layer not in statistics[0].info["conv1d"]  # else it is stored as (d_in, d_out)
+        else:
+            rule = RULES["average"]
+    parts = [Parameter(model, name, transposed) for model in models]
+    merged = rule.apply(parts, torch.tensor(c, dtype=torch.float64), config, statistics)[name]
+    return merged.mT if transposed else merged
 
 
 def normalised(
@@ -230,7 +190,7 @@ def check_coefficients(coefficients: Sequence[float], method: str) -> None:
         raise UserError("--coefficients sum to 0")
 
 
-def check_names(models: Sequence[Mapping[str, Tensor]], titles: Sequence[str], config: MergeConfig) -> list[str]:
+def check_names(models: Models, titles: Sequence[str], config: MergeConfig) -> list[str]:
     """The parameters to merge, which all models have. Raises UserError for a tensor that only some have."""
     first = models[0]
     for pattern in config.exclude:
@@ -249,7 +209,7 @@ def check_names(models: Sequence[Mapping[str, Tensor]], titles: Sequence[str], c
     return names
 
 
-def common_dtype(name: str, models: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> torch.dtype:
+def common_dtype(name: str, models: Models, titles: Sequence[str]) -> torch.dtype:
     """The widest dtype that the models have a tensor in; of integers the one they share.
 
     Raises UserError unless it has one shape, and is of finite floats, or of integers or truth values that are all equal.

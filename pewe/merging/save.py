@@ -36,6 +36,7 @@ from pewe.files import hold, numeric, provenance, read_json, read_record, read_t
 from pewe.flags import check, flag, suggest
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
+from pewe.merging.combine import CombineConfig
 from pewe.merging.weights import softmax_weights, temperature_for, top_sources
 from pewe.reporting.plots import bars, heat_map
 from pewe.reporting.stats import effective_numbers
@@ -45,7 +46,7 @@ from task_list import METRICS, TASK_LISTS
 
 
 @dataclass(frozen=True)
-class EnsembleConfig:
+class EnsembleConfig(CombineConfig):
     """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
 
     delta: str = flag("adapter", "adapter, lora or prefix", choices=KINDS)

@@ -12,9 +12,7 @@ In its header stand a fingerprint of every tensor, by which a changed byte is no
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,17 +22,10 @@ from pewe.cli import log
 from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.identity import by_content, difference, digest, sealed, unsealed
+from pewe.merging.statistics import Statistics, check_finite
 
-GRAM, FISHER = "gram.", "fisher."
 WEIGHTS = "model.safetensors"
 RECORD, PRINTS, IDENTITY = "record", "tensors", "identity"  # in a header: all of it, digests, what it was made from
-
-
-class Statistics(NamedTuple):
-    """The tensors of a model's statistics by name, and what is known of their making."""
-
-    tensors: Mapping[str, Tensor]
-    info: dict
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -85,13 +76,6 @@ def model_tensors(folder: Path) -> TensorFiles:
     if not files or not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: expected config.json and {WEIGHTS} (save_pretrained)")
     return TensorFiles(files)
-
-
-def check_finite(name: str, tensor: Tensor, where: str | Path) -> None:
-    """Raises UserError for a tensor of floats with NaN or infinity in it; `where` it is, a file or a model."""
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # there is no test of floats of 8 bits
-    if tensor.is_floating_point() and not torch.isfinite(values).all():
-        raise UserError(f"{where}: tensor {name} has values that are not finite (NaN or infinity)")
 
 
 # ---- files of tensors that know what they were made from

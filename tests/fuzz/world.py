@@ -100,11 +100,11 @@ COMMANDS = {
         "unit_model.unit_model_RegMean:Config",
     ),
     "convert": Command(
-        "-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.checkpoint:ConvertConfig"
+        "-m pewe.deltas.convert --original {original} --out out/new.pt", "pewe.deltas.convert:ConvertConfig"
     ),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
-    "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
+    "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.tuning.gates:GatesConfig"),
     "suite": Command(
         "-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz", "pewe.grid.run:Config"
     ),

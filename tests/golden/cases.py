@@ -25,7 +25,7 @@ from conftest import (
 from golden import fusion
 from golden.compare import Numbers, summaries, summary
 
-from data.build.pemt import few_shot, permutation
+from data.build.pemt_splits import few_shot, permutation
 from get_similarity import MEASURES
 from pewe import metrics
 from pewe.backbone import BackboneConfig, load_backbone

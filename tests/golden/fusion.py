@@ -15,7 +15,7 @@ from pewe.merging.collect import collect
 from pewe.merging.collect_deltas import collect_delta
 from pewe.merging.deltas import DeltaMergeConfig, merge_deltas, source_maps
 from pewe.merging.models import MergeConfig, merge_models
-from pewe.merging.store import GRAM
+from pewe.merging.statistics import GRAM
 
 
 def of_deltas(name: str, method: str, world) -> Numbers:
