@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from pewe.backbone import BackboneConfig
-from pewe.data import DataConfig
-from pewe.deltas.config import DeltaConfig
+from pewe.data import TaskConfig
+from pewe.deltas.config import ScoredDeltaConfig
 from pewe.flags import flag
 from pewe.tuning.config import TuneConfig
 
 
 @dataclass(frozen=True)
-class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
+class SimilarityConfig(BackboneConfig, TaskConfig, ScoredDeltaConfig):
     """Similarity of each source delta to each target, on the target's dev set."""
 
     ignored = TuneConfig  # its further flags are accepted, because the original's scripts give them

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pewe.backbone import Backbone
 from pewe.batches import Batch
-from pewe.deltas.base import Delta
+from pewe.deltas.tunable import Tunable
 from pewe.forward import T5, Packed, Watch, pack
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Sources:
     """
 
     backbone: Backbone
-    delta: Delta
+    delta: Tunable
     config: "SimilarityConfig"
     has_target: bool = False
 
