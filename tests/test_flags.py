@@ -150,6 +150,12 @@ def test_a_flag_that_is_allowed(args):
     parse(SimilarityConfig, args.split())
 
 
+def test_a_flag_may_have_a_second_name():
+    assert parse(TuneConfig, ["--delta", "lora"]) == parse(TuneConfig, ["--tune_method", "lora"])
+    with pytest.raises(UserError, match="--tune_method cannot be 'lorra'; did you mean 'lora'"):
+        parse(TuneConfig, ["--delta", "lorra"])
+
+
 def test_a_file_of_flags_is_named_with_what_is_wrong_in_it(tmp_path):
     file = tmp_path / "mine.toml"
     for text, message in (

@@ -19,6 +19,7 @@ class MethodConfig(OriginalConfig):
         "adapter",
         "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)",
         choices=KINDS,
+        also="delta",  # its name in unit_model/ and in the tables; `tune_method` stands in checkpoints and records
     )
     apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)", hidden=True)
     apply_lora: bool = flag(False, "same as --tune_method lora", hidden=True)
