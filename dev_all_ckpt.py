@@ -3,7 +3,10 @@
 Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N` scores N pairs in one forward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import pandas as pd
 
 from pewe.cli import main
 from pewe.flags import flag
@@ -18,7 +21,7 @@ class Config(TuneAllConfig):
     output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv", decides=False)
 
 
-def run(config: Config, *progress):
+def run(config: Config, *progress: Callable[[int], None]) -> pd.DataFrame:
     """Score only, whatever the flags of training say (the original's script gives them)."""
     return tune_all(replace(config, do_train=False, do_predict=False), *progress)
 

@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 class _Parser(argparse.ArgumentParser):
     """Raises UserError instead of printing the usage, and suggests the nearest flag for an unknown one."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message} (see --help)")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(
+        self, args: list[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(args, namespace)
         flags = [option for action in self._actions for option in action.option_strings]
         if unknown:
@@ -101,7 +103,7 @@ def read_toml(path: Path) -> dict:
         raise UserError(f"{path}: {error}") from None
 
 
-def show(config) -> str:
+def show(config: object) -> str:
     """The resolved configuration, one field a line."""
     fields = dataclasses.asdict(config)
     width = max(map(len, fields))

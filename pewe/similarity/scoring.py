@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
 from pewe.batches import Batch
@@ -34,7 +35,7 @@ class Sources:
         return self.delta.stack
 
     @property
-    def model(self):
+    def model(self) -> T5ForConditionalGeneration:
         """The backbone's model."""
         return self.backbone.model
 

@@ -28,6 +28,7 @@ from pewe.deltas.tunable import Tunable
 from pewe.files import provenance, read_record, replacing, write_record, write_table
 from pewe.reporting.stats import OUTCOMES
 from pewe.state import DeltaState
+from pewe.tuning.config import TuneConfig
 from task_list import METRICS
 
 COLUMNS = [
@@ -84,7 +85,7 @@ def folder_of(out: Path, row: Mapping) -> Path:
 
 
 def run_settings(
-    config,
+    config: TuneConfig,
     delta: Tunable,
     task: str,
     prefix: str,
@@ -126,7 +127,7 @@ def renew(run: Run) -> None:
             (run.folder / name).unlink(missing_ok=True)
 
 
-def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending) -> None:
+def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending: dict | str) -> None:
     """Write its `run.json`, with the result and the times measured, or the cause of its failure, where it has ended."""
     about = {**provenance(), "measured": dict(measured)}
     write_record(run.folder / RECORD, {"settings": run.settings, **ending, identity.PROVENANCE: about})
