@@ -111,7 +111,8 @@ def test_an_interrupt_says_that_the_command_goes_on(capsys):
 
 PRINTS = """
 from dataclasses import dataclass
-from pewe.cli import flag, main
+from pewe.cli import main
+from pewe.flags import flag
 @dataclass(frozen=True)
 class Config:
     word: str = flag("a", "to print")

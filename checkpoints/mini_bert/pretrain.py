@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from pewe.cli import ROOT, flag, main
+from pewe.cli import ROOT, main
+from pewe.flags import flag
 
 sys.path.insert(0, str(ROOT / "data" / "mini_emotions"))
 import generate

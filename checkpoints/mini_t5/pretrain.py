@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from pewe.cli import ROOT, flag, main, seed_flag
+from pewe.cli import ROOT, main
+from pewe.flags import flag, seed_flag
 
 sys.path.insert(0, str(ROOT / "data" / "mini_gym"))
 import world
