@@ -649,5 +649,5 @@ def test_a_run_counts_once_and_in_its_own_folder(copied, tmp_path, monkeypatch, 
     tune(replace(config, tasks=[MINI_TASKS[0]], learning_rate_list=[1e-3], train_epochs=1))
     monkeypatch.setattr(log, "propagate", True)
     assert len(set(gates_command.read_gates(place)["run"])) == 3
-    assert "is of other settings than an earlier run of this target: 'learning_rate_list' was" in caplog.text
+    assert "is of other settings than an earlier run of this target: 'train_epochs' was 1, is 2" in caplog.text
     assert gates_command.mean_gates(gates_command.gates_of([])).empty
