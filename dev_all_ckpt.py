@@ -3,26 +3,28 @@
 Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N` scores N pairs in one forward.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pandas as pd
 
 from pewe.cli import main
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(TuneAllConfig):
     """Flags."""
 
     output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv", decides=False)
 
 
-def run(config: Config, *progress):
+def run(config: Config, *progress: Callable[[int], None]) -> pd.DataFrame:
     """Score only, whatever the flags of training say (the original's script gives them)."""
     from pewe.tuning.tune import tune_all
 
-    config.do_train = config.do_predict = False
-    return tune_all(config, *progress)
+    return tune_all(replace(config, do_train=False, do_predict=False), *progress)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(TuneAllConfig):
     """Flags."""
 

@@ -23,7 +23,7 @@ from pewe.reporting.plots import drawing, save
 from pewe.similarity.scoring import Sources
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(scoring.Config):
     """The flags of benchmarks.scoring."""
 

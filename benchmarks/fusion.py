@@ -29,7 +29,7 @@ from pewe.merging.store import model_tensors, read_tensors, write_tensors
 STATISTICS, MERGED = "statistics.safetensors", "merged/model.safetensors"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Sizes."""
 

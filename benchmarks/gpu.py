@@ -32,7 +32,7 @@ from pewe.tuning.member import Member
 from pewe.tuning.session import Session
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Sizes; the defaults are T5 v1.1 base and the paper's 32 tasks."""
 

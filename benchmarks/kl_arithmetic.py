@@ -17,7 +17,7 @@ from pewe.flags import flag
 from pewe.similarity.scoring import sum_over_tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Sizes."""
 

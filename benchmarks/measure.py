@@ -14,7 +14,7 @@ from pewe.flags import flag
 RESULTS = Path("benchmarks/results")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Embedded:
     """The embedded default for a command's flags, and what every benchmark on it has; goes in front of the command's class."""
 

@@ -23,7 +23,7 @@ from pewe.merging.weights import uniform_weights
 from pewe.state import DeltaState
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Sizes."""
 

@@ -32,7 +32,7 @@ from pewe.tuning.evaluate import greedy
 from pewe.tuning.optimizers import clip_gradients, make_optimizer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(BackboneConfig, DataConfig, DeltaConfig):
     """Sizes of the stack; the flags of the backbone and the data count where --tasks are given."""
 

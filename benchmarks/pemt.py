@@ -20,7 +20,7 @@ from pewe.losses import member_losses
 from pewe.tuning.optimizers import clip_gradients, make_optimizer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(Sizes):
     """Sizes of the backbone and the batch."""
 

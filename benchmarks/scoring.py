@@ -29,7 +29,7 @@ from pewe.similarity.loop import run
 from pewe.similarity.table import similarity_frame
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(measure.Embedded, SimilarityConfig):
     """Flags of the similarity, with the embedded default, and of the benchmark."""
 

@@ -20,7 +20,7 @@ START, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of table --
 SHOWN = ("case", "plain_s", "ours_s", "ratio", "turns")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Where the table goes."""
 

@@ -21,7 +21,7 @@ from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(measure.Embedded, TuneConfig):
     """The flags of tuning, with the quickstart's settings of the targets, and of the benchmark."""
 

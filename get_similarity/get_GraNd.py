@@ -51,7 +51,7 @@ BATCHES = {
 BATCHES_OF = {task: count for count, tasks in BATCHES.items() for task in tasks}
 
 
-@dataclass
+@dataclass(frozen=True)
 class GraNdConfig(SimilarityConfig):
     """Similarity by gradient norm."""
 

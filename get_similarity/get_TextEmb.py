@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.cli import log, log_to, main, show
-from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
+from pewe.data import Encoded, TaskConfig, load_split, sampled_prefixes, split_digest, task_names
 from pewe.files import hold, provenance
 from pewe.flags import check, flag
 from pewe.forward import T5
@@ -31,8 +31,8 @@ from pewe.similarity.measure import Measure
 NAME = "TextEmb"
 
 
-@dataclass
-class TextEmbConfig(BackboneConfig, DataConfig):
+@dataclass(frozen=True)
+class TextEmbConfig(BackboneConfig, TaskConfig):
     """Similarity of the texts of two tasks."""
 
     ignored = SimilarityConfig
@@ -100,7 +100,7 @@ def _matrix(config: TextEmbConfig, out: Path) -> pd.DataFrame:
 
 
 def _split(backbone: Backbone, config: TextEmbConfig, task: str, split: str) -> Encoded:
-    return load_split(backbone.tokenizer, config, task, chosen_prefixes(config, task)[0], split)
+    return load_split(backbone.tokenizer, config, task, sampled_prefixes(config, task)[0], split)
 
 
 def identity(config: TextEmbConfig, texts: Mapping[str, Mapping[str, Encoded]]) -> dict:

@@ -24,7 +24,7 @@ from pewe.similarity.scoring import Sources
 mode = "cos_withoutpad"
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockConfig(SimilarityConfig):
     """Similarity by hidden states."""
 
@@ -39,7 +39,7 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     for piece in sources.pieces(batch):
         lines: dict[str, Tensor] = {}
 
-        def watch(name: str, line: Tensor, lines=lines) -> None:
+        def watch(name: str, line: Tensor, lines: dict[str, Tensor] = lines) -> None:
             if name.split(".")[1:] == ["block", name.split(".")[-1]]:
                 lines[name] = line
 

@@ -7,13 +7,14 @@ import os
 import sys
 import tomllib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pewe import INSTALLED, ROOT
 from pewe.errors import LogFile, Terminal, UserError, one_line, reason
-from pewe.flags import _default, check, check_file, suggest
+from pewe.flags import check, check_file, default_of, suggest
 
+C = typing.TypeVar("C")
 log = logging.getLogger("pewe")
 EMBEDDED = (
     "data/mini_gym",
@@ -27,10 +28,12 @@ EMBEDDED = (
 class _Parser(argparse.ArgumentParser):
     """Raises UserError instead of printing the usage, and suggests the nearest flag for an unknown one."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message} (see --help)")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(
+        self, args: list[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(args, namespace)
         flags = [option for action in self._actions for option in action.option_strings]
         if unknown:
@@ -39,42 +42,50 @@ class _Parser(argparse.ArgumentParser):
         return namespace
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind, hidden: bool = False) -> None:
-    """Add the flag of a field; a hidden one is not in the help, and has no default."""
-    default = _default(field)
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: type, ignored: bool = False) -> None:
+    """Add the flag of a field, and its second name where it has one; an ignored one has no default."""
+    default = default_of(field)
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     help = field.metadata.get("help", "").replace("%", "%%")
     if shown not in (None, "", False):
         help += f" (default: {shown})"
-    if hidden:
-        default = help = argparse.SUPPRESS
-    name = f"--{field.name}"
+    names = [f"--{name}" for name in (field.name, field.metadata.get("also")) if name]
+    about = {"dest": field.name, "default": argparse.SUPPRESS if ignored else default, "help": help}
+    if ignored or field.metadata.get("hidden"):
+        about["help"] = argparse.SUPPRESS
     if kind is bool:
-        parser.add_argument(
-            name, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=help
-        )
+        parser.add_argument(*names, action=argparse.BooleanOptionalAction if default else "store_true", **about)
         return
     nargs = None
     if typing.get_origin(kind) is list:
         (kind,), nargs = typing.get_args(kind), "+"
-    parser.add_argument(name, type=kind, nargs=nargs, default=default, help=help, metavar=kind.__name__.upper())
+    parser.add_argument(*names, type=kind, nargs=nargs, metavar=kind.__name__.upper(), **about)
 
 
-def parse(config_class: type, args: list[str] | None = None, description: str = "", file_flag: str = ""):
+def _ignored(config_class: type) -> Iterator[tuple[dataclasses.Field, type]]:
+    """The flags, and the types of their values, of the classes that a command accepts without reading them."""
+    known, other = {field.name for field in dataclasses.fields(config_class)}, config_class
+    while other := getattr(other, "ignored", None):
+        kinds = typing.get_type_hints(other)
+        for field in dataclasses.fields(other):
+            if field.name not in known:
+                known.add(field.name)
+                yield field, kinds[field.name]
+
+
+def parse(config_class: type[C], args: list[str] | None = None, description: str = "", file_flag: str = "") -> C:
     """An instance of a dataclass from the command line. Raises UserError for unknown flags and bad values.
 
     The flag named `file_flag` holds a TOML file (a relative path starts at the repository root) whose values take the
-    place of the defaults. Where the class has an attribute `ignored`, a dataclass, the flags that only that one has are
-    accepted and said to be ignored.
+    place of the defaults. Where the class has an attribute `ignored`, a dataclass, the flags that only that one (or what
+    that one ignores) has are accepted and said to be ignored.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         _add_flag(parser, field, kinds[field.name])
-    if ignored := getattr(config_class, "ignored", None):
-        for field in dataclasses.fields(ignored):
-            if field.name not in kinds:
-                _add_flag(parser, field, typing.get_type_hints(ignored)[field.name], hidden=True)
+    for field, kind in _ignored(config_class):
+        _add_flag(parser, field, kind, ignored=True)
     if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
         values = read_toml(Path(path) if INSTALLED and Path(path).is_file() else ROOT / path)
         check_file(values, [config_class], path)
@@ -110,7 +121,7 @@ def read_toml(path: Path) -> dict:
         raise UserError(f"{path}: {error}") from None
 
 
-def show(config) -> str:
+def show(config: object) -> str:
     """The resolved configuration, one field a line."""
     fields = dataclasses.asdict(config)
     width = max(map(len, fields))

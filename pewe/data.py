@@ -27,8 +27,8 @@ SPLITS = ("train", "dev", "test")
 SAMPLES = ("all", "by_seed")
 
 
-@dataclass
-class DataConfig(OriginalConfig, SeedConfig):
+@dataclass(frozen=True)
+class TaskConfig(SeedConfig):
     """Which tasks, where they are, and how they are cut."""
 
     task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
@@ -36,17 +36,23 @@ class DataConfig(OriginalConfig, SeedConfig):
         "QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
     )
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
-    one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
     sample: str = flag(
         "all",
         "all: every prefix of a task's data; by_seed: the one that ends with the seed (python -m data.build.resample)",
         choices=SAMPLES,
     )
-    full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
     max_input_length: int = flag(512, "tokens of the input at most, the end token among them", low=2, high=LONGEST)
     max_output_length: int = flag(
         64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST
     )
+
+
+@dataclass(frozen=True)
+class DataConfig(OriginalConfig, TaskConfig):
+    """The same where deltas are tuned."""
+
+    one_prefix: bool = flag(False, "use only the first prefix (seed) of each task's data")
+    full_train: bool = flag(False, "train on <task>_full_train.tsv instead of the few-shot file (source deltas)")
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Encoded:
         return sum(map(len, self.inputs)) / len(self.inputs)
 
 
-def task_names(config: DataConfig, flag: str = "tasks") -> list[str]:
+def task_names(config: TaskConfig, flag: str = "tasks") -> list[str]:
     """The tasks that the flags name: those of `flag`, else of --tasks, else of the list.
 
     Raises UserError for an unknown list, task or metric, for a task that is named twice, and where there is none.
@@ -158,13 +164,19 @@ def find_prefixes(task_dir: Path, task: str) -> list[str]:
 
 
 def chosen_prefixes(config: DataConfig, task: str) -> list[str]:
-    """The prefixes of a task that the flags choose: the seed's own (--sample by_seed), the first (--one_prefix), or all.
+    """The prefixes of a task that are tuned on: those of its sample, or the first of them (--one_prefix)."""
+    prefixes = sampled_prefixes(config, task)
+    return prefixes[:1] if config.one_prefix else prefixes
+
+
+def sampled_prefixes(config: TaskConfig, task: str) -> list[str]:
+    """The prefixes of a task in the order of their names: the seed's own (--sample by_seed), or all.
 
     Raises UserError where there is not exactly one for the seed.
     """
     prefixes = find_prefixes(Path(config.task_dir), task)
     if config.sample == "all":
-        return prefixes[:1] if config.one_prefix else prefixes
+        return prefixes
     own = [prefix for prefix in prefixes if prefix.endswith(f"_{config.seed}")]
     if len(own) != 1:
         folder, there = Path(config.task_dir) / task, ", ".join(own or prefixes)
@@ -178,9 +190,12 @@ def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: b
     return task_dir / task / f"{stem}_{split}.tsv"
 
 
-def load_split(tokenizer: "PreTrainedTokenizerBase", config: DataConfig, task: str, prefix: str, split: str) -> Encoded:
-    """Read, check and tokenise a split; done once per process, file content and setting."""
-    path = split_path(Path(config.task_dir), task, prefix, split, config.full_train)
+def load_split(tokenizer: "PreTrainedTokenizerBase", config: TaskConfig, task: str, prefix: str, split: str) -> Encoded:
+    """Read, check and tokenise a split; done once per process, file content and setting.
+
+    Of "train", the configuration says which file (`full_train`).
+    """
+    path = split_path(Path(config.task_dir), task, prefix, split, split == "train" and config.full_train)
     if not path.is_file():
         raise UserError(f"task {task!r}: missing split {split}: there is no file {path}")
     content = hashlib.sha256(path.read_bytes()).hexdigest()

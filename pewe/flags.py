@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 from pewe.errors import UserError
 
 SEED = 2**63  # seeds are whole numbers below it, which torch, numpy and random all take: `number % SEED`
-
-
 LARGEST = 2**31 - 1  # of a whole number that is no seed
 
 
@@ -25,7 +23,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def flag(
-    default,
+    default: typing.Any,
     help: str,
     decides: bool = True,
     *,
@@ -35,7 +33,9 @@ def flag(
     choices: Collection[str] | None = None,
     unique: bool = False,
     name: bool = False,
-):
+    hidden: bool = False,
+    also: str = "",
+) -> typing.Any:
     """A dataclass field that becomes `--NAME`; `default` may be a list.
 
     `decides=False`: no result depends on this flag itself (at most on the content that it names, which a record holds).
@@ -43,6 +43,8 @@ def flag(
     The rest says which values (of a list: which items) are allowed beside the default: `low` to `high`, larger than
     `above`, one of `choices`; no item twice (`unique`); a `name`, which becomes a part of a path. A subclass that gives a
     flag another default need not say it again. See `complaint`.
+
+    A `hidden` flag is not in the help: only the original's scripts give it. `also` is a second name on the command line.
     """
     rules = {
         "low": low,
@@ -52,18 +54,24 @@ def flag(
         "unique": unique or None,
         "name": name or None,
     }
-    about = {"help": help, "decides": decides, "rules": {key: rule for key, rule in rules.items() if rule is not None}}
+    about = {
+        "help": help,
+        "decides": decides,
+        "hidden": hidden,
+        "also": also,
+        "rules": {key: rule for key, rule in rules.items() if rule is not None},
+    }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)
 
 
-def seed_flag(default, help: str):
+def seed_flag(default: int | list[int], help: str) -> typing.Any:
     """A seed, or a list of them."""
     return flag(default, help, low=0, high=SEED - 1, unique=isinstance(default, list))
 
 
-def complaint(config_class: type, name: str, value) -> str:
+def complaint(config_class: type, name: str, value: object) -> str:
     """What is wrong with a flag's value, as the rest of a sentence that begins with the flag; empty where nothing is.
 
     Whole numbers lie within 32 bits unless the flag says otherwise, numbers are finite; a text or a list may be empty only
@@ -76,7 +84,7 @@ def complaint(config_class: type, name: str, value) -> str:
     allowed = (int, float) if item_kind is float else (item_kind,)
     if isinstance(value, list) != as_list or any(type(item) not in allowed for item in items):
         return f"must be {f'a list of {item_kind.__name__}' if as_list else item_kind.__name__}, not {value!r}"
-    if value == _default(config_class.__dataclass_fields__[name]):
+    if value == default_of(config_class.__dataclass_fields__[name]):
         return ""
     if not items:
         return "must not be empty"
@@ -97,7 +105,7 @@ def _rules(config_class: type, name: str) -> dict:
     return found
 
 
-def _wrong(rules: dict, item) -> str:
+def _wrong(rules: dict, item: str | float) -> str:
     """What is wrong with one value of the right type."""
     if "choices" in rules and item not in rules["choices"]:
         return f"cannot be {suggest(item, rules['choices'])}"
@@ -131,14 +139,14 @@ def name_fault(name: str) -> str:
     return _text_fault(name)
 
 
-def checked_name(name, what: str) -> str:
+def checked_name(name: object, what: str) -> str:
     """This name, which becomes a part of a path. Raises UserError for one that would lead elsewhere, or is no text."""
     if fault := name_fault(name) if isinstance(name, str) else "must not be empty":
         raise UserError(f"{what} {fault}")
     return name
 
 
-def check(config) -> None:
+def check(config: object) -> None:
     """Raises UserError for the first flag of a configuration whose value is not allowed."""
     for field in dataclasses.fields(config):
         if wrong := complaint(type(config), field.name, getattr(config, field.name)):
@@ -159,11 +167,12 @@ def check_file(values: dict, config_classes: Sequence[type], where: str) -> None
             raise UserError(f"{where}: {name} {wrong}")
 
 
-def _default(field: dataclasses.Field):
+def default_of(field: dataclasses.Field) -> typing.Any:
+    """The default of a flag; of a list, a list of its own."""
     return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class OriginalConfig:
     """The flag that data, deltas and training share."""
 
@@ -172,7 +181,7 @@ class OriginalConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class SeedConfig:
     """The flag that data and training share."""
 

@@ -14,7 +14,7 @@ DTYPE_NAMES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-@dataclass
+@dataclass(frozen=True)
 class BackboneConfig:
     """The frozen model and where it runs."""
 

@@ -9,7 +9,7 @@ from pewe.errors import UserError
 from pewe.flags import flag, suggest
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """An example."""
 

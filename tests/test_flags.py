@@ -53,6 +53,7 @@ def test_there_are_commands():
 def test_every_flag_of_every_command_has_a_range(path):
     """Every command goes through `cli.main`; its defaults are allowed; no flag takes what no flag can mean."""
     config_class = config_of(path)
+    assert config_class.__dataclass_params__.frozen
     config = config_class()
     check(config)
     assert parse(config_class, []) == config
@@ -148,6 +149,12 @@ def test_a_flag_that_is_refused(config_class, args, message):
 )
 def test_a_flag_that_is_allowed(args):
     parse(SimilarityConfig, args.split())
+
+
+def test_a_flag_may_have_a_second_name():
+    assert parse(TuneConfig, ["--delta", "lora"]) == parse(TuneConfig, ["--tune_method", "lora"])
+    with pytest.raises(UserError, match="--tune_method cannot be 'lorra'; did you mean 'lora'"):
+        parse(TuneConfig, ["--delta", "lorra"])
 
 
 def test_a_file_of_flags_is_named_with_what_is_wrong_in_it(tmp_path):

@@ -136,9 +136,7 @@ def golden_statistics(world: str, number: int, setting: dict) -> Statistics:
 
 def golden_merge(world: str, name: str, **changes) -> dict[str, torch.Tensor]:
     setting = read_info(world)["settings"][name]
-    config = golden_config(setting)
-    for field, value in changes.items():
-        setattr(config, field, value)
+    config = replace(golden_config(setting), **changes)
     models = [individual(world, number) for number in (0, 1)]
     if "head_rule" in changes:
         models = [{key: tensor.double() for key, tensor in model.items()} for model in models]
@@ -219,13 +217,13 @@ def test_three_models_of_the_release(golden_fusion):
     ):
         method, *options, given = run.split("_")
         config = MergeConfig(method=method, coefficients=coefficients[given], head_rule=False)
-        config.regmean_exclude = info["regmean_exclude_param_regex"]
         if method == "regmean":
-            config.alpha = 0.0 if options[1] == "diag1" else abs(float(options[0][1:]))
+            own = {"alpha": 0.0 if options[1] == "diag1" else abs(float(options[0][1:]))}
         elif method == "fisher":
-            config.normalise = options[0].removeprefix("norm").lower()
+            own = {"normalise": options[0].removeprefix("norm").lower()}
         else:
-            config.head_rule, config.exclude = options[0] == "special1", info["exclude_param_regex_in_simple"]
+            own = {"head_rule": options[0] == "special1", "exclude": info["exclude_param_regex_in_simple"]}
+        config = replace(config, regmean_exclude=info["regmean_exclude_param_regex"], **own)
         expected, found = group(f"{run}."), models[0] | dict(merge_models(models, config, statistics))
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():

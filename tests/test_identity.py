@@ -15,7 +15,7 @@ from pewe.errors import UserError
 from pewe.flags import flag
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """An example."""
 

@@ -18,7 +18,9 @@ from pewe.deltas import pemt_task as pemt
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.deltas.pemt_task import GATES, REPORT, block_text, descriptions
+from pewe.deltas.kinds import GATES, KINDS
+from pewe.deltas.pemt import Pemt
+from pewe.deltas.pemt_task import block_text, descriptions
 from pewe.errors import UserError
 from pewe.files import read_record, read_table, write_record
 from pewe.losses import member_losses
@@ -598,13 +600,13 @@ def of_earlier_version(folder, content: str) -> None:
 )
 def test_gates_that_are_not_of_the_stored_result_are_refused_and_made_again(runs, copied, change):
     place, config = copied
-    folder, before = run_folder(place), pemt.read_gates(runs[0] / "targets")
+    folder, before = run_folder(place), gates_command.read_gates(runs[0] / "targets")
     change(folder, (run_folder(place, MINI_TASKS[1]) / GATES).read_text())
     with pytest.raises(UserError, match=r"gates\.tsv is not of a result in run\.json beside it") as error:
-        pemt.read_gates(place)
+        gates_command.read_gates(place)
     assert str(folder) in str(error.value)
     tune(config)
-    assert pemt.read_gates(place)["weight"].tolist() == before["weight"].tolist()
+    assert gates_command.read_gates(place)["weight"].tolist() == before["weight"].tolist()
 
 
 def test_a_run_without_a_tested_result_has_no_gates(copied, monkeypatch, caplog):
@@ -617,12 +619,12 @@ def test_a_run_without_a_tested_result_has_no_gates(copied, monkeypatch, caplog)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pewe.tuning.tune.report", killed)
+        patch.setattr(Pemt, "result_block", killed)
         with pytest.raises(KeyboardInterrupt):
             tune(replace(config, do_train=False, test_checkpoint=str(place), tasks=[MINI_TASKS[0]], max_input_length=7))
-    assert not [name for name in REPORT if (folder / name).exists()]
+    assert not [name for name in (GATES, *KINDS["pemt"].shown) if (folder / name).exists()]
     monkeypatch.setattr(log, "propagate", True)
-    assert set(pemt.read_gates(place)["target"]) == {MINI_TASKS[1]}
+    assert set(gates_command.read_gates(place)["target"]) == {MINI_TASKS[1]}
     assert f"{folder} has no gates and is left out" in caplog.text
 
 
@@ -631,7 +633,7 @@ def test_another_kind_of_delta_in_the_folder_of_a_run_has_no_gates(copied, tmp_p
     adapter = replace(config, tune_method="adapter", experts=[], tasks=[MINI_TASKS[0]], adapter_size=2)
     tune(replace(adapter, output_dir=str(tmp_path / "adapter")))
     tune(replace(adapter, do_train=False, test_checkpoint=str(tmp_path / "adapter")))
-    assert set(pemt.read_gates(place)["target"]) == {MINI_TASKS[1]}
+    assert set(gates_command.read_gates(place)["target"]) == {MINI_TASKS[1]}
 
 
 def test_a_run_counts_once_and_in_its_own_folder(copied, tmp_path, monkeypatch, caplog):
@@ -639,13 +641,13 @@ def test_a_run_counts_once_and_in_its_own_folder(copied, tmp_path, monkeypatch, 
     folder = run_folder(place)
     twice = GatesConfig(runs=[str(place), str(place / MINI_TASKS[0])], out=str(tmp_path / "out"))
     with pytest.raises(UserError, match=f"--runs names {folder} twice"):
-        pemt.run(twice)
+        gates_command.run(twice)
     shutil.copytree(folder, folder.with_name("lr_0.01_bsz_4_seed_9"))
     with pytest.raises(UserError, match="which has its own folder"):
-        pemt.read_gates(place)
+        gates_command.read_gates(place)
     shutil.rmtree(folder.with_name("lr_0.01_bsz_4_seed_9"))
     tune(replace(config, tasks=[MINI_TASKS[0]], learning_rate_list=[1e-3], train_epochs=1))
     monkeypatch.setattr(log, "propagate", True)
-    assert len(set(pemt.read_gates(place)["run"])) == 3
-    assert "is of other settings than an earlier run of this target: 'learning_rate_list' was" in caplog.text
-    assert pemt.mean_gates(pemt.gates_of([])).empty
+    assert len(set(gates_command.read_gates(place)["run"])) == 3
+    assert "is of other settings than an earlier run of this target: 'train_epochs' was 1, is 2" in caplog.text
+    assert gates_command.mean_gates(gates_command.gates_of([])).empty

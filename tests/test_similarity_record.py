@@ -12,11 +12,12 @@ from conftest import MINI_TASKS, small, tiny_t5
 import pewe.similarity.loop
 import pewe.similarity.matrix
 from get_similarity import get_GraNd, get_Loss
+from get_similarity.get_TextEmb import TextEmbConfig
 from pewe.cli import parse
-from pewe.data import DataConfig
+from pewe.data import TaskConfig
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
-from pewe.deltas.config import DeltaConfig
+from pewe.deltas.config import ScoredDeltaConfig
 from pewe.errors import UserError
 from pewe.files import hold, read_record
 from pewe.model_files import BackboneConfig
@@ -89,9 +90,10 @@ def scored(config, monkeypatch, **changes) -> tuple[int, object]:
 
 def test_only_the_flags_that_it_needs():
     own = {field.name for field in fields(SimilarityConfig)}
-    for kind in (BackboneConfig, DataConfig, DeltaConfig):
+    for kind in (BackboneConfig, TaskConfig, ScoredDeltaConfig):
         assert {field.name for field in fields(kind)} <= own
     assert own & {field.name for field in fields(TrainConfig)} == {"predict_batch_size", "seed"}
+    assert not own & {"one_prefix", "full_train", "experts", "sparsity", "pemt_gate"}
 
 
 def test_flags_of_tuning_are_accepted_and_said_to_be_ignored(capsys):
@@ -102,9 +104,12 @@ def test_flags_of_tuning_are_accepted_and_said_to_be_ignored(capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="unknown flag '--train_itters'; did you mean '--train_iters'"):
         parse(SimilarityConfig, ["--train_itters", "5"])
+    assert parse(TextEmbConfig, ["--apply_lora", "--one_prefix", "--as_original"]) == TextEmbConfig()
+    assert capsys.readouterr().err.strip().endswith("--apply_lora, --as_original, --one_prefix")
     with pytest.raises(SystemExit):
         parse(SimilarityConfig, ["--help"])
-    assert "--train_iters" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert not any(f"--{name} " in shown for name in ("train_iters", "one_prefix", "sparsity", "apply_adapter"))
 
 
 @pytest.mark.parametrize("stack", [1, 2, 3])

@@ -30,7 +30,7 @@ from pewe.tuning.scalars import Scalars
 from pewe.tuning.tune import tune
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """A command."""
 
@@ -115,8 +115,9 @@ def test_an_interrupt_says_that_the_command_goes_on(capsys):
 
 PRINTS = """
 from dataclasses import dataclass
-from pewe.cli import flag, main
-@dataclass
+from pewe.cli import main
+from pewe.flags import flag
+@dataclass(frozen=True)
 class Config:
     word: str = flag("a", "to print")
 main(lambda config: print("\\n".join([config.word] * 50_000)), Config)

@@ -326,9 +326,9 @@ def test_a_second_call_does_nothing_and_a_changed_setting_redoes(clean, tiny_bac
 
 def test_every_flag_of_a_delta_decides_the_runs_of_its_kind():
     no_result = {"tune_method", "as_original", "apply_adapter", "apply_lora", "apply_prefix", "experts", "expert_path"}
-    assert {flag for kind in KINDS.values() for flag in kind.flags} == {
-        field.name for field in fields(DeltaConfig)
-    } - no_result
+    known = {flag for kind in KINDS.values() for flag in kind.deciding()}
+    assert known == {field.name for field in fields(DeltaConfig)} - no_result
+    assert all({*kind.describing, *kind.texts} <= kind.deciding() for kind in KINDS.values())
 
 
 def test_best_checkpoint_of_a_task_is_its_best_run_by_dev(clean):

@@ -33,7 +33,7 @@ zero_result_path = "checkpoints/adapter/zero_shot/result.tsv"
 save_ckpt_path = "checkpoints/adapter/Performance"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 

@@ -23,7 +23,7 @@ source_ckpt_path = "checkpoints/adapter/full_data"
 save_ckpt_path = "checkpoints/adapter/RegMean"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(DeltaMergeConfig, EnsembleConfig):
     """Flags; the constants above are their defaults."""
 

@@ -26,7 +26,7 @@ source_ckpt_path = "checkpoints/adapter/full_data"
 save_ckpt_path = "checkpoints/adapter/cos"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(EnsembleConfig):
     """Flags; the constants above are their defaults."""
 

@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from pewe.cli import ROOT, flag, main
+from pewe.cli import ROOT, main
+from pewe.flags import flag
 
 sys.path.insert(0, str(ROOT / "data" / "mini_emotions"))
 import generate
@@ -38,7 +39,7 @@ def masked(batch: dict[str, torch.Tensor], rng: torch.Generator) -> dict[str, to
     return {**batch, "input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, IGNORED)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Where to, and how long."""
 

@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from pewe.cli import ROOT, flag, main, seed_flag
+from pewe.cli import ROOT, main
+from pewe.flags import flag, seed_flag
 
 sys.path.insert(0, str(ROOT / "data" / "mini_gym"))
 import world
@@ -34,7 +35,7 @@ PAD, EOS = 0, 1
 Doc = list[tuple[list[int], bool]]  # one document: the token ids of each word, and whether it carries content
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Size, data and training of the backbone."""
 

@@ -47,7 +47,7 @@ CONFIG = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class BackboneBuildConfig:
     """Where from and where to."""
 

@@ -27,7 +27,7 @@ from task_list import METRICS
 BATCH = 8  # the smallest default batch of the training commands
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckConfig:
     """What to check."""
 

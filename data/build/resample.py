@@ -33,7 +33,7 @@ from pewe.texts import visible
 RECORD = "resample.json"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ResampleConfig:
     """Which tasks, which samples, and where to."""
 

@@ -27,7 +27,7 @@ log = logging.getLogger("pewe")
 OUT, CHECKSUMS = "data/crossfit", "data/checksums.json"
 
 
-@dataclass
+@dataclass(frozen=True)
 class BuildConfig:
     """Which tasks to build, how many lines of them, from where, and to where."""
 

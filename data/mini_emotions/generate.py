@@ -111,7 +111,7 @@ def vocabulary() -> list[str]:
     return sorted({word for group in groups for word in group})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Where to."""
 

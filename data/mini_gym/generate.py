@@ -166,7 +166,7 @@ def write(path: Path, lines: list[Line]) -> None:
     path.write_bytes("".join("\t".join(line) + "\n" for line in lines).encode())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Which samples, and where."""
 

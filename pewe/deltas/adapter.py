@@ -1,7 +1,9 @@
 """Adapters after attention and feed-forward sub-layers, before dropout and residual (Houlsby et al. 2019)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pewe.deltas.base import Delta, equal_counts, layer_name, normal
 from pewe.deltas.config import DeltaConfig
@@ -11,7 +13,7 @@ from pewe.packing import Layout, by_member
 class AdapterSite(nn.Module):
     """x + f(x A) B with A (K, d, r) and B (K, r, d)."""
 
-    def __init__(self, adapter_A: nn.Parameter, adapter_B: nn.Parameter, activation):
+    def __init__(self, adapter_A: nn.Parameter, adapter_B: nn.Parameter, activation: Callable[[Tensor], Tensor]):
         super().__init__()
         self.adapter_A, self.adapter_B, self.activation = adapter_A, adapter_B, activation
 
@@ -23,7 +25,7 @@ class AdapterSite(nn.Module):
         """x + f(x A) B, (N, d) -> (N, d)."""
         return by_member(self.down(x, counts), self.adapter_B, counts, base=x)
 
-    def post_forward(self, output):
+    def post_forward(self, output: Tensor | tuple) -> Tensor | tuple:
         """Called by opendelta on the output of the stock sub-layer; attention returns (hidden, position bias, ...)."""
         hidden, *rest = output if isinstance(output, tuple) else (output,)
         counts = equal_counts(hidden, len(self.adapter_A))
@@ -37,7 +39,7 @@ class HoulsbyAdapter(Delta):
     sites = ("SelfAttention", "EncDecAttention", "DenseReluDense")
     activation = staticmethod(nn.functional.silu)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * (2 * config.num_layers + 3 * config.num_decoder_layers)
 
     def update_module(self, module: nn.Module, key: str) -> None:
@@ -63,7 +65,7 @@ class PfeifferAdapter(HoulsbyAdapter):
     sites = ("DenseReluDense",)
     activation = staticmethod(nn.functional.relu)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * (config.num_layers + config.num_decoder_layers)
 
 

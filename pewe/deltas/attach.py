@@ -2,14 +2,14 @@
 
 from transformers import PreTrainedModel
 
-from pewe.deltas.base import Delta
-from pewe.deltas.config import DeltaConfig
+from pewe.deltas.config import MethodConfig
 from pewe.deltas.kinds import KINDS
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check
 
 
-def attach_delta(model: PreTrainedModel, config: DeltaConfig, stack: int = 1) -> Delta:
+def attach_delta(model: PreTrainedModel, config: MethodConfig, stack: int = 1) -> Tunable:
     """Freeze `model` and insert `stack` deltas of this kind (all zero until `initialise` or `load`).
 
     Raises UserError for flags that are not allowed or contradict each other, or a model that is not a T5.

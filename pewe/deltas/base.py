@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pewe.deltas.compat import DeltaBase
 from pewe.deltas.config import DeltaConfig
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
-from pewe.no_delta import NoDelta
 from pewe.state import DeltaState
 
 Initialiser = Callable[[torch.Size, torch.Generator], Tensor]
@@ -42,7 +42,7 @@ def zeros(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.zeros(shape)
 
 
-class Delta(DeltaBase, NoDelta):
+class Delta(DeltaBase, Tunable):
     """Base of the paper-exact deltas. A subclass creates its sites in `update_module` and names their tensors.
 
     `named` maps each original parameter name to a parameter of shape (K, *original shape). Parameters are fp32 whatever
@@ -50,7 +50,6 @@ class Delta(DeltaBase, NoDelta):
     """
 
     sites: tuple[str, ...] = ()  # endings of the names of the modules that receive a delta
-    stacked = True  # tensors have the leading axis K
 
     def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         DeltaBase.__init__(self, model, modified_modules=list(self.sites))
@@ -72,14 +71,14 @@ class Delta(DeltaBase, NoDelta):
     def _pseudo_data_to_instantiate(self, backbone: nn.Module | None = None) -> None:
         """opendelta would run a dummy forward here to find sizes (and hide its errors); ours come from the config."""
 
-    def prepare(self, config) -> None:
+    def prepare(self, config: PretrainedConfig) -> None:
         """What a subclass needs before its sites are created."""
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         """The number of delta tensors that this kind has on a T5 with this config."""
         raise NotImplementedError
 
-    def _check_sites(self, config) -> None:
+    def _check_sites(self, config: PretrainedConfig) -> None:
         expected = self.expected_tensors(config)
         if len(self.named) != expected:
             raise UserError(
@@ -100,21 +99,17 @@ class Delta(DeltaBase, NoDelta):
         return next(iter(self.named.values())).shape[0]
 
     def initialise(self, seeds: Sequence[str]) -> None:
-        """Random init of a stack of `len(seeds)`: member k from `seeds[k]` alone (a text such as "42/boolq")."""
+        """Random init."""
         generators = [torch.Generator().manual_seed(_number(seed)) for seed in seeds]
         for name, parameter in self.named.items():
             members = [self.initialisers[name](parameter.shape[1:], generator) for generator in generators]
             self._set(parameter, torch.stack(members).to(parameter.device))
 
     def load(self, states: Sequence[DeltaState]) -> None:
-        """Fill the stack with these states; its size becomes `len(states)`. The states must have been checked."""
+        """Fill the stack, whose size becomes `len(states)`."""
         for name, parameter in self.named.items():
             stacked = torch.stack([state[name].to(torch.float32) for state in states])
             self._set(parameter, stacked.to(parameter.device))
-
-    def extra_loss(self) -> Tensor | float:
-        """What this kind adds to the losses of its members, (K,) or a scalar, from the last forward."""
-        return 0.0
 
     def states(self) -> list[DeltaState]:
         """A copy on the CPU of each member's state, under the original names."""

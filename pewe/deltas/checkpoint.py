@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -28,6 +29,14 @@ BACKBONE, MODEL = "backbone", "model"  # entries of `args`: fingerprint of the b
 NOTHING: Mapping = MappingProxyType({})
 
 
+class OfABackbone(Protocol):
+    """The flags that say of which kind a delta is, and of which backbone; besides, it has those of its kind."""
+
+    tune_method: str
+    model: str
+    tokenizer_path: str
+
+
 def task_checkpoint(folder: Path, task: str) -> Path:
     """Where the delta tuned on a task lies: `<folder>/<task>/checkpoint-best.pt`."""
     return folder / task / BEST
@@ -38,8 +47,8 @@ def ensemble_checkpoint(folder: Path, task: str) -> Path:
     return folder / f"without_{task}_checkpoint.pt"
 
 
-def delta_identity(config) -> dict:
-    """What a delta of this configuration (a DeltaConfig and BackboneConfig) is made for: the flags of its kind, the backbone.
+def delta_identity(config: OfABackbone) -> dict:
+    """What a delta of this configuration (a MethodConfig and BackboneConfig) is made for: the flags of its kind, the backbone.
 
     Entries of this kind stand in the `args` of a checkpoint.
     """
@@ -131,7 +140,7 @@ def check_seal(content: dict, state: DeltaState, path: Path) -> None:
         )
 
 
-def _load(path: Path, mapped: bool):
+def _load(path: Path, mapped: bool) -> object:
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

@@ -2,55 +2,40 @@
 
 from dataclasses import dataclass, fields
 
-from pewe.deltas.kinds import ADAPTER_TYPES, KINDS
+from pewe.deltas.kinds import KINDS, SCORED
 from pewe.flags import OriginalConfig, flag
 
-WIDEST = 2**16  # of a bottleneck, rank or prefix: more than any T5's width
+
+def _flags_of(kinds: tuple[str, ...]) -> list[type]:
+    """The classes of the flags of these kinds as bases, of which the last one's fields come first."""
+    return list(dict.fromkeys(KINDS[kind].flags for kind in reversed(kinds)))
 
 
-@dataclass
-class DeltaConfig(OriginalConfig):
-    """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
+@dataclass(frozen=True)
+class MethodConfig(OriginalConfig):
+    """Which kind of delta."""
 
     tune_method: str = flag(
         "adapter",
         "adapter, lora, prefix, pemt_source and pemt (its two stages), or model (full fine-tuning)",
         choices=KINDS,
+        also="delta",  # its name in unit_model/ and in the tables; `tune_method` stands in checkpoints and records
     )
-    adapter_type: str = flag(
-        "houlsby", "houlsby (after every sub-layer) or pfeiffer (after the feed-forward only)", choices=ADAPTER_TYPES
-    )
-    adapter_size: int = flag(12, "bottleneck r of an adapter", low=1, high=WIDEST)
-    lora_r: int = flag(10, "rank of LoRA", low=1, high=WIDEST)
-    lora_alpha: float = flag(16.0, "LoRA's scale is alpha / r", above=0)
-    prefix_num: int = flag(120, "number of prefix vectors P", low=1, high=WIDEST)
-    prefix_r: int = flag(24, "bottleneck of the prefix network", low=1, high=WIDEST)
-    apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)")
-    apply_lora: bool = flag(False, "same as --tune_method lora")
-    apply_prefix: bool = flag(False, "same as --tune_method prefix")
-    expert_rank: int = flag(64, "PEMT, stage 1: rank of an expert", low=1, high=WIDEST)
-    expert_path: str = flag(
-        "checkpoints/pemt/stage1", "PEMT, stage 2: folder with <source>/checkpoint-best.pt", decides=False
-    )
-    experts: list[str] = flag(
-        [],
-        "PEMT, stage 2: names or lists of the sources, in order (default: all tasks but the target)",
-        unique=True,
-        name=True,
-    )
-    target_adapter_size: int = flag(
-        0, "PEMT: bottleneck of the target adapter (0: d_model / 16, as the original)", low=0, high=WIDEST
-    )
-    sparsity: float = flag(0.1, "PEMT: coefficient of the sparsity loss; 0: without", low=0)
-    prompt_dropout: float = flag(
-        0.1, "PEMT: dropout of the target prompt's attention to the sources' prompts", low=0, high=1
-    )
-    pemt_gate: bool = flag(True, "PEMT: gates; without, every expert has the same weight")
-    pemt_prompt: bool = flag(True, "PEMT: prompts; without, a gate reads the mean of the input's positions")
-    pemt_adapter: bool = flag(True, "PEMT: target adapters")
-    task_descriptions: str = flag("data/task_descriptions.tsv", "PEMT: file with task TAB sentence: the prompts' text")
+    apply_adapter: bool = flag(False, "same as --tune_method adapter (the original's scripts give both)", hidden=True)
+    apply_lora: bool = flag(False, "same as --tune_method lora", hidden=True)
+    apply_prefix: bool = flag(False, "same as --tune_method prefix", hidden=True)
+
+
+@dataclass(frozen=True)
+class DeltaConfig(*_flags_of(tuple(KINDS)), MethodConfig):
+    """Kind and size of a delta; the defaults are the paper's (1,105,920 parameters each on T5-base)."""
+
+
+@dataclass(frozen=True)
+class ScoredDeltaConfig(*_flags_of(SCORED), MethodConfig):
+    """The same of the kinds that similarities and ensembles are of."""
 
 
 def unread_flags(tune_method: str) -> set[str]:
-    """The flags of DeltaConfig that this kind of delta does not read: no result depends on them."""
-    return {field.name for field in fields(DeltaConfig)} - {"tune_method", "as_original", *KINDS[tune_method].flags}
+    """The flags of DeltaConfig that no record of this kind of delta holds: no result depends on them."""
+    return {one.name for one in fields(DeltaConfig)} - {"tune_method", "as_original", *KINDS[tune_method].deciding()}

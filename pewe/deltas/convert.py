@@ -20,10 +20,10 @@ from pewe.state import check_state, float_state
 class _Opaque:
     """Stands for any pickled object of an original checkpoint; keeps its state, runs none of its code."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
 
 
@@ -67,7 +67,7 @@ def _entries(content: dict, name: str, path: Path) -> dict:
     return entry if isinstance(entry, dict) else vars(entry)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConvertConfig:
     """Convert a checkpoint of the original code to one that loads with weights_only=True."""
 

@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pewe.deltas.config import DeltaConfig
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
-from pewe.no_delta import NoDelta
 from pewe.state import DeltaState
 
 
-class FullModel(NoDelta):
-    """`--tune_method model`. Same methods as `Delta`; the tensors have no leading axis, so the stack is always 1."""
+class FullModel(Tunable):
+    """`--tune_method model`. The tensors have no leading axis, so the stack is always 1."""
 
     stacked = False
 
@@ -36,10 +36,6 @@ class FullModel(NoDelta):
         (state,) = states
         for name, parameter in self.named.items():
             parameter.copy_(state[name])
-
-    def extra_loss(self) -> float:
-        """Nothing."""
-        return 0.0
 
     def states(self) -> list[DeltaState]:
         """One copy of the backbone's parameters, on the CPU."""

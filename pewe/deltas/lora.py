@@ -1,6 +1,7 @@
 """LoRA on the query and value projections of every attention (Hu et al. 2022), as in the original code."""
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from pewe.deltas.base import Delta, equal_counts, kaiming_uniform, zeros
 from pewe.packing import Layout, by_member
@@ -28,7 +29,7 @@ class Lora(Delta):
 
     sites = ("SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v")
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * 2 * (config.num_layers + 2 * config.num_decoder_layers)
 
     def update_module(self, module: nn.Module, key: str) -> None:

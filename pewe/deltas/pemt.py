@@ -10,18 +10,24 @@ Symbols: B sequences, S tokens, L positions of the prompt, N positions of all se
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pewe.deltas.base import Delta, Initialiser, kaiming_uniform, layer_name, normal, zeros
+from pewe.deltas.base import Initialiser, kaiming_uniform, layer_name, normal, zeros
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
+from pewe.deltas.config import DeltaConfig
 from pewe.deltas.pemt_sites import PROMPT, ContextSite, ExpertSite, MixtureSite, Pass, PromptSite, TunedNorm
+from pewe.deltas.pemt_task import PemtDelta, expert_names
 from pewe.errors import UserError
+from pewe.identity import state_digest
 from pewe.packing import Layout
-from pewe.state import DeltaState
+from pewe.state import DeltaState, check_state
 
 
-class PemtSource(Delta):
+class PemtSource(PemtDelta):
     """Stage 1: an expert on every feed-forward output projection of both stacks, and the prompt of the source task.
 
     The prompt starts as the embeddings of the task's description. In the original they are rows of a fresh N(0, 1)
@@ -30,7 +36,7 @@ class PemtSource(Delta):
 
     sites = ("encoder", "decoder", "DenseReluDense.wo")
 
-    def __init__(self, model, config, stack: int):
+    def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
         if stack != 1:
             raise UserError(
                 f"--tune_method {config.tune_method}: the prompt's length depends on the task: --stack must be 1"
@@ -42,7 +48,7 @@ class PemtSource(Delta):
             raise UserError(f"--tune_method {self.delta_config.tune_method} holds one delta, not {len(states)}")
         super().load(states)
 
-    def prepare(self, config) -> None:
+    def prepare(self, config: PretrainedConfig) -> None:
         self.shared, self.description = Pass(), [config.eos_token_id]
         prompt = None
         if self.delta_config.pemt_prompt:
@@ -50,7 +56,7 @@ class PemtSource(Delta):
         encoder = self.backbone_model.encoder
         self.prompt_site = PromptSite(encoder, prompt, self.delta_config.prompt_dropout, self.shared)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * (config.num_layers + config.num_decoder_layers) + self.delta_config.pemt_prompt
 
     def update_module(self, module: nn.Module, key: str) -> None:
@@ -120,7 +126,7 @@ class Pemt(PemtSource):
         """The original's sparsity loss averages over padding."""
         return self.delta_config.as_original
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         flags, depth = self.delta_config, (config.num_layers, config.num_decoder_layers)
         norms = 2 * depth[0] + 3 * depth[1] + 2
         return norms + flags.pemt_prompt + (flags.pemt_gate + len(self._PARTS) * flags.pemt_adapter) * sum(depth)
@@ -171,6 +177,21 @@ class Pemt(PemtSource):
         if PROMPT in source or PROMPT in self.named:
             shapes[PROMPT] = (lengths.get(PROMPT, 0), self.backbone_model.config.d_model)
         return {name: torch.Size(shape) for name, shape in shapes.items()}
+
+    def for_task(self, config: DeltaConfig, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Besides, the experts of the other tasks are read and frozen. Raises UserError where there are none."""
+        super().for_task(config, task, tokenizer)
+        states = {name: self.read_expert(config, name) for name in expert_names(config, task)}
+        self.set_experts(states)
+        self.built_on = {name: state_digest(state) for name, state in states.items()}
+
+    def read_expert(self, config: DeltaConfig, name: str) -> DeltaState:
+        """The delta of stage 1 of a source, checked against the backbone."""
+        path = task_checkpoint(Path(config.expert_path), name)
+        hint = "tune the sources first: bash scripts/pemt_stage1.sh"
+        state = read_checkpoint(path, "pemt_source", None, hint, mapped=True, made_for=delta_identity(config))
+        check_state(state, self.source_shapes(state), path)
+        return state
 
     def set_experts(self, sources: Mapping[str, DeltaState]) -> None:
         """Freeze these states of stage 1, name -> state, in this order; the gates get a column for each.

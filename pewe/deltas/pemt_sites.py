@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class PromptSite(nn.Module):
             value = value + attention @ source
         return value
 
-    def pre_forward(self, *args, **kwargs):
+    def pre_forward(self, *args: object, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """Called by opendelta with the arguments of the stock encoder; input_ids (B, S) become embeddings (B, L + S, d)."""
         embeddings = self.encoder[0].embed_tokens(kwargs.pop("input_ids"))
         mask = kwargs.get("attention_mask")
@@ -84,7 +85,7 @@ class ContextSite(nn.Module):
         super().__init__()
         self.shared, self.padding = shared, padding
 
-    def pre_forward(self, *args, **kwargs):
+    def pre_forward(self, *args: object, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """Called by opendelta with the arguments of the stock decoder; encoder_hidden_states (B, L + S, d)."""
         if kwargs.get("encoder_attention_mask") is not None:
             kwargs["encoder_attention_mask"] = widened(kwargs["encoder_attention_mask"], self.shared.prompt)
@@ -143,7 +144,7 @@ class MixtureSite(nn.Module):
         self.experts, self.rank = A.shape[:2]
         self.A, self.B = A.flatten(0, 1), Q.to(B.dtype).transpose(0, 1).flatten(1)
 
-    def pre_forward(self, hidden: Tensor):
+    def pre_forward(self, hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
         """Called by opendelta with a (B, S, d_ff)."""
         self.inputs = hidden
         return (hidden,), {}

@@ -1,6 +1,7 @@
-"""PEMT around the model: what a delta needs to know of its task, and the result block."""
+"""PEMT around the model: what a delta of either stage needs to know of its task, and its result block."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,22 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from pewe.backbone import Backbone
 from pewe.batches import scoring_batches
-from pewe.data import Encoded, distinct, task_names
+from pewe.data import DataConfig, Encoded, distinct, task_names
 from pewe.deltas.base import Delta
-from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
-from pewe.deltas.pemt import Pemt, PemtSource
+from pewe.deltas.config import DeltaConfig
+from pewe.deltas.kinds import GATES
+from pewe.deltas.tunable import Tested, TestFlags
 from pewe.errors import UserError
 from pewe.files import write_table, write_text
-from pewe.identity import state_digest
 from pewe.losses import member_losses
 from pewe.reporting.plots import heat_map
-from pewe.state import DeltaState, check_state
 from pewe.texts import read_lines
 from task_list import METRICS, TASK_LISTS
 
-MEASURED = ("test_runtime", "test_samples_per_second")  # entries of a result block that differ each time
-GATES = "gates.tsv"  # layer, source, weight: in the folder of a run
-REPORT = (GATES, "gates.png", "test_metrics.txt")  # what `report` writes there
 AS_ORIGINAL_LENGTH = 20  # the original loses its max_length: it always generates 20 ids, the start among them
 
 
@@ -42,45 +39,69 @@ def descriptions(path: Path) -> dict[str, str]:
     return found
 
 
-def prepare_delta(delta: Delta, config, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a PEMT delta ready for a task, the length of its prompt and its experts; other kinds need nothing.
+def expert_names(config: DeltaConfig, task: str) -> list[str]:
+    """The sources of a target's experts, in order; the target itself is never among them.
 
-    The target itself is never among the experts. Raises UserError for a task without description or without sources.
+    Raises UserError where there is none.
     """
-    if not isinstance(delta, PemtSource):
-        return
-    path = Path(config.task_descriptions)
-    sentence = descriptions(path).get(task)
-    if sentence is None:
-        raise UserError(f"{path} has no description of task {task!r}; add a line: {task} TAB sentence")
-    delta.describe(tokenizer(sentence)["input_ids"])
-    if isinstance(delta, Pemt):
-        given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
-        names = [name for name in (distinct(given, "--experts") if given else task_names(config)) if name != task]
-        if not names:
-            raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
-        states = {name: read_expert(delta, config, name) for name in names}
-        delta.set_experts(states)
-        delta.built_on = {name: state_digest(state) for name, state in states.items()}
+    given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
+    names = [name for name in (distinct(given, "--experts") if given else task_names(config)) if name != task]
+    if not names:
+        raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
+    return names
 
 
-def read_expert(delta: Pemt, config, name: str) -> DeltaState:
-    """The delta of stage 1 of a source, checked against the backbone."""
-    path, hint = task_checkpoint(Path(config.expert_path), name), "tune the sources first: bash scripts/pemt_stage1.sh"
-    state = read_checkpoint(path, "pemt_source", None, hint, mapped=True, made_for=delta_identity(config))
-    check_state(state, delta.source_shapes(state), path)
-    return state
+class PemtDelta(Delta):
+    """What both stages do for a task: the prompt begins as its description, the result block is that of the original."""
 
+    def describe(self, ids: Sequence[int]) -> None:
+        """Is told the token ids of the task's description."""
+        raise NotImplementedError
 
-def generation_length(config) -> int:
-    """Tokens that a run generates, start token included."""
-    original = config.as_original and config.tune_method.startswith("pemt")
-    return AS_ORIGINAL_LENGTH if original else config.max_output_length
+    def gates(self) -> Tensor | None:
+        """The gates of the last forward, (layers, B, E); stage 1 has none."""
+        return None
+
+    def for_task(self, config: DeltaConfig, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The prompt gets the length of the task's description. Raises UserError for a task without one."""
+        path = Path(config.task_descriptions)
+        sentence = descriptions(path).get(task)
+        if sentence is None:
+            raise UserError(f"{path} has no description of task {task!r}; add a line: {task} TAB sentence")
+        self.describe(tokenizer(sentence)["input_ids"])
+
+    def generation_length(self, config: DataConfig) -> int:
+        """--max_output_length, of which the original loses sight."""
+        return AS_ORIGINAL_LENGTH if config.as_original else super().generation_length(config)
+
+    def result_block(self, backbone: Backbone, tested: Tested, config: TestFlags) -> dict[str, float]:
+        """The result block, printed and written with the gates. Scores are in percent, as the original prints them."""
+        task = tested.test.task
+        loss, gates = measure(backbone, self, tested.test, config.predict_batch_size, config.as_original)
+        block = {
+            "epoch": tested.epochs,
+            f"test_{METRICS[task].lower()}": 100 * tested.score,
+            "test_average_metrics": 100 * tested.score,
+            "test_loss": loss,
+        }
+        if gates is not None:
+            block |= {f"test_moe_weight_{number}": float(weight) for number, weight in enumerate(gates.mean(0))}
+            frame = pd.DataFrame(gates.numpy(), index=layer_names(self), columns=list(self.built_on))
+            write_table(tested.folder / GATES, long(frame.rename_axis("layer")))
+            heat_map(frame, tested.folder / "gates.png", f"{task}: gate weights", down="layer")
+        block |= {
+            "test_runtime": tested.seconds,
+            "test_samples_per_second": len(tested.test.inputs) / tested.seconds,
+        }
+        write_text(tested.folder / "test_metrics.txt", block_text(block))
+        if not config.quiet:
+            print(block_text(block))
+        return block
 
 
 @torch.no_grad()
 def measure(
-    backbone: Backbone, delta: PemtSource, encoded: Encoded, batch_size: int, as_original: bool
+    backbone: Backbone, delta: PemtDelta, encoded: Encoded, batch_size: int, as_original: bool
 ) -> tuple[float, Tensor | None]:
     """Mean loss of the lines, with the sparsity term, and for stage 2 the mean gates (layers, E).
 
@@ -93,43 +114,16 @@ def measure(
         loss = member_losses(delta, batch) + delta.extra_loss()
         losses.append(float(loss))
         lines.append(float(len(batch.labels)))
-        if isinstance(delta, Pemt):
-            gates.append(delta.gates().mean(1).cpu())
+        if (own := delta.gates()) is not None:
+            gates.append(own.mean(1).cpu())
     weights = torch.tensor(lines) / sum(lines)
     share = torch.full_like(weights, 1 / len(lines)) if as_original else weights
     mean = torch.einsum("n,nle->le", share, torch.stack(gates)) if gates else None
     return float(weights @ torch.tensor(losses)), mean
 
 
-def report(backbone: Backbone, delta: Delta, run, score: float, epochs: float, seconds: float, config) -> dict:
-    """The result block of a tested run of PEMT: written to its folder with the gates, printed, and returned by name.
-
-    Other kinds have none. Scores are in percent, as the original prints them; `seconds` is the wall time of generation.
-    """
-    if not isinstance(delta, PemtSource):
-        return {}
-    encoded = run.splits["test"]
-    loss, gates = measure(backbone, delta, encoded, config.predict_batch_size, config.as_original)
-    block = {
-        "epoch": epochs,
-        f"test_{METRICS[run.task].lower()}": 100 * score,
-        "test_average_metrics": 100 * score,
-        "test_loss": loss,
-    }
-    if gates is not None:
-        block |= {f"test_moe_weight_{number}": float(weight) for number, weight in enumerate(gates.mean(0))}
-        frame = pd.DataFrame(gates.numpy(), index=layer_names(delta), columns=list(delta.built_on))
-        write_table(run.folder / GATES, long(frame.rename_axis("layer")))
-        heat_map(frame, run.folder / "gates.png", f"{run.task}: gate weights", down="layer")
-    block |= {"test_runtime": seconds, "test_samples_per_second": len(encoded.inputs) / seconds}
-    write_text(run.folder / "test_metrics.txt", block_text(block))
-    if not config.quiet:
-        print(block_text(block))
-    return block
-
-
-def layer_names(delta: Pemt) -> list[str]:
-    """encoder 0, ..., decoder 0, ...: in the order of `Pemt.gates`."""
+def layer_names(delta: PemtDelta) -> list[str]:
+    """encoder 0, ..., decoder 0, ...: in the order of `PemtDelta.gates`."""
     return [" ".join((key.split(".")[0], key.split(".")[2])) for key in delta.at]
 
 

@@ -4,8 +4,11 @@ One network per stack turns P prefix vectors into keys and values for all of its
 stock model's attention reads them through a view of the key/value cache; mask and relative positions move by P.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers import Cache, PretrainedConfig
 
 from pewe.deltas.base import Delta, kaiming_uniform, normal
 
@@ -37,10 +40,12 @@ class PrefixedCache:
 
     is_compileable = False
 
-    def __init__(self, cache, keys: Tensor, values: Tensor):
+    def __init__(self, cache: Cache | None, keys: Tensor, values: Tensor):
         self.cache, self.keys, self.values = cache, keys, values
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values (K*B, heads, P + tokens so far, d_kv); only the tokens are stored in the real cache."""
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, layer, *args, **kwargs)
@@ -56,7 +61,7 @@ class PrefixSite(nn.Module):
         self.network = [network]  # in a list: the network is registered once, not per site
         self.layer = layer
 
-    def pre_forward(self, hidden: Tensor, **kwargs):
+    def pre_forward(self, hidden: Tensor, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """Called by opendelta with the arguments of T5Attention.forward; hidden (K*B, S, d)."""
         keys, values = self.network[0](self.layer)
         per_member, length = hidden.shape[0] // keys.shape[0], keys.shape[-2]
@@ -71,7 +76,7 @@ class PrefixSite(nn.Module):
         kwargs["cache_position"] = kwargs["cache_position"] + length
         return (hidden,), kwargs
 
-    def post_forward(self, output):
+    def post_forward(self, output: tuple) -> tuple:
         """The output of T5Attention needs no change."""
         return output
 
@@ -81,10 +86,10 @@ class Prefix(Delta):
 
     sites = ("SelfAttention",)
 
-    def expected_tensors(self, config) -> int:
+    def expected_tensors(self, config: PretrainedConfig) -> int:
         return 2 * 3
 
-    def prepare(self, config) -> None:
+    def prepare(self, config: PretrainedConfig) -> None:
         P, r, d, heads = self.delta_config.prefix_num, self.delta_config.prefix_r, config.d_model, config.num_heads
         self.networks = nn.ModuleDict()
         for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):

@@ -31,7 +31,7 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".index.json", R
 OF_ONE_MODEL = ("model", "data")  # in the identity of statistics; all else is equal for models that are merged
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(MergeConfig):
     """Which folders, and how."""
 

@@ -25,7 +25,7 @@ HEADS = ("same", "different")
 MULTITASK_GROUPS = ("all", "incremental", "largest")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScoringConfig:
     """How a cell is scored."""
 
@@ -33,7 +33,7 @@ class ScoringConfig:
     accuracy: bool = flag(False, "single: score accuracy, as GLUE's tasks, instead of macro F1")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(ZooConfig, MergeRules, ScoringConfig):
     """One experiment."""
 

@@ -20,7 +20,7 @@ from pewe.merging.statistics import check_finite
 WARMUP = 0.06  # share of the updates
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingConfig(BatchConfig):
     """What a model is trained with, besides its data, its start and its seeds."""
 
@@ -39,7 +39,7 @@ class TrainingConfig(BatchConfig):
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ZooConfig(TrainingConfig, StatisticsConfig):
     """Data, training and statistics of the individual models."""
 

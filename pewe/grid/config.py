@@ -9,7 +9,7 @@ from pewe.reporting.page import INITS
 from unit_model import MODULES, PAPER, of_group
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """What part of which suite."""
 

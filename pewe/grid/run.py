@@ -33,10 +33,10 @@ from unit_model import ENSEMBLES
 
 
 def material(config: TuneConfig) -> str:
-    """A fingerprint of the backbone and the data files of a suite's tasks, and of the texts that PEMT's prompts begin with."""
+    """A fingerprint of the backbone, the data files of a suite's tasks, and the texts that the kind of delta reads."""
     folders = [Path(config.task_dir) / task for task in task_names(config)]
     data = {folder.name: files_digests(folder.glob("*.tsv")) for folder in folders}
-    texts = files_digests([Path(config.task_descriptions)] if config.tune_method == "pemt" else [])
+    texts = files_digests(Path(getattr(config, name)) for name in KINDS[config.tune_method].texts)
     return digest([data, model_digest(config.model, config.tokenizer_path), texts])
 
 

@@ -17,7 +17,6 @@ from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST
 from pewe.deltas.kinds import KINDS
-from pewe.deltas.pemt_task import GATES
 from pewe.files import read_record
 from pewe.grid.step import Made, Step
 from pewe.grid.suite import Suite
@@ -69,8 +68,8 @@ class Grid:
         common = {"seed": self.seed, "tune_method": self.delta, "delta": self.delta, "quiet": True, **self.flags}
         made = self.suite.config(kind, self.delta, *sections, **{**common, **flags})
         if self.limit and hasattr(made, "train_iters"):
-            made.train_iters = min(made.train_iters, self.limit)
-            made.trace_test = [updates for updates in made.trace_test if updates <= self.limit]
+            traced = [updates for updates in made.trace_test if updates <= self.limit]
+            made = replace(made, train_iters=min(made.train_iters, self.limit), trace_test=traced)
         return made
 
     def step(self, kind: str, of: str = "") -> Step:
@@ -120,7 +119,7 @@ class Grid:
             config = replace(config, expert_path=str(self.folder("sources")), **own[init])
             needs = (("sources",),)
         elif init != "Random":
-            config.train_checkpoint = str(self.folder("weights", init))
+            config = replace(config, train_checkpoint=str(self.folder("weights", init)))
             needs = (("weights", init),)
             run = tune_scopes if ENSEMBLES[init].group == MODULES else tune_tasks
         return self._step("tuned", init, config, run, needs, runs(config, self.tasks), init)
@@ -157,7 +156,7 @@ class Grid:
             script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
-        config.effective = min(config.effective, self.tasks / 2)
+        config = replace(config, effective=min(config.effective, self.tasks / 2))
         return self._step("weights", init, config, at_once(script.run, ensembles_of), (("sources",), *needs))
 
 
@@ -197,18 +196,19 @@ def tuned_by(command: Callable) -> Callable[..., Made]:
 
     def carry_out(config, finished) -> Made:
         try:
-            return Made(files_of_runs(Path(config.output_dir), command(config, finished)))
+            return Made(files_of_runs(config, command(config, finished)))
         except FailedRuns as error:
             failed = {str(folder.relative_to(config.output_dir)): cause for folder, cause in error.causes.items()}
-            return Made(files_of_runs(Path(config.output_dir), error.table), failed, list(error.tasks))
+            return Made(files_of_runs(config, error.table), failed, list(error.tasks))
 
     return carry_out
 
 
-def files_of_runs(out: Path, table: pd.DataFrame) -> list[Path]:
-    """The records of the runs of a table, their gates, the best checkpoints of its tasks, and the stored table."""
+def files_of_runs(config: TuneConfig, table: pd.DataFrame) -> list[Path]:
+    """The records of the runs of a table, the tables beside them, the best checkpoints of its tasks, and the stored table."""
+    out, names = Path(config.output_dir), ("run.json", *KINDS[config.tune_method].tables.values())
     folders = [out / run for run in table["run"]]
-    found = [folder / name for folder in folders for name in ("run.json", GATES)]
+    found = [folder / name for folder in folders for name in names]
     best = {folder.parents[1] / BEST for folder in folders}
     return [out / RESULT, *(path for path in (*found, *sorted(best)) if path.is_file())]
 

@@ -186,7 +186,7 @@ def _labels(logits: Tensor, labels: Tensor) -> set[int]:
     return set(labels.flatten().tolist()) - {IGNORED}
 
 
-@dataclass
+@dataclass(frozen=True)
 class BatchConfig:
     """The flag that training and statistics share."""
 
@@ -195,7 +195,7 @@ class BatchConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class StatisticsConfig(BatchConfig):
     """How the statistics of a model are collected."""
 
@@ -207,7 +207,7 @@ class StatisticsConfig(BatchConfig):
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(StatisticsConfig):
     """Which model, on which data, and what is collected."""
 

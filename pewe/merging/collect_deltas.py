@@ -141,7 +141,7 @@ def _watch_prefix(delta: Delta, grams: Sums, leaves: Leaves, name: str, x: Tenso
 WATCHES = {"lora": _watch_lora, "adapter": _watch_adapter, "prefix": _watch_prefix}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(BackboneConfig, DataConfig, DeltaConfig):
     """Which deltas, on which data."""
 

@@ -25,7 +25,7 @@ from pewe.state import DeltaState, check_state
 ZERO = "zero"  # as a base
 
 
-@dataclass
+@dataclass(frozen=True)
 class CombineConfig:
     """How weighted sources become one state."""
 

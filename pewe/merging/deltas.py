@@ -29,7 +29,7 @@ Maps = dict[str, Tensor]  # name -> (d_in, d_out)
 EXACT = -1  # as a rank: the smallest that holds the merged map exactly
 
 
-@dataclass
+@dataclass(frozen=True)
 class DeltaMergeConfig(RegMeanFlags, FisherFlags):
     """How the maps of deltas are merged."""
 

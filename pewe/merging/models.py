@@ -28,7 +28,7 @@ Models = Sequence[Mapping[str, Tensor]]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MergeRules(RegMeanFlags, FisherFlags):
     """How parameters are merged; defaults of the release, except that its alpha depends on the experiment (0.1, 0.9 or 1)."""
 
@@ -46,7 +46,7 @@ class MergeRules(RegMeanFlags, FisherFlags):
     head_rule: bool = flag(True, "simple, RegMean: average a head's row over the models that know its label only")
 
 
-@dataclass
+@dataclass(frozen=True)
 class MergeConfig(MergeRules):
     """One merge."""
 

@@ -45,7 +45,7 @@ from pewe.state import DeltaState, check_state
 from task_list import METRICS, TASK_LISTS
 
 
-@dataclass
+@dataclass(frozen=True)
 class EnsembleConfig(CombineConfig):
     """Settings that the unit_model scripts share; each script gives its own defaults from its constants."""
 

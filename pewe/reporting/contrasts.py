@@ -22,7 +22,7 @@ from pewe.reporting.stats import OUTCOMES
 from task_list import METRICS
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Which results, and which contrasts."""
 

@@ -25,7 +25,7 @@ from task_list import METRICS
 BASELINE = "Random"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Which results, and the data that they are of."""
 

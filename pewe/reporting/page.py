@@ -276,7 +276,7 @@ def write(folder: Path) -> None:
     write_text(folder / "report.html", page)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """Which results."""
 

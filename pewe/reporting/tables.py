@@ -17,7 +17,7 @@ from pewe.files import numeric, read_table, write_config, write_table, write_tex
 from pewe.flags import flag
 
 
-@dataclass
+@dataclass(frozen=True)
 class TableConfig:
     """Which results become which rows."""
 

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from pewe.data import DataConfig
-from pewe.deltas.config import DeltaConfig
+from pewe.data import TaskConfig
+from pewe.deltas.config import ScoredDeltaConfig
 from pewe.flags import flag
 from pewe.model_files import BackboneConfig
 from pewe.tuning.config import TuneConfig
 
 
-@dataclass
-class SimilarityConfig(BackboneConfig, DataConfig, DeltaConfig):
+@dataclass(frozen=True)
+class SimilarityConfig(BackboneConfig, TaskConfig, ScoredDeltaConfig):
     """Similarity of each source delta to each target, on the target's dev set."""
 
     ignored = TuneConfig  # its further flags are accepted, because the original's scripts give them

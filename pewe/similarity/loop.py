@@ -22,11 +22,12 @@ from torch import nn
 from pewe.backbone import Backbone, load_backbone
 from pewe.batches import Batch, scoring_batches
 from pewe.cli import log, log_to, show
-from pewe.data import Encoded, chosen_prefixes, load_split, split_digest, task_names
+from pewe.data import Encoded, load_split, sampled_prefixes, split_digest, task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
 from pewe.deltas.config import unread_flags
+from pewe.deltas.kinds import SCORED
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.files import hold, provenance
 from pewe.flags import check as check_flags
@@ -73,13 +74,13 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
 def check(measure: Measure, config: SimilarityConfig) -> None:
     """Flags that make no sense, told before a model is loaded."""
     check_flags(config)
-    if config.tune_method in ("pemt", "pemt_source", "model"):  # made for one task each, or not to be stacked
-        raise UserError(f"--tune_method {config.tune_method}: similarities are of adapter, lora and prefix deltas")
+    if config.tune_method not in SCORED:  # made for one task each, or not to be stacked
+        raise UserError(f"--tune_method {config.tune_method}: similarities are of {', '.join(SCORED)} deltas")
     if measure.needs_target and not config.random_tuned_ckpt_path:
         raise UserError(f"{measure.name} compares with deltas tuned on the targets: give --random_tuned_ckpt_path")
 
 
-def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
+def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
     """The deltas of these tasks in a folder, each checked against the backbone."""
     shapes = shapes_of(delta)
     hint = f"tune them first: scripts/{config.tune_method}.sh --output_dir {folder} (sources: with --full_train)"
@@ -89,20 +90,20 @@ def read_sources(config: SimilarityConfig, delta: Delta, folder: str, names: Seq
 
 
 def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:
-    return load_split(backbone.tokenizer, config, target, chosen_prefixes(config, target)[0], "dev")
+    return load_split(backbone.tokenizer, config, target, sampled_prefixes(config, target)[0], "dev")
 
 
 def identity(
     measure: Measure,
     config: SimilarityConfig,
-    delta: Delta,
+    delta: Tunable,
     states: dict[str, DeltaState],
     tuned: dict[str, DeltaState],
     dev: dict[str, Encoded],
 ) -> dict:
     """What decides a value of the matrix; a stored matrix with another identity is not continued."""
     seed = config.seed if measure.random else 0
-    told = {"tasks": [], "source_tasks": [], "one_prefix": False, "sample": "", "full_train": False}  # by the digests
+    told = {"tasks": [], "source_tasks": [], "sample": ""}  # by the digests
     flags = deciding(config, seed=seed, **told)
     return {
         "measure": measure.name,
@@ -163,6 +164,7 @@ def load_stack(sources: Sources, chunk: list[DeltaState], target: DeltaState | N
 
 
 def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
+    """Scope -> the value of every source on a target's batches, summed or (--reduction mean) averaged."""
     config, totals = sources.config, {}
     batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
     set_mode(sources.model, training=False)

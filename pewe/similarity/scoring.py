@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
 from pewe.batches import Batch
-from pewe.deltas.base import Delta
+from pewe.deltas.tunable import Tunable
 from pewe.forward import T5, Packed, Watch, pack
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Sources:
     """
 
     backbone: Backbone
-    delta: Delta
+    delta: Tunable
     config: "SimilarityConfig"
     has_target: bool = False
 
@@ -34,7 +35,7 @@ class Sources:
         return self.delta.stack
 
     @property
-    def model(self):
+    def model(self) -> T5ForConditionalGeneration:
         """The backbone's model."""
         return self.backbone.model
 

@@ -6,8 +6,6 @@ import pandas as pd
 from pewe.errors import UserError
 
 COLUMNS = ["target", "source", "scope", "value"]  # of a similarity table
-
-
 RESULT = "result.tsv"  # its name in the folder of a measure
 
 

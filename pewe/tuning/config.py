@@ -8,12 +8,10 @@ from pewe.flags import SeedConfig, flag
 from pewe.model_files import BackboneConfig
 
 OPTIMIZERS = ("adafactor", "adamw")
-
-
 LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig(SeedConfig):
     """How one delta is tuned; the defaults are the paper's."""
 
@@ -47,7 +45,7 @@ class TrainConfig(SeedConfig):
     start_is_candidate: bool = flag(True, "the starting delta competes for the best checkpoint")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     """Few-shot tuning of each target task."""
 
@@ -68,7 +66,7 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TuneAllConfig(TuneConfig):
     """Every source on every target."""
 

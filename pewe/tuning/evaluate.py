@@ -10,7 +10,7 @@ from pewe.backbone import Backbone
 from pewe.batches import collate_stack
 from pewe.cli import log
 from pewe.data import Encoded
-from pewe.deltas.base import Delta
+from pewe.deltas.tunable import Tunable
 from pewe.forward import T5, Cache, KeysValues
 from pewe.losses import losses
 from pewe.packing import Layout
@@ -20,7 +20,7 @@ ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finis
 
 @torch.no_grad()
 def generate(
-    backbone: Backbone, delta: Delta, splits: Sequence[Encoded], batch_size: int, max_length: int
+    backbone: Backbone, delta: Tunable, splits: Sequence[Encoded], batch_size: int, max_length: int
 ) -> list[list[str]]:
     """The text that member k of the delta gives for each input of `splits[k]`, stripped, in file order.
 
@@ -41,7 +41,7 @@ def generate(
 
 
 @torch.no_grad()
-def greedy(delta: Delta, inputs: Sequence[Sequence[Sequence[int]]], max_length: int) -> Tensor:
+def greedy(delta: Tunable, inputs: Sequence[Sequence[Sequence[int]]], max_length: int) -> Tensor:
     """The most likely ids of each member's inputs, (R, T), start token first, padding after the end; T at most `max_length`."""
     model = delta.backbone_model
     config, device = model.config, model.shared.weight.device
@@ -108,7 +108,7 @@ class Decoding:
 
 def evaluate(
     backbone: Backbone,
-    delta: Delta,
+    delta: Tunable,
     splits: Sequence[Encoded],
     metric_names: Sequence[str],
     batch_size: int,
@@ -126,7 +126,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def log_likelihoods(backbone: Backbone, delta: Delta, splits: Sequence[Encoded], batch_size: int) -> list[float]:
+def log_likelihoods(backbone: Backbone, delta: Tunable, splits: Sequence[Encoded], batch_size: int) -> list[float]:
     """How likely member k of the delta finds the answers of `splits[k]`, in nats per label token.
 
     Of each line the mean of log p(token | input, tokens before) over the tokens of its first answer, as tuning sees them;

@@ -13,20 +13,21 @@ from pathlib import Path
 import pandas as pd
 
 from pewe.cli import log, main
-from pewe.deltas.pemt_task import GATES
+from pewe.deltas.kinds import GATES, KINDS
 from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within, write_config, write_table
 from pewe.flags import flag, suggest
 from pewe.identity import difference
 from pewe.reporting import stats
 from pewe.reporting.plots import heat_map
-from pewe.tuning.runs import RECORD, folder_of, gates_print
+from pewe.tuning.runs import RECORD, folder_of, tables_print
 from task_list import METRICS
 
+GATED = [name for name, kind in KINDS.items() if "gates" in kind.tables]
 CORRELATIONS = "rank_correlation.tsv"
 
 
-@dataclass
+@dataclass(frozen=True)
 class GatesConfig:
     """Which runs, and what their gates are compared with."""
 
@@ -55,7 +56,7 @@ def gates_of(folders: Sequence[Path]) -> pd.DataFrame:
             own = {name: value for name, value in record["settings"].items() if name not in _OF_ONE_RUN}
             if why := difference(settings.setdefault(own["task"], own), own):
                 log.warning("%s is of other settings than an earlier run of this target: %s", folder, why)
-        elif within(record, "settings", "tune_method", kind=str) == "pemt":
+        elif within(record, "settings", "tune_method", kind=str) in GATED:
             log.warning("%s has no gates and is left out: it was interrupted, has failed, or was not tested", folder)
     return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
 
@@ -66,7 +67,7 @@ _OF_ONE_RUN = ("seed", "prefix", "data", "init", "built_on")  # of its settings,
 def _gates_of_run(folder: Path, record: dict) -> pd.DataFrame:
     """The gates that the result in a run's record is of. Raises UserError where those in the folder are others."""
     path, result = folder / GATES, within(record, "result") or {}
-    if not result.get("gates") or gates_print(folder) != result["gates"]:
+    if not result.get("gates") or tables_print(GATED[0], folder)["gates"] != result["gates"]:
         raise UserError(
             f"{path} is not of a result in {RECORD} beside it (of another run or version, changed, or lost); "
             "start that run again"

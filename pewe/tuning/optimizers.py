@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Adafactor
 
-from pewe.deltas.base import Delta
+from pewe.deltas.tunable import Tunable
 from pewe.tuning.config import TrainConfig
 
 
@@ -50,7 +50,7 @@ class AdamW(torch.optim.Optimizer):
             parameter.sub_(size * mean / (square.sqrt() + group["eps"]))
 
 
-def make_optimizer(delta: Delta, learning_rates: Sequence[float], name: str = "adafactor") -> torch.optim.Optimizer:
+def make_optimizer(delta: Tunable, learning_rates: Sequence[float], name: str = "adafactor") -> torch.optim.Optimizer:
     """One of OPTIMIZERS with a learning rate per member (Adafactor: scale_parameter, relative_step, warmup_init off)."""
     parameters = list(delta.named.values())
     rates = stacked_rates(learning_rates, parameters[0].device)
@@ -82,7 +82,7 @@ def rate_factor(config: TrainConfig, update: int) -> float:
 
 
 @torch.no_grad()
-def clip_gradients(delta: Delta, max_norm: float) -> Tensor:
+def clip_gradients(delta: Tunable, max_norm: float) -> Tensor:
     """Scale each member's gradient to a norm of at most `max_norm` over all its tensors; the norms before, (K,)."""
     gradients = [p.grad for p in delta.named.values() if p.grad is not None]
     norms = torch.stack([gradient.reshape(delta.stack, -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
@@ -95,7 +95,7 @@ def clip_gradients(delta: Delta, max_norm: float) -> Tensor:
 _STATISTICS = ("exp_avg", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
 
 
-def _optimizer_slice(optimizer: torch.optim.Optimizer, k: int, stacked: bool) -> list[dict[str, Tensor]]:
+def statistics_of(optimizer: torch.optim.Optimizer, k: int, stacked: bool) -> list[dict[str, Tensor]]:
     """Member k's statistics, one dict per parameter; empty before the first update."""
     return [
         {
@@ -112,9 +112,10 @@ def _shared(parameter: nn.Parameter, name: str) -> bool:
     return name == "exp_avg_sq_col" and parameter.dim() == 2
 
 
-def _load_optimizer(
+def load_statistics(
     optimizer: torch.optim.Optimizer, slices: list[list[dict[str, Tensor]]], updates: int, stacked: bool
 ) -> None:
+    """Give the optimiser the statistics of its members, as `statistics_of` gave them after so many updates."""
     for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
         names = slices[0][number]
         state = {
@@ -126,7 +127,8 @@ def _load_optimizer(
             optimizer.state[parameter] = {"step": updates, "RMS": 0, **moved}
 
 
-def _keep(optimizer: torch.optim.Optimizer, members: Tensor) -> None:
+def keep_members(optimizer: torch.optim.Optimizer, members: Tensor) -> None:
+    """Drop the statistics of all members but these (indices into the stack)."""
     for state in optimizer.state.values():
         for name in _STATISTICS:
             if name in state:

@@ -1,24 +1,23 @@
 """Which runs a configuration asks for, from which init, and in which stacks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, product
 from pathlib import Path
 
 from pewe.backbone import Backbone
 from pewe.data import SPLITS, chosen_prefixes, load_split, task_names
-from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
-from pewe.deltas.pemt_task import prepare_delta
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check as check_flags
-from pewe.state import DeltaState, shapes_of
+from pewe.state import DeltaState, Shapes, shapes_of
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.member import Member, read_resume
-from pewe.tuning.runs import (
-    Run,
-    folder_of,
-    run_settings,
-)
+from pewe.tuning.runs import Run, folder_of, run_settings
+
+Inits = Callable[
+    [Tunable, str, Shapes], dict[str, DeltaState]
+]  # of a task: the source's name, if any -> where it starts
 
 
 def check(config: TuneConfig) -> None:
@@ -35,10 +34,10 @@ def check(config: TuneConfig) -> None:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
 
 
-def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterator[Run]:
+def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits) -> Iterator[Run]:
     """Every run of the configuration, with its data read and its init checked before anything is tuned."""
     for task in task_names(config):
-        prepare_delta(delta, config, task, backbone.tokenizer)
+        delta.for_task(config, task, backbone.tokenizer)
         shapes = shapes_of(delta)
         prefixes, states = chosen_prefixes(config, task), inits(delta, task, shapes)
         for prefix in prefixes:
@@ -61,7 +60,7 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Delta, inits) -> Iterato
                 )
 
 
-def initial_state(config: TuneConfig, delta: Delta, task: str, shapes) -> DeltaState:
+def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes) -> DeltaState:
     """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
     use = {"shapes": shapes, "built_on": delta.built_on, "made_for": delta_identity(config)}
     if not config.do_train:
@@ -83,7 +82,7 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
     """
     pairs = [(run, prepare(run)) for run in runs]
 
-    def key(pair):
+    def key(pair: tuple[Run, Member]) -> tuple[int, bool, bool, int]:
         run, member = pair
         return run.batch_size, member.resumes, member.progress.finished, member.progress.updates
 

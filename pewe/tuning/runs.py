@@ -2,7 +2,7 @@
 
 <output_dir>/<task>[/<source>]/<prefix>/lr_<lr>_bsz_<bsz>_seed_<seed>/
     run.json               settings, provenance and, once it has ended, the result or the cause of its failure; sealed
-    gates.tsv              PEMT: what its gates weigh; `run.json` holds the fingerprint. gates.png, test_metrics.txt: to look at
+    ...                    files of the kind of delta; `run.json` holds the fingerprints of its tables
     checkpoint-best.pt     its best step; `run.json` holds the checksum
     resume.pt              what it goes on from; holds the best step too
 <output_dir>/<task>[/<source>]/checkpoint-best.pt      that of the task's best run by dev score
@@ -21,13 +21,14 @@ import pandas as pd
 from pewe import identity
 from pewe.cli import log
 from pewe.data import Encoded, split_digest
-from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import BACKBONE, BEST, MODEL, NOTHING, checksum, delta_identity, experts_of, sound_content
 from pewe.deltas.config import unread_flags
-from pewe.deltas.pemt_task import GATES, REPORT
+from pewe.deltas.kinds import KINDS
+from pewe.deltas.tunable import Tunable
 from pewe.files import provenance, read_record, replacing, write_record, write_table
 from pewe.reporting.stats import OUTCOMES
 from pewe.state import DeltaState
+from pewe.tuning.config import TuneConfig
 from task_list import METRICS
 
 COLUMNS = [
@@ -84,8 +85,8 @@ def folder_of(out: Path, row: Mapping) -> Path:
 
 
 def run_settings(
-    config,
-    delta: Delta,
+    config: TuneConfig,
+    delta: Tunable,
     task: str,
     prefix: str,
     batch_size: int,
@@ -121,11 +122,12 @@ def run_settings(
 def renew(run: Run) -> None:
     """A record without result takes the place of the stored one, and nothing stays of what an earlier test has reported."""
     write_run(run)
-    for name in REPORT:
-        (run.folder / name).unlink(missing_ok=True)
+    for kind in KINDS.values():
+        for name in (*kind.tables.values(), *kind.shown):
+            (run.folder / name).unlink(missing_ok=True)
 
 
-def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending) -> None:
+def write_run(run: Run, measured: Mapping[str, float] = NOTHING, **ending: dict | str) -> None:
     """Write its `run.json`, with the result and the times measured, or the cause of its failure, where it has ended."""
     about = {**provenance(), "measured": dict(measured)}
     write_record(run.folder / RECORD, {"settings": run.settings, **ending, identity.PROVENANCE: about})
@@ -144,10 +146,7 @@ def stored_result(run: Run, tested: bool) -> dict | None:
         reason = f"it failed, {record['failed']}" if "failed" in record else "it was interrupted"
     if not reason and tested and result["test"] is None:
         reason = "it was not tested"
-    if not reason and "gates" not in result and "test_moe_weight_0" in result["block"]:
-        reason = f"its record has no fingerprint of {GATES} (an earlier version)"
-    if not reason and result.get("gates") and gates_print(run.folder) != result["gates"]:
-        reason = f"{run.folder / GATES} is missing, or was changed after it was written"
+    reason = reason or lost_table(run, result)
     if not reason and not _keep_best(run, result["checkpoint"]):
         reason = f"{run.folder / BEST} is damaged or missing, and {run.of_task} is not a copy of it"
     if reason:
@@ -160,9 +159,22 @@ def _result_in(record: Mapping) -> dict | None:
     return {**record["result"], **record[identity.PROVENANCE]} if "result" in record else None
 
 
-def gates_print(folder: Path) -> str:
-    """A fingerprint of the stored gates of a run; empty where there are none."""
-    return identity.file_digest(folder / GATES) if (folder / GATES).is_file() else ""
+def tables_print(kind: str, folder: Path) -> dict[str, str]:
+    """Fingerprints of the tables that a kind of delta has left beside a run's record; empty where one is not there."""
+    paths = {entry: folder / name for entry, name in KINDS[kind].tables.items()}
+    return {entry: identity.file_digest(path) if path.is_file() else "" for entry, path in paths.items()}
+
+
+def lost_table(run: Run, result: Mapping) -> str:
+    """What is wrong with the tables beside the record of a tested run, in words; empty where they are those of its result."""
+    kind = run.settings["tune_method"]
+    for entry, found in tables_print(kind, run.folder).items() if result["test"] is not None else ():
+        name = KINDS[kind].tables[entry]
+        if entry not in result:
+            return f"its record has no fingerprint of {name} (an earlier version)"
+        if found != result[entry]:
+            return f"{run.folder / name} is missing, or was changed after it was written"
+    return ""
 
 
 def _keep_best(run: Run, expected: str) -> bool:

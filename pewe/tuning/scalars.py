@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -25,7 +26,7 @@ class Scalars:
         if self.writer is not None:
             self._unless_it_fails(self.writer.close)
 
-    def _unless_it_fails(self, action: Callable):
+    def _unless_it_fails(self, action: Callable) -> Any:
         try:
             return action()
         except OSError as error:

@@ -17,8 +17,8 @@ from pewe import identity
 from pewe.backbone import Backbone
 from pewe.batches import collate_stack, training_updates
 from pewe.cli import log
-from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import save_sealed
+from pewe.deltas.tunable import Tunable
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED
 from pewe.losses import member_losses
@@ -28,20 +28,20 @@ from pewe.tuning.config import TrainConfig
 from pewe.tuning.evaluate import evaluate, log_likelihoods
 from pewe.tuning.member import Member, write_best
 from pewe.tuning.optimizers import (
-    _keep,
-    _load_optimizer,
-    _optimizer_slice,
     clip_gradients,
+    keep_members,
+    load_statistics,
     make_optimizer,
     rate_factor,
     stacked_rates,
+    statistics_of,
 )
 from pewe.tuning.scalars import Scalars
 
 
 def fit(
     backbone: Backbone,
-    delta: Delta,
+    delta: Tunable,
     members: Sequence[Member],
     config: TrainConfig,
     accumulate: int,
@@ -76,7 +76,17 @@ def fit(
 class Session:
     """The state of one lockstep: the members still in the stack, their optimiser and their data streams."""
 
-    def __init__(self, backbone, delta, members, config, accumulate, batch_size, max_length, as_original):
+    def __init__(
+        self,
+        backbone: Backbone,
+        delta: Tunable,
+        members: list[Member],
+        config: TrainConfig,
+        accumulate: int,
+        batch_size: int,
+        max_length: int,
+        as_original: bool,
+    ):
         self.backbone, self.delta, self.members, self.config = backbone, delta, members, config
         self.accumulate, self.max_length, self.as_original = accumulate, max_length, as_original
         self.streams = []
@@ -93,7 +103,7 @@ class Session:
         self.optimizer = make_optimizer(self.delta, rates, self.config.optimizer)
         if all(resumed):
             slices = [saved["optimizer"] for saved in resumed]
-            _load_optimizer(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
+            load_statistics(self.optimizer, slices, self.members[0].progress.updates, self.delta.stacked)
             for member in self.members:
                 member.saved = None  # no longer needed
             return
@@ -224,7 +234,7 @@ class Session:
                 "settings": member.settings,
                 "delta": state,
                 "best": member.best,
-                "optimizer": _optimizer_slice(self.optimizer, k, self.delta.stacked),
+                "optimizer": statistics_of(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
             saved[identity.PROVENANCE] = {"seconds": saved["progress"].pop("seconds")}
@@ -248,7 +258,7 @@ class Session:
         if going and staying:
             index = torch.tensor(staying, device=self.backbone.device)
             self.delta.keep(index)
-            _keep(self.optimizer, index)
+            keep_members(self.optimizer, index)
         self.members, self.streams, self.writers = (
             [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
         )
@@ -256,7 +266,7 @@ class Session:
 
 
 def outcomes(
-    backbone: Backbone, delta: Delta, members: Sequence[Member], batch_size: int, max_length: int
+    backbone: Backbone, delta: Tunable, members: Sequence[Member], batch_size: int, max_length: int
 ) -> list[dict[str, float]]:
     """The metric and the log-likelihood (`log_likelihoods`) of each member on its test lines, as they are in the stack."""
     splits, metrics = [member.test for member in members], [member.metric for member in members]

@@ -16,26 +16,25 @@ from pewe.backbone import Backbone, load_backbone
 from pewe.cli import log, log_to, show
 from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.base import Delta
 from pewe.deltas.checkpoint import BEST, checksum, delta_identity, read_checkpoint, task_checkpoint
 from pewe.deltas.kinds import KINDS
-from pewe.deltas.pemt_task import MEASURED, generation_length, prepare_delta, report
+from pewe.deltas.tunable import MEASURED, Tested, Tunable
 from pewe.errors import UserError
 from pewe.files import hold, write_config
 from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
-from pewe.tuning.plan import check, initial_state, plan, stacks
+from pewe.tuning.plan import Inits, check, initial_state, plan, stacks
 from pewe.tuning.runs import (
     COLUMNS,
     Run,
     clear,
-    gates_print,
     other_rows,
     place_best,
     renew,
     stored_result,
+    tables_print,
     write_results,
     write_run,
 )
@@ -68,9 +67,7 @@ def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None
     return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
 
 
-def execute(
-    config: TuneConfig, inits: Callable[[Delta, str, Shapes], dict[str, DeltaState]], finished: Callable[[int], None]
-) -> pd.DataFrame:
+def execute(config: TuneConfig, inits: Inits, finished: Callable[[int], None]) -> pd.DataFrame:
     """Plan the runs of every task from each of its inits (source -> state), carry out those without a result.
 
     No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
@@ -88,7 +85,7 @@ def execute(
 
 
 def carry_out(
-    config: TuneConfig, backbone: Backbone, delta: Delta, runs: Sequence[Run], finished: Callable[[int], None]
+    config: TuneConfig, backbone: Backbone, delta: Tunable, runs: Sequence[Run], finished: Callable[[int], None]
 ) -> pd.DataFrame:
     """Those of the runs that have no result yet, stack by stack; the table is written after each."""
     out, causes = Path(config.output_dir), {}
@@ -133,11 +130,11 @@ def begin(run: Run, member: Member, config: TuneConfig) -> None:
 
 
 def tune_stack(
-    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+    backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
 ) -> tuple[dict[Path, dict], dict[Path, str]]:
     """Tune, test and record one stack; by folder, the results of its runs and the causes of those that failed."""
     first, head = pairs[0]
-    prepare_delta(delta, config, first.task, backbone.tokenizer)
+    delta.for_task(config, first.task, backbone.tokenizer)
     for run, member in pairs:
         begin(run, member, config)
     if config.do_train and not head.progress.finished:
@@ -150,7 +147,7 @@ def tune_stack(
             for_run(config, first),
             first.batch_size // micro,
             micro,
-            generation_length(config),
+            delta.generation_length(config),
             quirks,
             config.quiet,
         )
@@ -164,7 +161,7 @@ def tune_stack(
 
 
 def score_and_record(
-    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+    backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
 ) -> dict[Path, dict]:
     """Test the best checkpoints of a stack, or what is not tuned, and record the results, which are returned by folder."""
     runs = [run for run, _ in pairs]
@@ -183,10 +180,11 @@ def score_and_record(
         score, block = test.get("test"), {}
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
-            block = report(backbone, delta, run, score, epochs, end - tested, config)
+            seen = Tested(run.folder, run.splits["test"], score, epochs, end - tested)
+            block = delta.result_block(backbone, seen, config)
         measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
         measured |= {name: block.pop(name) for name in MEASURED if name in block}
-        result = {**_result(run, member, score), "block": block, "gates": gates_print(run.folder)}
+        result = {**_result(run, member, score), "block": block, **tables_print(config.tune_method, run.folder)}
         if config.trace_test:
             last = {"point": "best", "updates": member.progress.best_updates, **test}
             result["trace"] = [*member.progress.trace, last]
@@ -197,12 +195,12 @@ def score_and_record(
 
 
 def test_best(
-    backbone: Backbone, delta: Delta, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
+    backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
 ) -> list[dict[str, float]]:
     """Test score of the best steps, which are loaded, and log-likelihood (--trace_test); empty without --do_predict."""
     if config.trace_test:
         members = [member for _, member in pairs]
-        return outcomes(backbone, delta, members, config.predict_batch_size, generation_length(config))
+        return outcomes(backbone, delta, members, config.predict_batch_size, delta.generation_length(config))
     scores = _score(backbone, delta, [run for run, _ in pairs], "test", config) if config.do_predict else []
     return [{"test": score} for score in scores] or [{} for _ in pairs]
 
@@ -216,9 +214,9 @@ def for_run(config: TuneConfig, run: Run) -> TuneConfig:
     return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
 
 
-def _score(backbone: Backbone, delta: Delta, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
+def _score(backbone: Backbone, delta: Tunable, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
     splits, names = [run.splits[split] for run in runs], [run.metric for run in runs]
-    return evaluate(backbone, delta, splits, names, config.predict_batch_size, generation_length(config))
+    return evaluate(backbone, delta, splits, names, config.predict_batch_size, delta.generation_length(config))
 
 
 def _result(run: Run, member: Member, test: float | None) -> dict:
@@ -252,7 +250,7 @@ def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda run
     names = task_names(config, "source_tasks")
     states: dict[str, DeltaState] = {}
 
-    def inits(delta: Delta, task: str, shapes: Shapes) -> dict[str, DeltaState]:
+    def inits(delta: Tunable, task: str, shapes: Shapes) -> dict[str, DeltaState]:
         for name in names:
             path = task_checkpoint(Path(config.source_ckpt_path), name)
             if name not in states:

@@ -104,7 +104,7 @@ COMMANDS = {
     ),
     "experts": tuning(f"{BOTH} {ALL} --full_train --tune_method pemt_source --seed 1"),
     "pemt": tuning(PEMT),
-    "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.deltas.pemt_task:GatesConfig"),
+    "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.tuning.gates:GatesConfig"),
     "suite": Command(
         "-m pewe.grid --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz", "pewe.grid.config:Config"
     ),

@@ -15,7 +15,7 @@ from pewe.state import DeltaState
 SMALLEST = 1e-10  # of a smoothing in units of the mean Fisher value
 
 
-@dataclass
+@dataclass(frozen=True)
 class FisherFlags:
     """The smoothing eps."""
 

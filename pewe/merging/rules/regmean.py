@@ -15,7 +15,7 @@ from pewe.state import DeltaState
 SINGULAR = 1e-12  # smallest squared pivot of a Gram scaled to a unit diagonal that still counts as regular
 
 
-@dataclass
+@dataclass(frozen=True)
 class RegMeanFlags:
     """How Grams are shrunk."""
 
