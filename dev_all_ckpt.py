@@ -11,7 +11,6 @@ import pandas as pd
 from pewe.cli import main
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
-from pewe.tuning.tune import tune_all
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Config(TuneAllConfig):
 
 def run(config: Config, *progress: Callable[[int], None]) -> pd.DataFrame:
     """Score only, whatever the flags of training say (the original's script gives them)."""
+    from pewe.tuning.tune import tune_all
+
     return tune_all(replace(config, do_train=False, do_predict=False), *progress)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pewe.cli import main
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
-from pewe.tuning.tune import tune_all
 
 
 @dataclass(frozen=True)
@@ -22,5 +21,12 @@ class Config(TuneAllConfig):
     output_dir: str = flag("checkpoints/adapter/tuned_all", "folder of the tuned pairs", decides=False)
 
 
+def run(config: Config, *progress):
+    """As pewe.tuning.tune, which loads the model's code."""
+    from pewe.tuning.tune import tune_all
+
+    return tune_all(config, *progress)
+
+
 if __name__ == "__main__":
-    main(tune_all, Config, __doc__)
+    main(run, Config, __doc__)

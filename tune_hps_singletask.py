@@ -8,7 +8,14 @@ Step "downstream performance" of the paper. The shell scripts in scripts/ call i
 
 from pewe.cli import main
 from pewe.tuning.config import TuneConfig
-from pewe.tuning.tune import tune
+
+
+def run(config: TuneConfig) -> None:
+    """As pewe.tuning.tune, which loads the model's code."""
+    from pewe.tuning.tune import tune
+
+    tune(config)
+
 
 if __name__ == "__main__":
-    main(tune, TuneConfig, __doc__)
+    main(run, TuneConfig, __doc__)

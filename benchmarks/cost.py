@@ -19,7 +19,7 @@ from pewe.data import find_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
 from pewe.flags import flag
-from pewe.reporting.plots import plt, save
+from pewe.reporting.plots import drawing, save
 from pewe.similarity.scoring import Sources
 
 
@@ -71,6 +71,7 @@ def by_tasks(config: Config, folder: Path) -> list[dict]:
 
 def draw(rows: list[dict], path: Path) -> None:
     """The two curves."""
+    plt, _ = drawing()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     stacks, tasks = [r for r in rows if "stack" in r], [r for r in rows if "tasks" in r]
     left.plot([r["stack"] for r in stacks], [1000 * r["ours_s"] / r["stack"] for r in stacks], marker="o")

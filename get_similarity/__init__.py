@@ -1,21 +1,38 @@
-"""The measures by name. A new one is a script beside this file and an entry here."""
+"""The measures by name. A new one is a script beside this file and an entry here.
 
-from get_similarity import (
-    get_block,
-    get_Cosine_of_Logits_and_Labels,
-    get_EL2N,
-    get_GraNd,
-    get_KL_divergence,
-    get_Loss,
-    get_TextEmb,
+A script is imported when its measure is asked for, not before, so that names cost nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pewe.similarity.measure import Measure
+
+
+class Measures(Mapping[str, "Measure"]):
+    """Name -> the MEASURE of a script of this folder."""
+
+    def __init__(self, **scripts: str):
+        self.scripts = scripts
+
+    def __getitem__(self, name: str) -> "Measure":
+        return import_module(f"get_similarity.{self.scripts[name]}").MEASURE
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scripts)
+
+    def __len__(self) -> int:
+        return len(self.scripts)
+
+
+MEASURES = Measures(
+    Loss="get_Loss",
+    KL="get_KL_divergence",
+    EL2N="get_EL2N",
+    Cosine_of_Logits_and_Labels="get_Cosine_of_Logits_and_Labels",
+    GraNd="get_GraNd",
+    TextEmb="get_TextEmb",
+    block="get_block",
 )
-
-MEASURES = {
-    "Loss": get_Loss.MEASURE,
-    "KL": get_KL_divergence.MEASURE,
-    "EL2N": get_EL2N.MEASURE,
-    "Cosine_of_Logits_and_Labels": get_Cosine_of_Logits_and_Labels.MEASURE,
-    "GraNd": get_GraNd.MEASURE,
-    "TextEmb": get_TextEmb.MEASURE,
-    "block": get_block.MEASURE,
-}

@@ -1,10 +1,7 @@
 """Load the frozen T5 and its tokenizer."""
 
-import contextlib
 import functools
-import json
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,24 +21,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from pewe.cli import log
 from pewe.errors import UserError
-from pewe.flags import check, flag
-from pewe.texts import visible
+from pewe.flags import check
+from pewe.model_files import DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
 
 transformers.logging.set_verbosity_error()
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEVICES = ("auto", "cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The frozen model and where it runs."""
-
-    model: str = flag(
-        "google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)", decides=False
-    )
-    tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
-    device: str = flag("auto", "auto, cpu or cuda", decides=False, choices=DEVICES)
-    dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16", choices=DTYPES)
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass
@@ -71,77 +55,6 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     model = _load_model(config.model, DTYPES[config.dtype])
     _check_tokens(config.model, model, tokenizer)
     return Backbone(model.to(device), tokenizer, device)
-
-
-# ---- folders of models, of any kind
-
-
-def check_folder(name: str, flag: str = "--model", needs: str = "config.json") -> None:
-    """What can be said of the folder of a model or a tokenizer (or of a hub's name) without loading it.
-
-    Raises UserError where a needed file is missing, a file is a pointer of Git LFS, or code of the folder would be run.
-    """
-    folder = Path(name)
-    if not folder.exists():
-        if name.count("/") > 1:
-            raise UserError(f"{flag} {name}: there is no such folder")
-        return
-    if needs and not (folder / needs).is_file():
-        raise UserError(f"{flag} {name}: not a transformers folder, there is no {needs} in it")
-    if not folder.is_dir():
-        raise UserError(f"{flag} {name}: not a folder")
-    for path in visible(folder.iterdir()):
-        if path.is_file() and _begins_with(path, LFS_POINTER):
-            raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull")
-    if needs and "model_type" not in _object(folder / needs):  # transformers would guess it from the folder's name
-        raise UserError(f"{folder / needs} has no model_type")
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        if path.is_file() and _object(path).get("auto_map"):
-            raise UserError(f"{path} names code of its own (auto_map); no code of a model is ever run")
-    for path in folder.glob("*.index.json"):
-        index_files(path)
-    if (folder / "custom_generate").exists():  # transformers would run it, trusted or not
-        raise UserError(f"{folder / 'custom_generate'}: no code of a model is ever run")
-
-
-def index_files(path: Path) -> list[Path]:
-    """The files that an index of weights names. Raises UserError for what is no file of its folder."""
-    names = _object(path).get("weight_map")
-    found = list(names.values()) if isinstance(names, dict) and names else [names]
-    if odd := [name for name in found if not isinstance(name, str) or not name or Path(name).name != name]:
-        raise UserError(f"{path}: weight_map must name files of the folder, not {odd[0]!r}")
-    return [path.parent / name for name in dict.fromkeys(found)]
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def _begins_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(start)) == start
-
-
-def _object(path: Path) -> dict:
-    with loading(str(path)):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, not a {type(content).__name__}")
-    return content
-
-
-@contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises on damaged files, which are many kinds of errors, into one UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot load {what}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -230,7 +143,7 @@ def _stored(folder: Path, tensor: str) -> tuple[Path, torch.Tensor | None]:
     for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks for them
         path, index = folder / name, folder / f"{name}.index.json"
         if not path.is_file() and index.is_file():
-            path = folder / _object(index)["weight_map"].get(tensor, "")
+            path = folder / json_object(index)["weight_map"].get(tensor, "")
         elif not path.is_file():
             continue
         if not path.is_file():

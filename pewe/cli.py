@@ -10,12 +10,19 @@ import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pewe import INSTALLED, ROOT
 from pewe.errors import LogFile, Terminal, UserError, one_line, reason
 from pewe.flags import check, check_file, default_of, suggest
 
 C = typing.TypeVar("C")
 log = logging.getLogger("pewe")
-ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = (
+    "data/mini_gym",
+    "data/mini_emotions",
+    "data/task_descriptions.tsv",
+    "checkpoints/mini_t5",
+    "checkpoints/mini_bert",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,15 +87,26 @@ def parse(config_class: type[C], args: list[str] | None = None, description: str
     for field, kind in _ignored(config_class):
         _add_flag(parser, field, kind, ignored=True)
     if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
-        values = read_toml(ROOT / path)
+        values = read_toml(Path(path) if INSTALLED and Path(path).is_file() else ROOT / path)
         check_file(values, [config_class], path)
         parser.set_defaults(**values)
     given = vars(parser.parse_args(args))
     if extra := sorted(given.keys() - kinds.keys()):
         print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)
-    config = config_class(**{name: value for name, value in given.items() if name in kinds})
+    config = config_class(**{name: embedded(value) for name, value in given.items() if name in kinds})
     check(config)
     return config
+
+
+def embedded(value):
+    """The value of a flag; where it names something embedded that the working folder of an installed pewe has not, its place.
+
+    Of a list every item. In a checkout, whose root is the working folder, nothing changes.
+    """
+    if isinstance(value, list):
+        return [embedded(item) for item in value]
+    ours = isinstance(value, str) and any(Path(value).is_relative_to(path) for path in EMBEDDED)
+    return str(ROOT / value) if INSTALLED and ours and not Path(value).exists() else value
 
 
 def read_toml(path: Path) -> dict:
@@ -140,10 +158,11 @@ def main(
 ) -> None:
     """Parse and run; every error that is no bug becomes one line on stderr and exit code 2 (`errors.one_line`).
 
-    Relative paths start at the repository root, whatever folder the command is given in. A character that the terminal
-    cannot show is written as its code.
+    Relative paths start at the repository root, whatever folder the command is given in; those of an installed pewe at the
+    working folder. A character that the terminal cannot show is written as its code.
     """
     with one_line():
         config = parse(config_class, args, description, file_flag)
-        os.chdir(ROOT)
+        if not INSTALLED:
+            os.chdir(ROOT)
         run(config)

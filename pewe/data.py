@@ -9,8 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pewe import metrics
 from pewe.errors import UserError
@@ -19,6 +18,9 @@ from pewe.identity import digest
 from pewe.texts import decoded, raw_lines, visible
 from pewe.tokens import tokenise
 from task_list import METRICS, TASK_LISTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LONGEST = 2**15  # tokens of a sequence
 SPLITS = ("train", "dev", "test")
@@ -188,7 +190,7 @@ def split_path(task_dir: Path, task: str, prefix: str, split: str, full_train: b
     return task_dir / task / f"{stem}_{split}.tsv"
 
 
-def load_split(tokenizer: PreTrainedTokenizerBase, config: TaskConfig, task: str, prefix: str, split: str) -> Encoded:
+def load_split(tokenizer: "PreTrainedTokenizerBase", config: TaskConfig, task: str, prefix: str, split: str) -> Encoded:
     """Read, check and tokenise a split; done once per process, file content and setting.
 
     Of "train", the configuration says which file (`full_train`).

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import filelock
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 
-from pewe import identity
-from pewe.cli import ROOT, log
+from pewe import INSTALLED, ROOT, identity
+from pewe.cli import log
 from pewe.errors import UserError, write_fault
 from pewe.flags import checked_name
 
@@ -214,21 +213,27 @@ def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
 
 def provenance() -> dict:
     """Versions, commit, machine and time: what a reader needs to trust or repeat a number."""
-    try:
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # there is no git
-        commit = ""
+    commit = f"version {_version('pewe')}" if INSTALLED else _commit()
     packages = ("torch", "transformers", "opendelta", "numpy")
+    torch = sys.modules.get("torch")  # where nothing was computed by it, it is not loaded for this
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit or "unknown",
+        "commit": commit,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads() if torch else 1,
     }
+
+
+def _commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git
+        found = ""
+    return found or "unknown"
 
 
 def _version(package: str) -> str:

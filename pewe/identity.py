@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import try_to_load_from_cache
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LENGTH = 16  # hexadecimal digits of a fingerprint: 64 bits
 SEAL = "sha256"  # entry of a sealed record
@@ -40,7 +41,8 @@ def _as_read(content):
 
 
 def _plain(value) -> str | list:
-    if not isinstance(value, Tensor):
+    torch = sys.modules.get("torch")  # loaded by whoever made a tensor
+    if torch is None or not isinstance(value, torch.Tensor):
         return str(value)
     raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
     return [str(value.dtype), list(value.shape), hashlib.sha256(raw.numpy()).hexdigest()]
@@ -59,7 +61,7 @@ def part(config, kind: type):
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
 
-def state_digest(state: Mapping[str, Tensor]) -> str:
+def state_digest(state: "Mapping[str, Tensor]") -> str:
     """A fingerprint of tensors: names, shapes and values (as float32, whatever their dtype)."""
     fingerprint = hashlib.sha256()
     for name in sorted(state):
@@ -127,6 +129,8 @@ def _folder_prints(name: str) -> dict[str, str] | str:
 
 
 def _cached_folder(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
     try:
         found = try_to_load_from_cache(name, "config.json")
     except ValueError:  # not the form of a hub id

@@ -4,6 +4,7 @@
 except for Classification-F1, MultiRC and the correlations, which look at the first only.
 """
 
+import functools
 import math
 import re
 import string
@@ -13,9 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rouge import Rouge
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
+import scipy  # its parts, as scikit-learn and rouge, are loaded where a metric is computed
 
 from pewe.errors import UserError
 from pewe.flags import suggest
@@ -69,16 +68,22 @@ def rouge_l(prediction: str, gold: str) -> float:
         raise MetricError(f"Rouge-L is not defined for the answer {gold!r}: Reference is empty.")
     depth = 2 * (len(prediction.split()) + len(gold.split())) + 1000  # the package recurses once a word
     sys.setrecursionlimit(max(sys.getrecursionlimit(), depth))
-    return _ROUGE.get_scores(prediction, gold)[0]["rouge-l"]["f"]
+    return _rouge().get_scores(prediction, gold)[0]["rouge-l"]["f"]
 
 
-_ROUGE = Rouge(metrics=["rouge-l"])
+@functools.cache
+def _rouge():
+    from rouge import Rouge
+
+    return Rouge(metrics=["rouge-l"])
 
 
 def classification_f1(predictions: Sequence[str], golds: Sequence[str]) -> float:
     """Macro F1 over the labels that occur among the golds; any other prediction is simply wrong."""
     if not golds:
         raise MetricError("Classification-F1 needs at least one example")
+    from sklearn.metrics import f1_score
+
     return float(f1_score(golds, predictions, labels=sorted(set(golds)), average="macro", zero_division=0))
 
 
@@ -86,6 +91,8 @@ def matthew_correlation(predictions: Sequence[str], golds: Sequence[str]) -> flo
     """Matthews correlation of "is acceptable" (CoLA is CrossFit's only task with this metric)."""
     if not golds:
         raise MetricError("Matthew-Correlation needs at least one example")
+    from sklearn.metrics import matthews_corrcoef
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single label in both: the correlation is 0
         acceptable = [[text.strip() == ACCEPTABLE[0] for text in side] for side in (golds, predictions)]
@@ -98,7 +105,7 @@ def pearson_correlation(predictions: Sequence[str], golds: Sequence[str]) -> flo
         raise MetricError("Pearson-Correlation needs at least two examples")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant predictions: NaN
-        return float(pearsonr([_number(text) for text in predictions], [float(text) for text in golds])[0])
+        return float(scipy.stats.pearsonr([_number(text) for text in predictions], [float(text) for text in golds])[0])
 
 
 def _number(text: str) -> float:
@@ -126,13 +133,15 @@ def _first_gold(score: Callable[[Sequence[str], Sequence[str]], float]):
 def matthews(predictions: Sequence[str], golds: Sequence[str]) -> float:
     """Matthews correlation of the labels; any prediction that is no label of the golds is one more class."""
     known = set(golds)
+    from sklearn.metrics import matthews_corrcoef
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single label in both: the correlation is 0
         return float(matthews_corrcoef(golds, [text if text in known else "" for text in predictions]))
 
 
-def correlation_or_zero(correlation: Callable) -> Callable[[Sequence[str], Sequence[str]], float]:
-    """A correlation of numbers, where a text that is no number is -1, and 0 where it is not defined."""
+def correlation_or_zero(correlation: str) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """A correlation of scipy.stats by name, where a text that is no number is -1, and 0 where it is not defined."""
 
     def value(predictions: Sequence[str], golds: Sequence[str]) -> float:
         if len(golds) < 2:
@@ -140,7 +149,7 @@ def correlation_or_zero(correlation: Callable) -> Callable[[Sequence[str], Seque
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant predictions: NaN
             both = (np.nan_to_num([_number(text) for text in side], nan=-1.0) for side in (golds, predictions))
-            return float(np.nan_to_num(correlation(*both)[0]))
+            return float(np.nan_to_num(getattr(scipy.stats, correlation)(*both)[0]))
 
     return value
 
@@ -149,6 +158,8 @@ def multirc_f1(predictions: Sequence[str], golds: Golds) -> float:
     """F1 of the answer True over all lines; a prediction that is neither True nor False is wrong."""
     expected = [answers[0] for answers in golds]
     valid = [text if text in OPPOSITE else OPPOSITE[gold] for text, gold in zip(predictions, expected, strict=True)]
+    from sklearn.metrics import f1_score
+
     return float(f1_score(expected, valid, pos_label="True", zero_division=0))
 
 
@@ -174,7 +185,7 @@ METRICS: dict[str, Callable[[Sequence[str], Golds], float]] = {
     "Pearson-Correlation": _first_gold(pearson_correlation),
     # PEMT's, each the mean of what its code calls average_metrics
     "Matthews": _first_gold(matthews),
-    "Pearson-Spearman": _mean_of(*(_first_gold(correlation_or_zero(one)) for one in (pearsonr, spearmanr))),
+    "Pearson-Spearman": _mean_of(*(_first_gold(correlation_or_zero(one)) for one in ("pearsonr", "spearmanr"))),
     "EM-F1": _mean_of(_best_over_golds(exact_match), _best_over_golds(qa_f1)),
     "MultiRC": _mean_of(multirc_f1, multirc_em),
 }

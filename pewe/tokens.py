@@ -4,8 +4,10 @@ import functools
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROOM = 32  # characters that are tokenised for each token that may be kept, at first; words of real text have about 5
 GROWTH = 64  # times the room where that was too little
@@ -15,7 +17,7 @@ _BREAK = re.compile(r"[!-/:-@\[-`{-~\u4e00-\u9fff]")  # what BERT makes a word o
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, room: int = ROOM
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], length: int, room: int = ROOM
 ) -> list[list[int]]:
     """The first `length` token ids of each text, its end token among them; equal to those of the whole text.
 
@@ -33,7 +35,7 @@ def tokenise(
     return ids
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+def _cut(tokenizer: "PreTrainedTokenizerBase", text: str, most: int) -> str:
     """The text, or its words within the first `most` characters where that changes none of their tokens."""
     if len(text) <= most or not words_stand_alone(tokenizer):
         return text
@@ -41,12 +43,12 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
 
 
 @functools.cache
-def words_stand_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+def words_stand_alone(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether no token has a space (in SentencePiece written as U+2581) behind its first character."""
     return not any(" " in token[1:] or "\u2581" in token[1:] for token in tokenizer.get_vocab())
 
 
-def _within_a_word(tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: int) -> list[int] | None:
+def _within_a_word(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, most: int) -> list[int] | None:
     """The first ids of a text cut within a word, or None where that could change them or leaves too few.
 
     Tokens before a place where the whole text has a border between two tokens are those of the text cut there: neither BPE,
@@ -62,7 +64,7 @@ def _within_a_word(tokenizer: PreTrainedTokenizerBase, text: str, length: int, m
     return found
 
 
-def _places(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> Sequence[int]:
+def _places(tokenizer: "PreTrainedTokenizerBase", text: str, most: int) -> Sequence[int]:
     """Places to cut before within the first `most` characters, at one of which the whole text has a border of tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     longest = _longest_token(tokenizer)
@@ -83,7 +85,7 @@ def _places(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> Sequenc
 
 
 @functools.cache
-def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def _longest_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(map(len, tokenizer.get_vocab()))
 
 

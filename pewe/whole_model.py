@@ -8,9 +8,10 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe import backbone
-from pewe.backbone import check_finite, check_folder, check_vocabulary, loading, start_with_pad
+from pewe.backbone import check_finite, check_vocabulary, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
+from pewe.model_files import check_folder, loading
 
 POSITIONS = re.compile(r"(.*\.)?(position_embeddings|embed_positions|wpe)")
 A_LAYER = re.compile(r".*\.\d+\.")  # a name with a number: one of several layers

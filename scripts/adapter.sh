@@ -4,4 +4,4 @@
 #   bash scripts/adapter.sh --full_train --output_dir checkpoints/adapter/full_data           the source deltas
 #   bash scripts/adapter.sh --train_checkpoint checkpoints/adapter/Loss --output_dir checkpoints/adapter/from_Loss
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${TUNING[@]}" "${ADAPTER[@]}" --output_dir checkpoints/adapter/random "$@"
+tune adapter "$@"

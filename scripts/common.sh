@@ -23,14 +23,28 @@ DATA_DIR="${DATA_DIR:-data/mini_gym}"
 TASKS="${TASKS:-mini_task_list}"
 WHAT=(--model "$MODEL" --task_dir "$DATA_DIR" --task_list "$TASKS")
 
-# The paper's delta modules; 1,105,920 parameters each on T5-base.
-ADAPTER=(--tune_method adapter --apply_adapter --adapter_type houlsby --adapter_size 12)
-LORA=(--tune_method lora --apply_lora --lora_alpha 16 --lora_r 10)
-PREFIX=(--tune_method prefix --apply_prefix --prefix_r 24 --prefix_num 120)
+# What each script does, for a delta: the paper's settings are the defaults of the flags (docs/flags.md), those of a measure its
+# own. Sources are in checkpoints/DELTA/full_data, few-shot deltas in checkpoints/DELTA/random. Further flags are passed on.
+TUNING=(--do_train --do_predict --one_prefix)
 
-# The paper's few-shot tuning.
-TUNING=(--do_train --do_predict --learning_rate_list 5e-4 --bsz_list 8 --train_iters 100000 --warmup_steps 200
-  --valid_interval 100 --log_interval 100 --early_stop 10 --predict_batch_size 80 --one_prefix --seed 42)
+tune() { # DELTA: tune on every task
+  exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${TUNING[@]}" --tune_method "$1" --output_dir "checkpoints/$1/random" "${@:2}"
+}
+
+tune_all() { # DELTA: tune every source on every target
+  exec "$PYTHON" tune_all_ckpt.py "${WHAT[@]}" "${TUNING[@]}" --tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" \
+    --output_dir "checkpoints/$1/tuned_all" "${@:2}"
+}
+
+dev_all() { # DELTA: score every source on every target
+  exec "$PYTHON" dev_all_ckpt.py "${WHAT[@]}" --one_prefix --tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" \
+    --output_dir "checkpoints/$1/zero_shot" "${@:2}"
+}
+
+similarity() { # DELTA MEASURE: of every source to every target, by a measure of get_similarity/
+  local deltas=(--tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" --random_tuned_ckpt_path "checkpoints/$1/random")
+  exec "$PYTHON" -m pewe similarity "$2" "${WHAT[@]}" "${deltas[@]}" --output_dir "checkpoints/$1/similarity/$2" "${@:3}"
+}
 
 # PEMT's two stages, with the original's optimizer; --train_epochs, not --early_stop, ends a run.
 PEMT=(--do_train --do_predict --optimizer adamw --lr_decay_style linear --max_grad_norm 1.0 --early_stop 1000 --one_prefix

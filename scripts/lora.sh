@@ -4,4 +4,4 @@
 #   bash scripts/lora.sh --full_train --output_dir checkpoints/lora/full_data           the source deltas
 #   bash scripts/lora.sh --train_checkpoint checkpoints/lora/Loss --output_dir checkpoints/lora/from_Loss
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${TUNING[@]}" "${LORA[@]}" --output_dir checkpoints/lora/random "$@"
+tune lora "$@"

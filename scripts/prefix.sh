@@ -4,4 +4,4 @@
 #   bash scripts/prefix.sh --full_train --output_dir checkpoints/prefix/full_data           the source deltas
 #   bash scripts/prefix.sh --train_checkpoint checkpoints/prefix/Loss --output_dir checkpoints/prefix/from_Loss
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${TUNING[@]}" "${PREFIX[@]}" --output_dir checkpoints/prefix/random "$@"
+tune prefix "$@"

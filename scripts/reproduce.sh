@@ -6,4 +6,4 @@
 #   bash scripts/reproduce.sh --suite qa32 --dry_run
 [ -n "${PYTHON:-}" ] || bash "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" -m pewe.grid.run "$@"
+exec "$PYTHON" -m pewe.grid "$@"

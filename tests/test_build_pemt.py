@@ -216,8 +216,8 @@ def first_of(score):
 PARTS = {
     "accuracy": metrics.METRICS["ACC"],
     "matthews_correlation": metrics.METRICS["Matthews"],
-    "pearson": first_of(metrics.correlation_or_zero(metrics.pearsonr)),
-    "spearmanr": first_of(metrics.correlation_or_zero(metrics.spearmanr)),
+    "pearson": first_of(metrics.correlation_or_zero("pearsonr")),
+    "spearmanr": first_of(metrics.correlation_or_zero("spearmanr")),
     "em": metrics.METRICS["EM"],
     "f1": metrics.METRICS["QA-F1"],
     "multirc f1": metrics.multirc_f1,

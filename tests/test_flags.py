@@ -14,7 +14,7 @@ from pewe.cli import parse
 from pewe.errors import UserError
 from pewe.flags import LARGEST, SEED, check, check_file, checked_name, complaint
 from pewe.fusion.cells import Config as FusionConfig
-from pewe.grid.run import Config as GridConfig
+from pewe.grid.config import Config as GridConfig
 from pewe.merging.save import EnsembleConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig
@@ -25,6 +25,7 @@ COMMANDS = sorted(
     for path in ROOT.glob(pattern)
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
     and path.parts[len(ROOT.parts)] not in ("tests", ".venv")
+    and path != ROOT / "pewe" / "__main__.py"  # it calls the others
 )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from small_fusion import small_domains, small_encoder, small_experiment
 
-from pewe.backbone import check_folder
 from pewe.errors import UserError
 from pewe.files import read_json, read_record, write_record
 from pewe.fusion import __main__ as merge
@@ -17,6 +16,7 @@ from pewe.fusion.zoo import NAMES, Zoo, renamed
 from pewe.identity import file_digest
 from pewe.merging import collect
 from pewe.merging.store import model_tensors
+from pewe.model_files import check_folder
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ adapter_size = 4
 
 def reproduce(suite) -> subprocess.Popen:
     inits = ["Random", "Average", "Loss", "KL", "Performance"]
-    words = ["-m", "pewe.grid.run", "--suite", suite, "--seeds", "1", "2", "--init", *inits]
+    words = ["-m", "pewe.grid", "--suite", suite, "--seeds", "1", "2", "--init", *inits]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -20,7 +20,7 @@ LAYERS = (
     ("pewe.merging", "pewe.merging.rules"),
     ("pewe.fusion",),
     ("get_similarity", "unit_model.*", "tune_hps_singletask", "tune_all_ckpt", "dev_all_ckpt"),
-    ("pewe.grid",),
+    ("pewe.grid", "pewe.__main__"),
 )
 
 

@@ -16,7 +16,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import read_json
 from pewe.grid import run as reproduce
-from pewe.grid.run import Config
+from pewe.grid.config import Config
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import read_suite
 from pewe.reporting import page as report

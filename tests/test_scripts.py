@@ -7,10 +7,12 @@ import sys
 import pytest
 from conftest import METHODS, MINI_TASKS, ROOT
 
+from get_similarity import MEASURES
+from pewe.__main__ import program
+from pewe.cli import parse
 from pewe.files import read_table
 
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.sh"))
-MEASURES = ("Loss", "KL", "EL2N", "Cosine_of_Logits_and_Labels", "GraNd", "TextEmb", "block")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -23,6 +25,30 @@ def test_every_measure_and_step_has_a_script_for_every_delta():
     for method in METHODS:
         assert {f"{method}.sh", f"{method}_tuneall.sh", f"{method}_devall.sh"} <= names
         assert {f"get_similarity/{method}_{measure}.sh" for measure in MEASURES} <= names
+
+
+SHOWS = """#!/usr/bin/env bash
+[ "$1" = -c ] || printf '%s\\n' "$@"
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_similarity_script_is_one_line_of_work_with_the_settings_of_the_measure(method, tmp_path):
+    """What it asks the interpreter for; a stand-in shows it."""
+    (tmp_path / "python").write_text(SHOWS)
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    for name in MEASURES:
+        script = ROOT / "scripts" / "get_similarity" / f"{method}_{name}.sh"
+        work = [line for line in script.read_text().splitlines() if not line.startswith("#")]
+        assert work[1:] == [f'similarity {method} {name} "$@"']
+        shown = subprocess.run(["bash", script, "--quiet"], env=environment, capture_output=True, text=True, check=True)
+        dash_m, module, *words = shown.stdout.splitlines()
+        assert (dash_m, module) == ("-m", "pewe")
+        config = parse(MEASURES[name].config, program(words)[2])
+        assert config.quiet and config.output_dir == f"checkpoints/{method}/similarity/{name}"
+        assert config.task_dir == "data/mini_gym" and config.predict_batch_size == (5 if name == "GraNd" else 50)
+        assert getattr(config, "tune_method", method) == method
 
 
 def bash(script: str, *flags) -> None:

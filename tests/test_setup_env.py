@@ -21,9 +21,10 @@ case "$*" in
   "-m venv --clear"*) rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; touch "$4/pip" ;;
 esac
 """
+REQUIREMENTS = [path.name for path in ROOT.glob("requirements*.txt")]
 VENV = ["-m venv --clear .venv"]
 INSTALL = [
-    "-m pip install --quiet --disable-pip-version-check -r LIST",
+    "-m pip install --quiet --disable-pip-version-check -r LIST -r requirements-development.txt",
     "-m pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt",
     "-m pip install --quiet --disable-pip-version-check --no-deps --editable .",
 ]
@@ -35,7 +36,7 @@ def setup(tmp_path):
     repository, base = tmp_path / "repository", tmp_path / "base" / "bin" / "python3"
     (repository / "scripts").mkdir(parents=True)
     base.parent.mkdir(parents=True)
-    for name in ("scripts/setup_env.sh", "requirements.txt", "requirements-no-deps.txt", "pyproject.toml"):
+    for name in ("scripts/setup_env.sh", *REQUIREMENTS, "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, repository / name)
     base.write_text(STAND_IN)
     base.chmod(0o755)

@@ -13,7 +13,6 @@ import pewe.similarity.loop
 import pewe.similarity.matrix
 from get_similarity import get_GraNd, get_Loss
 from get_similarity.get_TextEmb import TextEmbConfig
-from pewe.backbone import BackboneConfig
 from pewe.cli import parse
 from pewe.data import TaskConfig
 from pewe.deltas.attach import attach_delta
@@ -21,6 +20,7 @@ from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.deltas.config import ScoredDeltaConfig
 from pewe.errors import UserError
 from pewe.files import hold, read_record
+from pewe.model_files import BackboneConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
 from pewe.tuning.config import TrainConfig

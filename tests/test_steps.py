@@ -19,7 +19,7 @@ from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_ch
 from pewe.errors import UserError
 from pewe.files import hold, read_json, read_record, write_json, write_record
 from pewe.grid import run as reproduce
-from pewe.grid.run import Config
+from pewe.grid.config import Config
 from pewe.grid.steps import SOURCES
 from pewe.identity import digest, state_digest
 

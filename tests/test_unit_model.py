@@ -205,9 +205,9 @@ def test_tune_all_and_dev_all(tiny_backbone, tiny_data, tmp_path):
     config = tune_all_ckpt.Config(
         **common, do_predict=True, source_ckpt_path=str(sources), output_dir=str(tuned), stack=9
     )
-    table = tune_all_ckpt.tune_all(config)
+    table = tune_all_ckpt.run(config)
     assert len(table) == 9 and set(table.columns) >= {"target", "source", "dev", "test"} and table["test"].notna().all()
-    alone = tune_all_ckpt.tune_all(replace(config, output_dir=str(tmp_path / "alone"), stack=1))
+    alone = tune_all_ckpt.run(replace(config, output_dir=str(tmp_path / "alone"), stack=1))
     assert alone[["target", "source", "dev", "test"]].equals(table[["target", "source", "dev", "test"]])
     for target in MINI_TASKS:
         for source in MINI_TASKS:

@@ -1,15 +1,19 @@
 """The table and the picture of a folder of built tasks, and the report of sources and licences."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from data.build.entry import Entry
 from data.build.task import read_built
 from pewe.files import replacing, write_table
-from pewe.reporting.plots import plt
+from pewe.reporting.plots import drawing
 from pewe.reporting.tables import escaped
 from task_list import GROUP_OF, pemt_task_list, quan_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def records(out: Path) -> dict[str, dict]:
@@ -69,6 +73,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 def overview(table: pd.DataFrame, built: dict[str, dict], path: Path) -> None:
     """Draw a line for each task: its sizes, the mean length of a test input and output, and the labels of the test set."""
+    plt, _ = drawing()
     figure, (sizes, lengths, balance) = plt.subplots(
         1, 3, sharey=True, figsize=(13, 1.8 + 0.24 * len(table)), layout="constrained"
     )
@@ -85,20 +90,20 @@ def overview(table: pd.DataFrame, built: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _points(axes: plt.Axes, table: pd.DataFrame, markers: dict[str, str], label: str) -> None:
+def _points(axes: "Axes", table: pd.DataFrame, markers: dict[str, str], label: str) -> None:
     for column, marker in markers.items():
         shown = table[column].where(table[column] > 0)
         axes.plot(shown, range(len(table)), marker, label=column.replace("_", " "), markersize=5)
     axes.set(xscale="log", xlabel=label)
-    axes.xaxis.set_minor_formatter(plt.NullFormatter())
+    axes.xaxis.set_minor_formatter(drawing()[0].NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(markers), fontsize=7, frameon=False)
 
 
-def _label_bar(axes: plt.Axes, place: int, labels: dict[str, int]) -> None:
+def _label_bar(axes: "Axes", place: int, labels: dict[str, int]) -> None:
     left, total = 0.0, sum(labels.values())
     for number, (label, count) in enumerate(labels.items()):
-        axes.barh(place, count / total, left=left, height=0.8, color=plt.cm.Pastel1(number))
+        axes.barh(place, count / total, left=left, height=0.8, color=drawing()[0].cm.Pastel1(number))
         room = int(60 * count / total)
         axes.text(left + count / total / 2, place, label[:room], fontsize=6, ha="center", va="center")
         left += count / total

@@ -1,32 +1,27 @@
-"""The paper's experiment as one grid: delta x seed x init x task, its similarities, ensembles, few-shot runs and tables.
-
-Steps (pewe/grid/steps.py) that are done are skipped; a cell that fails is listed at the end with its cause, and the others go on.
-The results of all steps that hold today are gathered in results/<suite>/ (pewe/reporting/page.py).
-"""
+"""Carry out the grid of an experiment, and gather its results (`python -m pewe.grid`)."""
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pewe.backbone import DEVICES
-from pewe.cli import cause_of, log, log_to, main
+from pewe.cli import log, log_to
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import hold, provenance, read_json, read_table, within, write_json, write_table
-from pewe.flags import check, flag, seed_flag, suggest
+from pewe.flags import check, suggest
+from pewe.grid.config import Config
+from pewe.grid.progress import Progress
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
 from pewe.reporting import page as report
-from pewe.reporting.page import INITS, SOURCES
+from pewe.reporting.page import SOURCES
 from pewe.reporting.stats import OUTCOMES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
@@ -34,27 +29,7 @@ from pewe.tuning.config import TuneConfig
 from pewe.tuning.gates import gates_of, mean_gates
 from pewe.tuning.runs import COLUMNS
 from task_list import GROUP_OF
-from unit_model import ENSEMBLES, MODULES, PAPER, of_group
-
-
-@dataclass(frozen=True)
-class Config:
-    """What part of which suite."""
-
-    suite: str = flag("mini", "mini, qa32, all51, or a file like those in scripts/suites")
-    delta: list[str] = flag([], "delta methods (default: all of the suite)", choices=KINDS, unique=True)
-    init: list[str] = flag(
-        ["Random", *of_group(PAPER)],
-        f"rows of the table: {', '.join(INITS)} ({', '.join(of_group(MODULES))}: one row per block or layer; PEMT: delta pemt)",
-        choices=INITS,
-        unique=True,
-    )
-    seeds: list[int] = seed_flag([42, 43, 44], "seeds of init, data order and dropout")
-    dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
-    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)", low=0)
-    tasks: list[str] = flag([], "some tasks instead of the suite's", unique=True)
-    name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)", name=True)
-    device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)
+from unit_model import ENSEMBLES
 
 
 def material(config: TuneConfig) -> str:
@@ -90,43 +65,19 @@ def name_of(config: Config, suite: Suite) -> str:
     return (config.name or suite.name) + limit
 
 
-class Progress:
-    """One bar over the cells of all steps, and the cells that failed with their causes."""
-
-    def __init__(self, cells: int):
-        self.bar = tqdm(total=cells, unit="cell", smoothing=0.05)
-        self.failed: dict[str, str] = {}
-
-    def carry_out(self, step: Step) -> list[str]:
-        """Do a step unless it is done; returns the tasks that have no result in it."""
-        if not step.missing():
-            return []
-        before, name, without = self.bar.n, "/".join(step.folder.parts[1:]), []
-        self.bar.set_description(name)
-        try:
-            made = step.carry_out(self.bar.update)
-            without = made.without
-            self.failed |= {f"{name}/{cell}": cause for cell, cause in made.failed.items()}
-        except Exception as error:
-            self.failed[name] = cause_of(error)
-        self.bar.update(step.cells - (self.bar.n - before))
-        return without
-
-
 def carry_out(todo: list[Grid], inits: list[str]) -> dict[str, str]:
     """Every step of every grid; returns the cells that failed. A task whose source fails is left out of its grid.
 
     Where all of them fail, nothing more is tried: no names at all would mean those of a list.
     """
     progress = Progress(sum(step.cells for grid in todo for step in plan(grid, inits) if step.missing()))
-    with logging_redirect_tqdm([log]):
+    with logging_redirect_tqdm([log]), progress.shown():
         for grid in todo:
             if without := progress.carry_out(grid.step("sources")):
                 grid.leave_out(without)
             for step in plan(grid, inits) if grid.flags["tasks"] else []:
                 if step is not grid.step("sources"):
                     progress.carry_out(step)
-    progress.bar.close()
     return progress.failed
 
 
@@ -282,7 +233,3 @@ def run(config: Config) -> None:
         print(f"failed: {cell}: {cause}")
     if failed:
         raise UserError(f"{len(failed)} cells or steps failed; the same command tries them again")
-
-
-if __name__ == "__main__":
-    main(run, Config, __doc__)

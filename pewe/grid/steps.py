@@ -98,7 +98,7 @@ class Grid:
         return self._step("sources", "", config, tune_tasks, (), runs(config, self.tasks), SOURCES)
 
     def _pairs(self) -> Step:
-        return self._of_pairs("pairs", tune_all_ckpt.Config, tune_all_ckpt.tune_all)
+        return self._of_pairs("pairs", tune_all_ckpt.Config, tune_all_ckpt.run)
 
     def _zero_shot(self) -> Step:
         return self._of_pairs("zero_shot", dev_all_ckpt.Config, dev_all_ckpt.run)

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pewe.backbone import index_files
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.identity import by_content, difference, digest, sealed, unsealed
 from pewe.merging.statistics import Statistics, check_finite
+from pewe.model_files import index_files
 
 WEIGHTS = "model.safetensors"
 RECORD, PRINTS, IDENTITY = "record", "tensors", "identity"  # in a header: all of it, digests, what it was made from

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -252,8 +251,10 @@ def write(folder: Path) -> None:
         (section, alternative, base64.b64encode(path.read_bytes()).decode())
         for section, alternative, path in pictures(stored, folder / "pictures")
     ]
+    import jinja2
+
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pewe", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("pewe.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["groupby_group"] = by_group
     page = environment.get_template("page.html.jinja").render(

@@ -1,16 +1,24 @@
 """Pictures: heat maps of matrices with sources across, bars and lines."""
 
+import functools
 from pathlib import Path
+from types import ModuleType
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from pewe.files import replacing
 
-plt.switch_backend("Agg")
-plt.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
+
+@functools.cache
+def drawing() -> tuple[ModuleType, ModuleType]:
+    """matplotlib.pyplot and seaborn, which take a second to load: only where something is drawn, and into files."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    plt.switch_backend("Agg")
+    plt.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
+    return plt, sns
 
 
 def heat_map(
@@ -27,6 +35,7 @@ def heat_map(
     `side` is one number per row, written to the right under `side_title`; `down` says what the rows are.
     """
     rows, columns = frame.shape
+    plt, sns = drawing()
     figure, axes = plt.subplots(figsize=(4.2 + 0.32 * columns + (0.9 if side is not None else 0), 2.6 + 0.27 * rows))
     finite = frame.to_numpy(dtype=float)
     low, high = np.nanpercentile(finite, percentiles)
@@ -56,6 +65,7 @@ def heat_map(
 
 def bars(values: pd.Series, path: Path, title: str, unit: str) -> None:
     """Draw one horizontal bar per entry, in the order given, first on top."""
+    plt, sns = drawing()
     figure, axes = plt.subplots(figsize=(6, 1.4 + 0.25 * len(values)))
     axes.barh(values.index, values, color=plt.get_cmap("viridis")(0.35))
     axes.invert_yaxis()
@@ -66,6 +76,7 @@ def bars(values: pd.Series, path: Path, title: str, unit: str) -> None:
 
 def grouped_bars(values: pd.DataFrame, errors: pd.DataFrame, path: Path, title: str, chance: float) -> None:
     """Draw one group of bars per row and one bar per column, with error bars and a dashed line at chance."""
+    plt, sns = drawing()
     figure, axes = plt.subplots(figsize=(1.6 + 1.3 * len(values), 3.4))
     colours = sns.color_palette("viridis", values.shape[1])
     values.plot.bar(ax=axes, yerr=errors[values.columns], rot=15, width=0.75, capsize=2, color=colours)
@@ -78,6 +89,7 @@ def grouped_bars(values: pd.DataFrame, errors: pd.DataFrame, path: Path, title: 
 
 def lines(frame: pd.DataFrame, path: Path, title: str, across: str, up: str) -> None:
     """Draw one line per column over the index."""
+    plt, sns = drawing()
     figure, axes = plt.subplots(figsize=(7, 4))
     for number, name in enumerate(frame.columns):
         axes.plot(
@@ -93,4 +105,4 @@ def save(figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=75, bbox_inches="tight")
-    plt.close(figure)
+    drawing()[0].close(figure)

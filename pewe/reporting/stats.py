@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.special
-import scipy.stats
+import scipy  # its parts are loaded where they are used
 
 from pewe.reporting.tables import best_by_dev
 from task_list import GROUP_OF

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pewe.backbone import BackboneConfig
 from pewe.data import TaskConfig
 from pewe.deltas.config import ScoredDeltaConfig
 from pewe.flags import flag
+from pewe.model_files import BackboneConfig
 from pewe.tuning.config import TuneConfig
 
 

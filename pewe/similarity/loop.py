@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pewe.backbone import Backbone, load_backbone
 from pewe.batches import Batch, scoring_batches
@@ -33,6 +32,7 @@ from pewe.errors import UserError
 from pewe.files import hold, provenance
 from pewe.flags import check as check_flags
 from pewe.identity import deciding, model_digest, state_digest
+from pewe.progress import Bar
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.matrix import Matrix
 from pewe.similarity.measure import Measure
@@ -137,7 +137,7 @@ def _fill(
 ) -> None:
     """Every (chunk of sources, target) that the table does not have yet; on a GPU, half the stack where memory runs out."""
     names = list(states)
-    with tqdm(total=len(names) * len(dev), unit="pair", disable=sources.config.quiet, desc=measure.name) as bar:
+    with Bar(total=len(names) * len(dev), unit="pair", disable=sources.config.quiet, desc=measure.name) as bar:
         for start in range(0, len(names), stack):
             chunk = names[start : start + stack]
             missing = [target for target in dev if not rows.has(target, chunk)]

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pewe.backbone import BackboneConfig
 from pewe.data import DataConfig
 from pewe.deltas.config import DeltaConfig
 from pewe.flags import SeedConfig, flag
+from pewe.model_files import BackboneConfig
 
 OPTIMIZERS = ("adafactor", "adamw")
 LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")

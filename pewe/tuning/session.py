@@ -12,7 +12,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pewe import identity
 from pewe.backbone import Backbone
@@ -23,6 +22,7 @@ from pewe.deltas.tunable import Tunable
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED
 from pewe.losses import member_losses
+from pewe.progress import Bar
 from pewe.state import DeltaState
 from pewe.tuning.config import TrainConfig
 from pewe.tuning.evaluate import evaluate, log_likelihoods
@@ -59,7 +59,8 @@ def fit(
     session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
     planned = config.train_iters * len(members)
     done = sum(member.progress.updates for member in members)
-    with tqdm(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05) as bar:
+    parts = len(members)
+    with Bar(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05, parts=parts) as bar:
         session.start()
         while session.members:
             steps = min(config.valid_interval, config.train_iters - session.members[0].progress.updates)
@@ -118,7 +119,7 @@ class Session:
                 member.progress.trace.append({"point": str(updates), "updates": updates, **point})
             self.backbone.model.train()
 
-    def train(self, steps: int, bar: tqdm) -> list[float]:
+    def train(self, steps: int, bar: Bar) -> list[float]:
         """`steps` updates of every member; returns the mean training loss of each."""
         self.backbone.model.train()
         start, total, since_log = time.perf_counter(), 0.0, 0.0
@@ -163,7 +164,7 @@ class Session:
         seeds = [f"{self.config.seed}/{member.task}/{number}" for member in self.members]
         return OwnStreams(self.backbone.model.config.dropout_rate, seeds, self.backbone.device)
 
-    def _log_losses(self, losses: list[float], step: int, bar: tqdm) -> None:
+    def _log_losses(self, losses: list[float], step: int, bar: Bar) -> None:
         for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
             writer.add_scalar("train/loss", loss, member.progress.updates + step)
             if not math.isfinite(loss):

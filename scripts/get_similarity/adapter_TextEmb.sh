@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # TextEmb similarity of the texts of every source to those of every target: no delta takes part. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_TextEmb.py "${WHAT[@]}" --output_dir checkpoints/adapter/similarity/TextEmb "$@"
+similarity adapter TextEmb "$@"

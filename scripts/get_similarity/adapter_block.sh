@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
 # Hidden-state cosine by block of every source adapter to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_block.py "${WHAT[@]}" "${ADAPTER[@]}" --predict_batch_size 50 --random_tuned_ckpt_path checkpoints/adapter/random \
-  --source_ckpt_path checkpoints/adapter/full_data --output_dir checkpoints/adapter/similarity/block "$@"
+similarity adapter block "$@"

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
 # Cosine of Logits and Labels of every source lora to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_Cosine_of_Logits_and_Labels.py "${WHAT[@]}" "${LORA[@]}" --predict_batch_size 50 \
-  --source_ckpt_path checkpoints/lora/full_data --output_dir checkpoints/lora/similarity/Cosine_of_Logits_and_Labels "$@"
+similarity lora Cosine_of_Logits_and_Labels "$@"

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
 # KL-divergence of every source lora to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_KL_divergence.py "${WHAT[@]}" "${LORA[@]}" --predict_batch_size 50 --random_tuned_ckpt_path checkpoints/lora/random \
-  --source_ckpt_path checkpoints/lora/full_data --output_dir checkpoints/lora/similarity/KL "$@"
+similarity lora KL "$@"

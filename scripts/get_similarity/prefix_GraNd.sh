@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
 # GraNd similarity (--mode dev, block or layer) of every source prefix to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_GraNd.py "${WHAT[@]}" "${PREFIX[@]}" --predict_batch_size 5 --seed 42 \
-  --source_ckpt_path checkpoints/prefix/full_data --output_dir checkpoints/prefix/similarity/GraNd "$@"
+similarity prefix GraNd "$@"

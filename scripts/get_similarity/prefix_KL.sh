@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
 # KL-divergence of every source prefix to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" get_similarity/get_KL_divergence.py "${WHAT[@]}" "${PREFIX[@]}" --predict_batch_size 50 --random_tuned_ckpt_path checkpoints/prefix/random \
-  --source_ckpt_path checkpoints/prefix/full_data --output_dir checkpoints/prefix/similarity/KL "$@"
+similarity prefix KL "$@"

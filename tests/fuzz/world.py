@@ -106,7 +106,7 @@ COMMANDS = {
     "pemt": tuning(PEMT),
     "gates": Command("-m pewe.tuning.gates --runs {pemt} --out out", "pewe.tuning.gates:GatesConfig"),
     "suite": Command(
-        "-m pewe.grid.run --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz", "pewe.grid.run:Config"
+        "-m pewe.grid --suite {suite.toml} --seeds 1 --init Random Average Loss --name fuzz", "pewe.grid.config:Config"
     ),
     "report": Command("-m pewe.reporting.page --folder out", "pewe.reporting.page:Config", "suite:results/fuzz"),
     "tables": Command(

@@ -1,0 +1,29 @@
+"""The flags of the grid."""
+
+from dataclasses import dataclass
+
+from pewe.deltas.kinds import KINDS
+from pewe.flags import flag, seed_flag
+from pewe.model_files import DEVICES
+from pewe.reporting.page import INITS
+from unit_model import MODULES, PAPER, of_group
+
+
+@dataclass(frozen=True)
+class Config:
+    """What part of which suite."""
+
+    suite: str = flag("mini", "mini, qa32, all51, or a file like those in scripts/suites")
+    delta: list[str] = flag([], "delta methods (default: all of the suite)", choices=KINDS, unique=True)
+    init: list[str] = flag(
+        ["Random", *of_group(PAPER)],
+        f"rows of the table: {', '.join(INITS)} ({', '.join(of_group(MODULES))}: one row per block or layer; PEMT: delta pemt)",
+        choices=INITS,
+        unique=True,
+    )
+    seeds: list[int] = seed_flag([42, 43, 44], "seeds of init, data order and dropout")
+    dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
+    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)", low=0)
+    tasks: list[str] = flag([], "some tasks instead of the suite's", unique=True)
+    name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)", name=True)
+    device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)
