@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from pewe.cli import parse
 from pewe.errors import UserError
+from pewe.fusion import cells as fusion_cells
 from pewe.fusion import experiment, tables, zoo
 from pewe.fusion.cells import Cell, Config
 from pewe.fusion.domains import Domain, collate, decide, read_domains, score
@@ -57,7 +58,7 @@ def test_a_second_run_computes_nothing_and_a_removed_result_only_itself(config, 
     first, computed, trained = outputs(tmp_path), [], []
     assert {"scores.tsv", "groups.tsv", "table.md", "paired.tsv", "models.png"} == first.keys()
     table = pd.read_csv(tmp_path / "results" / "tiny" / "scores.tsv", sep="\t")
-    assert len(table) == 2 * len(experiment.METHODS) * 3 and set(table["tested"]) == {"a", "b", "c"}
+    assert len(table) == 2 * len(fusion_cells.METHODS) * 3 and set(table["tested"]) == {"a", "b", "c"}
     compute, train = experiment.compute, zoo.train
     monkeypatch.setattr(experiment, "compute", lambda z, c, cell, f: computed.append(cell) or compute(z, c, cell, f))
     monkeypatch.setattr(zoo, "train", lambda *args: trained.append(args[-2]) or train(*args))
@@ -92,7 +93,7 @@ def test_a_model_is_named_by_what_it_depends_on(config, encoder, tmp_path):
 
 
 def test_heads_start_equal_or_different(config):
-    same, different = (list(Cell(("a", "b"), heads, 3, "simple").members(["a", "b"])) for heads in experiment.HEADS)
+    same, different = (list(Cell(("a", "b"), heads, 3, "simple").members(["a", "b"])) for heads in fusion_cells.HEADS)
     made = Zoo(config, ["a", "b", "c"])
     heads = [made.new_model(head).classifier.weight for _, _, head in (*same, *different)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[2], heads[3])
@@ -234,7 +235,7 @@ def test_token_domains(config, data, encoder):
     assert batch["labels"].tolist() == [[-100, 2, 2, 0, 1, -100], [-100, 2, 2, -100, -100, -100]]
     config = replace(config, kind="tokens", domains=["n1", "n2"], held_out=[], updates=40)
     made = Zoo(config, ["n1", "n2"])
-    found = {m: experiment.scores(made, config, Cell(("n1", "n2"), "same", 1, m)) for m in experiment.METHODS}
+    found = {m: experiment.scores(made, config, Cell(("n1", "n2"), "same", 1, m)) for m in fusion_cells.METHODS}
     assert found["domain_specific"]["n1"] > 90 and found["multitask"]["n2"] > 90
     assert found["regmean"].keys() == {"n1", "n2"}
 
@@ -298,14 +299,14 @@ def test_tables_by_hand(tmp_path):
 
 def test_groups_and_cells(config):
     config = replace(
-        config, domains=list("abc"), held_out=[], heads=list(experiment.HEADS), multitask_groups="incremental"
+        config, domains=list("abc"), held_out=[], heads=list(fusion_cells.HEADS), multitask_groups="incremental"
     )
-    found = experiment.groups(config)
+    found = fusion_cells.groups(config)
     assert found == {"pairwise": [("a", "b"), ("a", "c"), ("b", "c")], "incremental": [("a", "b"), ("a", "b", "c")]}
-    cells = experiment.cells(config)
+    cells = fusion_cells.cells(config)
     joint = [cell.domains for cell in cells if cell.method == "multitask" and cell.seed == 1]
     assert joint == [("a", "b"), ("a", "b", "c")] and len(cells) == len(set(cells)) == 2 * (2 * 4 * 7 + 2)
-    assert experiment.groups(replace(config, filter_model=["c", "a"]))["pairwise"] == [("a", "c")]
+    assert fusion_cells.groups(replace(config, filter_model=["c", "a"]))["pairwise"] == [("a", "c")]
 
 
 def test_errors_name_what_is_wrong(config, tmp_path, data):
@@ -351,7 +352,7 @@ def test_flags_of_a_toml_file(tmp_path):
 @pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "fusion").glob("*.toml")), ids=lambda path: path.name)
 def test_every_experiment_file_is_sound(file):
     config = parse(Config, ["--experiment", str(file)], file_flag="experiment")
-    assert experiment.cells(config)
+    assert fusion_cells.cells(config)
 
 
 def test_the_generator_writes_the_committed_bytes(tmp_path):

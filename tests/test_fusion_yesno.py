@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from pewe.batches import IGNORED
 from pewe.errors import UserError
+from pewe.fusion import cells as fusion_cells
 from pewe.fusion import experiment
 from pewe.fusion.cells import Cell, Config
 from pewe.fusion.domains import read_domains
@@ -93,7 +94,7 @@ def test_every_method_and_scores_by_definition(config):
     experiment.run(config)
     assert Path("results/tiny/table.md").is_file()
     made, cell = Zoo(config, ["a", "b", "c"]), Cell(("a", "b"), "same", 1, "simple")
-    found = {m: experiment.scores(made, config, replace(cell, method=m)) for m in experiment.METHODS}
+    found = {m: experiment.scores(made, config, replace(cell, method=m)) for m in fusion_cells.METHODS}
     folders = [made.folder(*member) for member in cell.members(config.domains)]
     model, domain = experiment.merged(made, config, cell, folders), made.domains["c"]
     logits, gold = made.logits(model, domain), np.array([gold for _, gold in domain.test])

@@ -301,10 +301,10 @@ def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
 
 def test_the_best_source_is_the_first_of_the_loss_and_texts_need_no_deltas(here):
     grid = reproduce.grids(Config(suite="tiny.toml", seeds=[1]), read_suite("tiny.toml"))[0]
-    best, text = grid.step("weights/Best_source"), grid.step("similarity/TextEmb")
+    best, text = grid.step("weights", "Best_source"), grid.step("similarity", "TextEmb")
     assert best.config.top_k == 1 and best.config.origin_data_path.endswith("seed_1/similarity/Loss")
     assert [need.folder.name for need in best.needs] == ["sources", "Loss"] and text.needs == ()
-    assert grid.step("weights/Loss").config.top_k == 0 and text.config.full_train
+    assert grid.step("weights", "Loss").config.top_k == 0 and text.config.full_train
 
 
 def test_statistics_by_hand():
