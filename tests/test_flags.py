@@ -25,7 +25,7 @@ COMMANDS = sorted(
     for path in ROOT.glob(pattern)
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
     and path.parts[len(ROOT.parts)] not in ("tests", ".venv")
-    and path != ROOT / "pewe" / "__main__.py"  # it calls the others
+    and path not in (ROOT / "pewe" / "__main__.py", ROOT / "setup.py")  # the first calls the others
 )
 
 

@@ -56,8 +56,7 @@ class Grid:
     def leave_out(self, tasks: list[str]) -> None:
         """Go on without these tasks, which have no source."""
         self.flags = {**self.flags, "tasks": [task for task in self.flags["tasks"] if task not in tasks]}
-        self.steps = {}
-        self.step("sources")
+        self.steps = {("sources", ""): self.step("sources")}  # as it was made
 
     def inits(self) -> list[str]:
         """The rows of the table that this kind of delta has."""

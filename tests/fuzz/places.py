@@ -211,10 +211,10 @@ def _stopped(world, path: Path) -> None:
             raise RuntimeError((root / "stderr").read_text())
         seen |= {(found.stat().st_ino, found.stat().st_mtime_ns) for found in root.rglob("resume.pt")}
     kill(pid)
+    for left in list(root.rglob(".*.tmp")):  # one that was being written
+        shutil.rmtree(left)
     if not any(root.rglob("resume.pt")):  # it was faster
         return _stopped(world, path)
-    for left in list(root.rglob(".*.tmp")):
-        shutil.rmtree(left)
     (root / "out").rename(path)
     shutil.rmtree(root)
 
