@@ -10,8 +10,6 @@ from torch import Tensor
 from pewe.data import Encoded
 
 IGNORED = -100  # label of a padded position
-
-
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # input ids, label ids
 
 

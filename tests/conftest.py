@@ -22,6 +22,7 @@ from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.similarity.config import SimilarityConfig
+from pewe.tuning.config import TuneConfig
 from task_list import QA_task_list
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,6 +248,24 @@ def write_tuned_pairs(out: Path, sources: Path, method: str, tasks: list[str]) -
         lines = [f"{row[0]}\t{row[1]}\t{row[column]}" for row in rows[::order]]
         (out / f"{name}.tsv").write_text("\n".join(["target\tsource\tdev", *lines]) + "\n", encoding="utf-8")
     return rows
+
+
+def tuning_config(backbone: Path, data: Path, out: Path, **changes) -> TuneConfig:
+    """A tuning command of few updates on tiny data."""
+    common = {
+        "model": str(backbone),
+        "task_dir": str(data),
+        "output_dir": str(out),
+        "device": "cpu",
+        "do_train": True,
+        "do_predict": True,
+        "learning_rate_list": [1e-2],
+        "bsz_list": [4],
+        "max_input_length": 32,
+        "max_output_length": 6,
+        "quiet": True,
+    }
+    return TuneConfig(**{**common, **changes})
 
 
 def similarity_config(backbone: Path, data: Path, checkpoints: Path, out: Path, method: str = "adapter", **changes):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5
+from conftest import MINI_TASKS, ROOT, draws, random_batch, tiny_config, tiny_t5, tuning_config
 from transformers import T5ForConditionalGeneration
 
 from pewe.backbone import Backbone
@@ -306,28 +306,17 @@ def test_adamw_is_adam_for_every_member():
 
 
 def settings(backbone, data, out, **changes) -> TuneConfig:
-    base = TuneConfig(
-        model=str(backbone),
-        task_dir=str(data),
+    own = dict(
         tasks=list(MINI_TASKS),
-        output_dir=str(out),
-        device="cpu",
-        do_train=True,
-        do_predict=True,
-        learning_rate_list=[1e-2],
-        bsz_list=[4],
         train_epochs=2,
         early_stop=10,
-        max_input_length=32,
-        max_output_length=6,
         optimizer="adamw",
         lr_decay_style="linear",
         warmup_steps=0,
         start_is_candidate=False,
-        quiet=True,
         **SIZES,
     )
-    return replace(base, **changes)
+    return tuning_config(backbone, data, out, **{**own, **changes})
 
 
 @pytest.fixture(scope="module")

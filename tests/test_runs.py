@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS, ROOT, SMALL
+from conftest import MINI_TASKS, ROOT, SMALL, tuning_config
 from safetensors.torch import load_file, save_file
 
 import pewe.tuning.runs
@@ -34,26 +34,15 @@ BEST = "checkpoint-best.pt"
 
 
 def settings(model, data, out, **changes) -> TuneConfig:
-    base = TuneConfig(
-        model=str(model),
-        task_dir=str(data),
-        tasks=[TASK],
-        output_dir=str(out),
-        device="cpu",
-        do_train=True,
-        do_predict=True,
-        learning_rate_list=[1e-2],
-        bsz_list=[4],
-        train_iters=4,
-        valid_interval=2,
-        early_stop=10,
-        max_input_length=32,
-        max_output_length=6,
-        adapter_size=4,
-        quiet=True,
-        start_is_candidate=False,
-    )
-    return replace(base, **changes)
+    own = {
+        "tasks": [TASK],
+        "train_iters": 4,
+        "valid_interval": 2,
+        "early_stop": 10,
+        "adapter_size": 4,
+        "start_is_candidate": False,
+    }
+    return tuning_config(model, data, out, **{**own, **changes})
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINI_TASKS, SMALL, filled, small, tiny_t5
+from conftest import MINI_TASKS, SMALL, filled, small, tiny_t5, tuning_config
 
 import pewe.tuning.session
 from pewe.backbone import Backbone
@@ -53,25 +53,10 @@ def test_likelihoods_by_a_slow_loop(name):
 
 @pytest.fixture
 def config(tiny_backbone, tiny_data, tmp_path) -> TuneConfig:
-    return TuneConfig(
-        model=str(tiny_backbone),
-        task_dir=str(tiny_data),
-        tasks=list(MINI_TASKS[:2]),
-        output_dir=str(tmp_path / "traced"),
-        device="cpu",
-        do_train=True,
-        do_predict=True,
-        learning_rate_list=[1e-2],
-        bsz_list=[4],
-        train_iters=4,
-        valid_interval=2,
-        max_input_length=32,
-        max_output_length=6,
-        quiet=True,
-        stack=2,
-        trace_test=[0, 1, 4],
-        **SMALL["adapter"],
+    own = dict(
+        tasks=list(MINI_TASKS[:2]), train_iters=4, valid_interval=2, stack=2, trace_test=[0, 1, 4], **SMALL["adapter"]
     )
+    return tuning_config(tiny_backbone, tiny_data, tmp_path / "traced", **own)
 
 
 def results(config: TuneConfig) -> list[dict]:

@@ -8,7 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import METHODS, MINI_TASKS, SMALL, golden_backbone, golden_npz, golden_state, small, tiny_t5
+from conftest import (
+    METHODS,
+    MINI_TASKS,
+    SMALL,
+    golden_backbone,
+    golden_npz,
+    golden_state,
+    small,
+    tiny_t5,
+    tuning_config,
+)
 from safetensors.torch import load_file
 from transformers import Adafactor
 
@@ -158,26 +168,10 @@ def test_clip_is_per_member():
 
 
 def settings(backbone, data, out, **changes) -> TuneConfig:
-    base = TuneConfig(
-        model=str(backbone),
-        task_dir=str(data),
-        tasks=list(MINI_TASKS),
-        output_dir=str(out),
-        device="cpu",
-        do_train=True,
-        do_predict=True,
-        learning_rate_list=[1e-2],
-        bsz_list=[4],
-        train_iters=6,
-        valid_interval=2,
-        log_interval=1,
-        early_stop=10,
-        max_input_length=32,
-        max_output_length=6,
-        quiet=True,
-        **SMALL["adapter"],
+    own = dict(
+        tasks=list(MINI_TASKS), train_iters=6, valid_interval=2, log_interval=1, early_stop=10, **SMALL["adapter"]
     )
-    return replace(base, **changes)
+    return tuning_config(backbone, data, out, **{**own, **changes})
 
 
 def slow_steps(config: TuneConfig, task: str, accumulate: int) -> tuple[list[float], dict[str, torch.Tensor]]:

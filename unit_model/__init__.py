@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
-PAPER, RIVALS, FUSION, MODULES = (
-    "the paper's",
-    "rivals",
-    "of Dataless Knowledge Fusion",
-    "with a row per block or layer",
-)
+# groups of inits
+PAPER = "the paper's"
+RIVALS = "rivals"
+FUSION = "of Dataless Knowledge Fusion"
+MODULES = "with a row per block or layer"
+
 RANDOM = ("tuned", "Random")  # a step of the experiment: its kind, and of what
 
 

@@ -15,7 +15,7 @@ from pewe.data import DataConfig, Encoded, distinct, task_names
 from pewe.deltas.base import Delta
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.kinds import GATES
-from pewe.deltas.tunable import Tested, TestFlags
+from pewe.deltas.tunable import ReportFlags, Tested
 from pewe.errors import UserError
 from pewe.files import write_table, write_text
 from pewe.losses import member_losses
@@ -74,7 +74,7 @@ class PemtDelta(Delta):
         """--max_output_length, of which the original loses sight."""
         return AS_ORIGINAL_LENGTH if config.as_original else super().generation_length(config)
 
-    def result_block(self, backbone: Backbone, tested: Tested, config: TestFlags) -> dict[str, float]:
+    def result_block(self, backbone: Backbone, tested: Tested, config: ReportFlags) -> dict[str, float]:
         """The result block, printed and written with the gates. Scores are in percent, as the original prints them."""
         task = tested.test.task
         loss, gates = measure(backbone, self, tested.test, config.predict_batch_size, config.as_original)

@@ -28,7 +28,7 @@ class Tested:
     seconds: float  # wall time of the generation
 
 
-class TestFlags(Protocol):
+class ReportFlags(Protocol):
     """The flags that a result block depends on."""
 
     predict_batch_size: int
@@ -70,7 +70,7 @@ class Tunable(NoDelta):
         """What this kind adds to the losses of its members, (K,) or a scalar, from the last forward."""
         return 0.0
 
-    def result_block(self, backbone: Backbone, tested: Tested, config: TestFlags) -> dict[str, float]:
+    def result_block(self, backbone: Backbone, tested: Tested, config: ReportFlags) -> dict[str, float]:
         """What this kind reports of a tested run beside its score, by name; it writes the files of its Kind beside the record.
 
         Entries in MEASURED differ each time. Most kinds report nothing.

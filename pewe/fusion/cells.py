@@ -11,17 +11,9 @@ from pewe.merging.models import METHODS as MERGES
 from pewe.merging.models import MergeRules, check_patterns
 
 MULTITASK = "multitask"
-
-
 METHODS = ("individual", "domain_specific", *MERGES, "soft_ensemble", "hard_ensemble", MULTITASK)
-
-
 PROTOCOLS = ("pairwise", "incremental")
-
-
 HEADS = ("same", "different")
-
-
 MULTITASK_GROUPS = ("all", "incremental", "largest")
 
 

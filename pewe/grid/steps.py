@@ -150,7 +150,6 @@ class Grid:
             "zero_result_path": self.folder("zero_shot") / RESULT,
             "origin_data_path": self.folder(*similarity),
         }
-        needs = (("similarity", init),) if ensemble.measure else ensemble.needs
         config = self.config(
             script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags
         )

@@ -45,7 +45,7 @@ def _block(
     )  # on Linux numpy asks for large pages: faster
     for start in range(0, len(states), size):
         columns = range(start, min(start + size, len(states)))
-        chunk = [_fitting(states[number], first, called[number], called[0]) for number in columns]
+        chunk = [fitting(states[number], first, called[number], called[0]) for number in columns]
         _add_products(merged, weights[:, columns.start : columns.stop], chunk, start > 0, first)
     _check_finite(merged, weights, states, first, called)
     for row in merged:
@@ -56,7 +56,8 @@ def _floats(state: DeltaState) -> DeltaState:
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
-def _fitting(state: DeltaState, first: DeltaState, source: str, other: str) -> DeltaState:
+def fitting(state: DeltaState, first: DeltaState, source: str, other: str) -> DeltaState:
+    """The state, whose tensors have the names, shapes and whole numbers of the first one's. Raises UserError, naming both."""
     same_names = state.keys() == first.keys()
     for name, expected in first.items():
         if not same_names or state[name].shape != expected.shape:

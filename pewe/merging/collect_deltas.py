@@ -32,7 +32,8 @@ from pewe.flags import flag
 from pewe.forward import T5, pack
 from pewe.identity import deciding, state_digest
 from pewe.merging.collect import Sums, add_gram
-from pewe.merging.deltas import lora_names, prefix_name
+from pewe.merging.deltas import prefix_name
+from pewe.merging.rules.matrices import lora_names
 from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.merging.store import stale, write_tensors
 from pewe.packing import token_losses

@@ -21,6 +21,7 @@ from pewe.errors import UserError
 from pewe.flags import check, flag
 from pewe.merging.rules import RULES
 from pewe.merging.rules.fisher import FisherFlags
+from pewe.merging.rules.matrices import lora_names, lora_ranks
 from pewe.merging.rules.regmean import RegMeanFlags, metric
 from pewe.merging.statistics import GRAM, Statistics, check_finite
 from pewe.state import DeltaState
@@ -59,11 +60,6 @@ def prefix_maps(state: DeltaState, shapes: dict) -> Maps:
                 maps[prefix_name(stack, layer, head, "keys")] = keys[head].mT
                 maps[prefix_name(stack, layer, head, "values")] = values[head]
     return maps
-
-
-def lora_names(state: DeltaState) -> list[str]:
-    """The projections with a LoRA, in the state's order."""
-    return [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
 
 
 def prefix_name(stack: str, layer: int, head: int, what: str) -> str:
@@ -178,9 +174,7 @@ def ranks(kind: str, method: str, state: DeltaState, used: int, wanted: int) -> 
             raise UserError("--rank is for lora and prefix; an adapter keeps its bottleneck")
         return 0, 0
     if kind == "lora":
-        shapes = [(state[f"{name}.lora_A"].shape, state[f"{name}.lora_B"].shape) for name in lora_names(state)]
-        source = shapes[0][0][1]
-        full = max(min(a[0], b[1]) for a, b in shapes)
+        source, full = lora_ranks(state, lora_names(state))
         exact = min(used * source, full) if RULES[method].statistics == GRAM else full
     else:
         prefixes = [tensor for name, tensor in state.items() if name.endswith("prefix.prefix")]

@@ -87,10 +87,15 @@ def lora_names(state: DeltaState) -> list[str]:
     return [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
 
 
+def lora_ranks(state: DeltaState, pairs: Sequence[str]) -> tuple[int, int]:
+    """The rank of these LoRA, and the largest that one of their products can have."""
+    shapes = [(state[f"{name}.lora_A"].shape, state[f"{name}.lora_B"].shape) for name in pairs]
+    return shapes[0][0][1], max(min(a[0], b[1]) for a, b in shapes)
+
+
 def ranks(state: DeltaState, pairs: Sequence[str], sources: int, wanted: int) -> tuple[int, int]:
     """The rank of the result and that of the sources. Raises UserError for a rank that cannot be."""
-    shapes = [(state[f"{name}.lora_A"].shape, state[f"{name}.lora_B"].shape) for name in pairs]
-    source, full = shapes[0][0][1], max(min(a[0], b[1]) for a, b in shapes)
+    source, full = lora_ranks(state, pairs)
     rank = {0: source, -1: min(sources * source, full)}.get(wanted, wanted)
     if not 0 < rank <= max(full, source):
         raise UserError(f"--rank {wanted}: a merged LoRA of rank {rank} is not possible, expected 1 to {full}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pewe.errors import UserError
 from pewe.flags import check
-from pewe.merging.average import _fitting
+from pewe.merging.average import fitting
 from pewe.merging.rules.average import totals
 from pewe.merging.statistics import check_finite
 from pewe.reporting.stats import effective_numbers
@@ -26,7 +26,7 @@ def used(states: Sequence[DeltaState], weights: Tensor, flags) -> tuple[list[Del
     if not torch.isfinite(weights).all():
         raise UserError("the weights of a merge must be finite numbers")
     for number, state in enumerate(states):
-        for name, tensor in _fitting(state, states[0], str(number), "0").items():
+        for name, tensor in fitting(state, states[0], str(number), "0").items():
             check_finite(name, tensor, f"source {number}")
     kept = weights.nonzero().flatten().tolist()
     if not kept:
