@@ -64,7 +64,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if not isinstance(saved, dict):
             raise ValueError("tokenizer_config.json is not a JSON object")
         kind = PreTrainedTokenizerFast if saved.get("tokenizer_class") == "TokenizersBackend" else AutoTokenizer
-        return kind.from_pretrained(name, trust_remote_code=False, **_as_version_4(saved, Path(name)))
+        tokenizer = kind.from_pretrained(name, trust_remote_code=False, **_as_version_4(saved, Path(name)))
+        if not isinstance(
+            tokenizer, PreTrainedTokenizerBase
+        ):  # transformers returns False for pieces that it cannot read
+            raise ValueError("its files hold no tokenizer")
+        return tokenizer
 
 
 def _as_version_4(saved: dict, folder: Path) -> dict:

@@ -162,6 +162,7 @@ SPOILED = {
         "embeddings of 1250 tokens, its tokenizer 50 more: <extra_id_49>",
     ),
     "damaged pieces": (lambda f: (f / "spiece.model").write_bytes(b"\xff" * 1000), "cannot load a tokenizer"),
+    "no pieces": (lambda f: (f / "spiece.model").write_bytes(b"\x00\xff" * 99), "cannot load a tokenizer"),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.iterdir() if "token" in p.name or p.suffix == ".model"],
         "cannot load a tokenizer",

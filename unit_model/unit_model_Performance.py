@@ -17,12 +17,12 @@ import torch
 from pewe.cli import log_to, main
 from pewe.deltas.checkpoint import BEST, task_checkpoint
 from pewe.errors import UserError
-from pewe.files import numeric, read_record, read_table, within
 from pewe.flags import flag
 from pewe.identity import file_digest
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
+from pewe.scores import read_scores
 from pewe.state import DeltaState
 from task_list import QA_task_list as TASK_LIST
 
@@ -45,15 +45,6 @@ class Config(EnsembleConfig):
     zero_result_path: str = flag(zero_result_path, "result.tsv of dev_all_ckpt.py", decides=False)
     source_ckpt_path: str = flag("", "not used: the tuned deltas are averaged", decides=False)
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
-
-
-def read_scores(path: Path) -> pd.DataFrame:
-    """Rows (target, source, dev, ..., init): `init` is the fingerprint of the delta that the run began with, if it is known."""
-    table = read_table(path, ["target", "source", "dev"])
-    runs = table["run"].fillna("") if "run" in table else [""] * len(table)
-    records = [read_record(path.parent / run / "run.json") if run else None for run in runs]
-    inits = [within(record, "settings", "init", kind=str) for record in records]
-    return table.assign(dev=numeric(table, "dev", path), run=list(runs), init=inits)
 
 
 def of_the_merged(tuned: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -91,8 +82,9 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
     tables = [Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path)]
-    tuned = of_the_merged(read_scores(tables[0]), tables[0].parent)
-    zero = of_the_start(read_scores(tables[1]), tuned)
+    read, zero = (read_scores(path, ["target", "source"], ["dev"]) for path in tables)
+    tuned = of_the_merged(read, tables[0].parent)
+    zero = of_the_start(zero, tuned)
     gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1])
     gains = torch.tensor(gains.fillna(0.0).to_numpy())
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))

@@ -13,8 +13,9 @@ import pandas as pd
 
 from pewe.cli import main
 from pewe.errors import UserError
-from pewe.files import numeric, read_table, write_config, write_table, write_text
+from pewe.files import write_config, write_table, write_text
 from pewe.flags import flag
+from pewe.scores import read_scores
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,8 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
     columns = {}
     for name, folder in rows.items():
         path = folder / "result.tsv"
-        table = read_table(path, ["task", "dev", value])
-        scores = numeric(table, value, path)
-        best = best_by_dev(table.assign(score=scores, dev=numeric(table, "dev", path)), ["task"])
-        columns[name] = best.set_index("task")["score"]
+        best = best_by_dev(read_scores(path, ["task"], list(dict.fromkeys(["dev", value]))), ["task"])
+        columns[name] = best.set_index("task")[value]
     frame = pd.DataFrame(columns)
     incomplete = frame.isna().any(axis=1)
     if incomplete.any():

@@ -20,7 +20,8 @@ from pewe.flags import flag, suggest
 from pewe.identity import difference
 from pewe.reporting import stats
 from pewe.reporting.plots import heat_map
-from pewe.tuning.runs import RECORD, folder_of, tables_print
+from pewe.scores import RECORD
+from pewe.tuning.runs import folder_of, tables_print
 from task_list import METRICS
 
 GATED = [name for name, kind in KINDS.items() if "gates" in kind.tables]

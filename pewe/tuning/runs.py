@@ -27,6 +27,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import Tunable
 from pewe.files import provenance, read_record, replacing, write_record, write_table
 from pewe.reporting.stats import OUTCOMES
+from pewe.scores import RECORD
 from pewe.state import DeltaState
 from pewe.tuning.config import TuneConfig
 from task_list import METRICS
@@ -44,7 +45,6 @@ COLUMNS = [
     "seconds",
     "run",
 ]
-RECORD = "run.json"
 
 
 @dataclass

@@ -155,11 +155,11 @@ def others(rows: list[list[str]]) -> list[list[str]]:
 
 
 def a_number(*values: str) -> Edit:
-    """A number of a row in place of another."""
+    """A number of a row in place of another, in a column that every reader of the table reads."""
 
     def change(rows: list[list[str]], rng: Random) -> None:
-        columns = [place for place, name in enumerate(rows[0]) if name in ("value", "weight", "dev", "test", "score")]
-        rng.choice(others(rows))[rng.choice(columns or [len(rows[0]) - 1])] = rng.choice(values)
+        columns = [place for place, name in enumerate(rows[0]) if name in ("value", "weight", "dev", "score")]
+        rng.choice(others(rows))[columns[0] if columns else -1] = rng.choice(values)
 
     return cells(change)
 

@@ -105,6 +105,7 @@ def suite_sections(world) -> dict:
         "title": "t",
         "all": suite_flags(world),
         "tuning": dict(SUITE_TUNING),
+        "targets": {"trace_test": [0]},
         "weights": {"effective": 1.5},
         "delta.adapter": {"adapter_size": 2},
     }
