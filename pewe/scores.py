@@ -30,7 +30,8 @@ def read_scores(path: Path, names: Sequence[str], scores: Sequence[str]) -> pd.D
                     f"{path}, line {line}: {score} is {found}, but {result[score]} in {runs[line - 2]}/{RECORD}; "
                     "the table was changed after it was written: run the command that wrote it again"
                 )
-    return table.assign(run=runs, init=[within(record, "settings", "init", kind=str) for record in records])
+    inits = [within(record, "settings", "init", kind=str) for record in records]
+    return table.assign(run=runs, init=pd.Series(inits, table.index, dtype=object))  # as text, None would become nan
 
 
 def _same(found: float, stored: float | None) -> bool:
