@@ -48,7 +48,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available (use --device cpu)")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    check_folder(config.model)
+    check_t5(config.model)
     if config.tokenizer_path:
         check_folder(config.tokenizer_path, "--tokenizer_path", needs="")
     tokenizer = _t5_tokenizer(config.tokenizer_path or config.model)
@@ -109,11 +109,17 @@ def _t5_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
+def check_t5(name: str) -> None:
+    """What can be said of a folder or a hub's name without its weights. Raises UserError where it is no T5."""
+    check_folder(name)
     with loading(f"the model {name!r}"):
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind != "t5":
             raise UserError(f"--model {name}: a T5 is needed, this is a {kind!r} model")
+
+
+def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
+    with loading(f"the model {name!r}"):
         model, report = T5ForConditionalGeneration.from_pretrained(
             name,
             dtype=dtype,

@@ -222,12 +222,20 @@ def test_a_bad_task_costs_its_cells_and_is_named(here, capsys):
 
 
 def test_where_every_source_fails_no_other_task_is_tried(here, capsys):
-    text = (here.folder / "tiny.toml").read_text()
-    (here.folder / "tiny.toml").write_text(text.replace("model = ", 'model = "/nowhere/at/all" #'))
+    for task in MINI_TASKS:
+        next((here.folder / "data" / task).glob("*_dev.tsv")).write_text("no tab\n")
     with pytest.raises(UserError, match=r"^3 cells or steps failed"):
         here()
     failed = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert sorted(failed) == sorted(f"tiny/adapter/seed_1/sources/{task}" for task in MINI_TASKS)
+
+
+def test_a_model_that_is_not_there_is_said_before_any_step(here):
+    text = (here.folder / "tiny.toml").read_text()
+    (here.folder / "tiny.toml").write_text(text.replace("model = ", 'model = "/nowhere/at/all" #'))
+    with pytest.raises(UserError, match=r"^--model /nowhere/at/all: there is no such folder"):
+        here()
+    assert not (here.folder / "checkpoints").exists()
 
 
 def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pewe.backbone import check_t5
 from pewe.cli import log, log_to
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
@@ -222,6 +223,8 @@ def run(config: Config) -> None:
     todo = grids(config, suite)
     if config.dry_run:
         return show_plan(todo, config.init, out)
+    for model in {suite.config(TuneConfig, grid.delta, tune_method=grid.delta).model for grid in todo}:
+        check_t5(model)  # before any step, not once for every cell
     with hold(Path("checkpoints") / name), hold(out):
         failed = carry_out(todo, config.init)
         collect(config, suite, out)

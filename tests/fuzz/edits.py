@@ -91,10 +91,14 @@ DAMAGES: dict[str, Edit] = {
 
 
 def write_json(path: Path, content) -> None:
-    """A JSON file as the suite would write it: sealed, where it seals its records."""
+    """A JSON file as the suite would write it: sealed, where it seals its records and the content can be sealed."""
     from pewe import identity
 
-    if isinstance(content, dict) and identity.SEAL in content:
+    if (
+        isinstance(content, dict)
+        and identity.SEAL in content
+        and isinstance(content.get(identity.PROVENANCE, {}), dict)
+    ):
         content = identity.sealed({name: value for name, value in content.items() if name != identity.SEAL})
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
