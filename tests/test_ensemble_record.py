@@ -108,6 +108,25 @@ def test_a_task_named_twice_is_refused(world, name):
     assert not world.out.exists()
 
 
+@pytest.mark.parametrize("name", WITHOUT_STATISTICS)
+def test_one_task_has_no_source(world, name):
+    with pytest.raises(UserError, match=f"no source for target '{TASKS[0]}' but itself"):
+        world.run(name, tasks=[TASKS[0]])
+
+
+def test_a_folder_in_the_place_of_a_file_costs_nothing_of_an_earlier_call(world):
+    world.run("average")
+    before = {path.name: path.read_bytes() for path in world.out.iterdir() if path.is_file()}
+    taken = ensemble_checkpoint(world.out, TASKS[1])
+    taken.unlink()
+    taken.mkdir()
+    with pytest.raises(UserError, match=f"{taken.name} is a folder"):
+        world.run("average")
+    assert {path.name: path.read_bytes() for path in world.out.iterdir() if path.is_file()} == {
+        name: content for name, content in before.items() if name != taken.name
+    }
+
+
 def test_two_sources_have_half_the_weight_each(world):
     weights = world.run("average")
     assert weights[TASKS[0]].tolist() == [0.0, 0.5, 0.5]

@@ -45,6 +45,7 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
+    allowed = allowed_sources(tasks, tasks)
     sources = read_states(config.source_ckpt_path, config.delta, tasks)
     pairs = {f"{tasks[i]}/{tasks[j]}": (i, j) for i, j in permutations(range(len(tasks)), 2)}
     tuned = read_states(config.tuned_ckpt_path, config.delta, list(pairs), like=sources)
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
     S = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
     for (i, j), state in zip(pairs.values(), tuned, strict=True):
         S[i, j] = distance(sources[j], state)
-    W, tem = ensemble_weights(config, S, config.tem, False, allowed_sources(tasks, tasks))
+    W, tem = ensemble_weights(config, S, config.tem, False, allowed)
     part = Part(tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}", combiner.merge(W))
     made_from = {"sources": digests(tasks, sources), "tuned": digests(list(pairs), tuned), "used_temperature": tem}
     made_from |= combiner.made_from()

@@ -81,13 +81,14 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
+    allowed = allowed_sources(tasks, tasks)
     tables = [Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path)]
     read, zero = (read_scores(path, ["target", "source"], ["dev"]) for path in tables)
     tuned = of_the_merged(read, tables[0].parent)
     zero = of_the_start(zero, tuned)
     gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1])
     gains = torch.tensor(gains.fillna(0.0).to_numpy())
-    W, tem = ensemble_weights(config, gains, config.tem, True, allowed_sources(tasks, tasks))
+    W, tem = ensemble_weights(config, gains, config.tem, True, allowed)
     pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
     states = read_states(config.tuned_ckpt_path, config.delta, pairs)
     combiner = Combiner(config, states, pairs)

@@ -213,6 +213,9 @@ def save(
             raise UserError(f"the weights of target {bad.index[0]!r} are not finite numbers (the temperature?)")
     if len(parts) > 1:
         files += ["importance.tsv", "importance.png", *(f"overview_{target}.png" for target in overview)]
+    for path in (folder / name for name in (*files, RECORD)):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; a file is to be written there")
     args = {**deciding(config), **made_from, **made_for}
     record = {"settings": args, "scopes": [part.scope for part in parts], "provenance": provenance()}
     with hold(folder):
