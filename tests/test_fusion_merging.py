@@ -12,7 +12,8 @@ from pewe.errors import UserError
 from pewe.files import read_record
 from pewe.fusion import __main__ as fusion_main
 from pewe.identity import file_digest, model_digest
-from pewe.merging.models import MergeConfig, merge_models
+from pewe.merging.models import OTHERS, MergeConfig, merge_models
+from pewe.merging.rules import RULES
 from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.merging.store import model_tensors, write_tensors
 
@@ -116,6 +117,9 @@ def test_models_that_do_not_fit(name):
         ({"exclude": [".*"]}, "there is nothing to merge"),
         ({"ridge": NAN}, "--ridge"),
         ({"smoothing": INF}, "--smoothing"),
+        ({"combine_flags": ["scale=1"]}, "--combine_flags scale=1: simple has flags of its own"),
+        ({"method": "ties", "combine_flags": ["scalee=1"]}, "unknown flag '--scalee=1'; did you mean '--scale'"),
+        ({"method": "ties", "coefficients": [1.0, -2.0]}, "--coefficients: -2 is not"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -128,6 +132,29 @@ def test_negative_coefficients_are_for_simple_only():
     statistics = [Statistics({FISHER + "w.weight": torch.ones(2, 2)}, {})] * 2
     with pytest.raises(UserError, match="--coefficients: -1 is not"):
         merged(of(1.0), of(2.0), statistics=statistics, method="fisher", coefficients=[-1.0, 2.0])
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_rule_merges_whole_models_as_it_merges_states(method):
+    """theta_0 + rule(theta_i - theta_0) of all tensors together, whole numbers as they are; without a base the models."""
+    torch.manual_seed(0)
+    base, *models = ({"a": torch.randn(3, 4), "b": torch.randn(5), "n": torch.tensor([7])} for _ in range(3))
+    found = dict(merge_models(models, MergeConfig(method=method, coefficients=[0.25, 0.75]), base=base))
+    weights = torch.tensor([0.25, 0.75], dtype=double)
+    taus = [{name: model[name].double() - base[name].double() for name in ("a", "b")} for model in models]
+    wanted = RULES[method].apply(taus, weights, RULES[method].flags())
+    assert found.keys() == base.keys() and torch.equal(found["n"], base["n"])
+    for name in ("a", "b"):
+        torch.testing.assert_close(found[name], (base[name].double() + wanted[name]).float(), rtol=0, atol=0)
+    alone = dict(merge_models(models, MergeConfig(method=method)))
+    wanted = RULES[method].apply(
+        [{"a": m["a"], "b": m["b"]} for m in models], torch.full((2,), 0.5), RULES[method].flags()
+    )
+    torch.testing.assert_close(alone["a"], wanted["a"].float(), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"--base has no a of shape \(3, 4\); --exclude it"):
+        dict(merge_models(models, MergeConfig(method=method), base={"a": base["b"], "b": base["b"]}))
+    with pytest.raises(UserError, match=f"{method} takes no statistics"):
+        dict(merge_models(models, MergeConfig(method=method), [Statistics({}, {})] * 2, base=base))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +218,20 @@ def test_a_merged_folder_says_what_it_was_made_from(config):
         "model.safetensors",
         "fusion.json",
     }
+
+
+def test_differences_are_taken_from_the_folder_of_the_start(config, tmp_path):
+    arithmetic = replace(config, stats=[], method="task_arithmetic", combine_flags=["scale=0.5"])
+    for base, value in ((folder(tmp_path / "start", of(0.5)), 0.5 + 0.5 * (0.5 + 2.5)), ("zero", 0.5 * (1.0 + 3.0))):
+        fusion_main.run(replace(arithmetic, base=base))
+        assert torch.allclose(result(config), torch.tensor(value))
+        record = read_record(Path(config.output) / "fusion.json")
+        assert record.get("base") == (None if base == "zero" else {base: model_digest(base)})
+        assert record["combine_flags"] == ["scale=0.5"]
+    with pytest.raises(UserError, match=r"task_arithmetic merges differences: give .* as --base"):
+        fusion_main.run(arithmetic)
+    with pytest.raises(UserError, match="--base zero: simple takes no differences"):
+        fusion_main.run(replace(config, stats=[], method="simple", base="zero"))
 
 
 def test_the_configuration_names_the_dtype_of_the_weights(config, tmp_path):

@@ -2,6 +2,7 @@
 
     python -m pewe.merging.collect --model A --data a.tsv --output a.safetensors     (once per model)
     python -m pewe.fusion --models A B --stats a.safetensors b.safetensors --method regmean --output M
+    python -m pewe.fusion --models A B --base START --method ties --combine_flags density=0.5 --output M
 
 M is a folder like A: configuration, tokenizer and excluded parameters are A's. fusion.json in it, written last, says what it
 was made from, and holds a digest of its weights.
@@ -22,7 +23,9 @@ from pewe.errors import UserError
 from pewe.files import hold, read_json, replacing, write_json, write_record
 from pewe.flags import flag
 from pewe.identity import deciding, file_digest, model_digest
+from pewe.merging.combine import ZERO
 from pewe.merging.models import MergeConfig, check_config, merge_models
+from pewe.merging.rules import RULES
 from pewe.merging.statistics import Statistics, check_finite
 from pewe.merging.store import WEIGHTS, check_alike, model_tensors, read_statistics
 
@@ -37,7 +40,12 @@ class Config(MergeConfig):
 
     models: list[str] = flag([], "model folders (config.json and *.safetensors)", decides=False)
     stats: list[str] = flag(
-        [], "statistics file of each model, in the same order; not needed for simple", decides=False
+        [], "statistics file of each model, in the same order; fisher and regmean need them", decides=False
+    )
+    base: str = flag(
+        "",
+        "model folder that all models were tuned from, or zero: what the methods that merge differences need",
+        decides=False,
     )
     output: str = flag("", "folder to write", decides=False)
 
@@ -52,7 +60,7 @@ def run(config: Config) -> None:
     statistics = matching_statistics(config)
     if config.coefficients and abs(sum(config.coefficients) - 1) > 1e-6:
         log.warning("the coefficients sum to %g; simple averages are scaled by that", sum(config.coefficients))
-    merged = dict(merge_models(models, config, statistics, config.models))
+    merged = dict(merge_models(models, config, statistics, config.models, common_base(config)))
     kept = {name: models[0][name] for name in models[0] if name not in merged}
     for name, tensor in kept.items():
         check_finite(name, tensor, config.models[0])
@@ -67,6 +75,7 @@ def run(config: Config) -> None:
             "models": {folder: model_digest(folder) for folder in config.models},
             **deciding(config),
             "stats": {path: file_digest(Path(path)) for path in config.stats},
+            **({"base": {config.base: model_digest(config.base)}} if config.base not in ("", ZERO) else {}),
         }
         write_record(output / RECORD, {**about, WEIGHTS: file_digest(output / WEIGHTS)})
     log.info(
@@ -103,6 +112,21 @@ def matching_statistics(config: Config) -> Sequence[Statistics]:
         found.append(read_statistics(Path(path), {"model": model_digest(folder)}, command))
     check_alike(found, config.stats, OF_ONE_MODEL)
     return found
+
+
+def common_base(config: Config) -> Mapping[str, Tensor] | None:
+    """What the models are taken as differences from; None where they are merged as they are.
+
+    Raises UserError where the method needs it and it is not given, or takes no differences and it is.
+    """
+    differences = config.method in RULES and RULES[config.method].differences
+    if differences and not config.base:
+        raise UserError(
+            f"{config.method} merges differences: give the folder that all models were tuned from as --base"
+        )
+    if config.base and not differences:
+        raise UserError(f"--base {config.base}: {config.method} takes no differences")
+    return model_tensors(Path(config.base)) if config.base not in ("", ZERO) else None
 
 
 def _copied(source: Path) -> list[Path]:

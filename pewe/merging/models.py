@@ -12,16 +12,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pewe.cli import parse
 from pewe.errors import UserError
 from pewe.flags import check, flag
-from pewe.merging.rules import RULES
+from pewe.merging.rules import RULES, Rule
 from pewe.merging.rules.average import totals
 from pewe.merging.rules.fisher import FisherFlags
 from pewe.merging.rules.regmean import RegMeanFlags
 from pewe.merging.statistics import FISHER, GRAM, Statistics, check_finite
 from pewe.state import FLOATS
 
-METHODS = {"simple": "average", "fisher": "fisher", "regmean": "regmean"}  # name -> its rule
+METHODS = {"simple": "average", "fisher": "fisher", "regmean": "regmean"}  # of the paper: name -> its rule
+OTHERS = [name for name, rule in RULES.items() if not (rule.kinds or rule.statistics or name in METHODS.values())]
 NORMALISATIONS = ("none", "param", "model")
 HEAD = re.compile(r"(.*\.)?(classifier|classifier\.out_proj|score)\.weight$")  # rows = labels
 Models = Sequence[Mapping[str, Tensor]]
@@ -50,26 +52,32 @@ class MergeRules(RegMeanFlags, FisherFlags):
 class MergeConfig(MergeRules):
     """One merge."""
 
-    method: str = flag("regmean", "simple, fisher or regmean", choices=METHODS)
+    method: str = flag("regmean", f"one of {', '.join([*METHODS, *OTHERS])}", choices=[*METHODS, *OTHERS])
+    combine_flags: list[str] = flag([], f"flags of {', '.join(OTHERS)}: NAME=VALUE, or NAME for a switch", unique=True)
     coefficients: list[float] = flag([], "one factor per model; simple does not normalise them (default: 1/N each)")
 
 
 @dataclass(frozen=True)
-class Parameter(Mapping[str, Tensor]):
-    """One tensor of a model by its name, which is read when it is asked for; transposed for maps y = x M of x W^T."""
+class Parameters(Mapping[str, Tensor]):
+    """Some tensors of a model by their names, each read when it is asked for.
+
+    Transposed for maps y = x M of x W^T; float64 differences where there is a base.
+    """
 
     model: Mapping[str, Tensor]
-    name: str
-    transposed: bool
+    names: Sequence[str]
+    transposed: bool = False
+    base: Mapping[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.model[name].mT if self.transposed else self.model[name]
+        tensor = self.model[name].mT if self.transposed else self.model[name]
+        return tensor if self.base is None else tensor.double() - self.base[name].double()
 
     def __iter__(self) -> Iterator[str]:
-        return iter([self.name])
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return 1
+        return len(self.names)
 
 
 def known_rows(weights: Iterable[Tensor], labels: Sequence[Sequence[int]], name: str) -> Tensor:
@@ -92,12 +100,14 @@ def merge_models(
     config: MergeConfig,
     statistics: Sequence[Statistics] = (),
     titles: Sequence[str] = (),
+    base: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and merged tensor of every parameter that is not excluded, in the widest dtype that a model has it in.
 
     Models and statistics may read a tensor when it is asked for (`store.TensorFiles`): no more than one tensor of one
     model, its statistics and the running sums are in memory. RegMean applies to weights with a Gram; biases, norms,
     embeddings and excluded weights get the simple merge. Integers, which are equal in all models, stay as they are.
+    Rules that take differences from the `base` that all models were tuned from, or from zero, may hold all of them.
 
     Raises UserError, which calls the models by their `titles`, where models or statistics do not fit, or a value that goes
     in or comes out is not finite.
@@ -118,11 +128,13 @@ def merge_models(
         check_fishers(models[0], statistics, floats)
         if config.normalise == "model":
             c = normalised(c, statistics, floats, config.smoothing)
-    for name in names:
-        if name not in floats:
-            yield name, models[0][name]
-            continue
-        merged = _merge_one(name, models, c, config, statistics).to(dtypes[name])
+    if config.method in METHODS:
+        merges = ((name, _merge_one(name, models, c, config, statistics)) for name in floats)
+    else:
+        merges = merge_by_rule(RULES[config.method], models, c, config, floats, base)
+    yield from ((name, models[0][name]) for name in names if name not in floats)
+    for name, tensor in merges:
+        merged = tensor.to(dtypes[name])
         if not torch.isfinite(merged).all():
             raise UserError(
                 f"{name}: the {config.method} merge of {', '.join(titles)} has values beyond {dtypes[name]}"
@@ -145,9 +157,32 @@ def _merge_one(
             transposed = layer not in statistics[0].info["conv1d"]  # else it is stored as (d_in, d_out)
         else:
             rule = RULES["average"]
-    parts = [Parameter(model, name, transposed) for model in models]
+    parts = [Parameters(model, [name], transposed) for model in models]
     merged = rule.apply(parts, torch.tensor(c, dtype=torch.float64), config, statistics)[name]
     return merged.mT if transposed else merged
+
+
+def merge_by_rule(
+    rule: Rule,
+    models: Models,
+    c: Sequence[float],
+    config: MergeConfig,
+    names: Sequence[str],
+    base: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and merge, float64, of these parameters by a rule without statistics, together where it looks at all of them.
+
+    Raises UserError for flags that the rule has not, and a base that has not the parameters.
+    """
+    flags = parse(rule.flags, [f"--{item}" for item in config.combine_flags])
+    for name in names if base is not None else []:
+        if name not in base or base[name].shape != models[0][name].shape:
+            raise UserError(f"--base has no {name} of shape {tuple(models[0][name].shape)}; --exclude it?")
+        check_finite(name, base[name], "--base")
+    for group in [[name] for name in names] if rule.by_tensor else [names]:
+        states = [Parameters(model, group, base=base) for model in models]
+        merged = rule.apply(states, torch.tensor(c, dtype=torch.float64), flags)
+        yield from ((name, tensor if base is None else tensor + base[name].double()) for name, tensor in merged.items())
 
 
 def normalised(
@@ -165,7 +200,11 @@ def check_config(config: MergeConfig, models: int, statistics: int) -> None:
         raise UserError("there are no models to merge")
     if config.coefficients and len(config.coefficients) != models:
         raise UserError(f"--coefficients has {len(config.coefficients)} numbers for {models} models")
-    if statistics != models and (statistics or config.method != "simple"):
+    if config.combine_flags and config.method in METHODS:
+        raise UserError(f"--combine_flags {config.combine_flags[0]}: {config.method} has flags of its own, see --help")
+    if statistics and config.method not in METHODS:
+        raise UserError(f"{config.method} takes no statistics")
+    if statistics != models and (statistics or config.method in ("fisher", "regmean")):
         raise UserError(f"{config.method}: {statistics} statistics for {models} models; expected one per model")
     check_coefficients(config.coefficients, config.method)
     check_patterns(config)
