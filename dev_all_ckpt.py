@@ -6,9 +6,10 @@ Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from pewe.command import main
+
 import pandas as pd
 
-from pewe.cli import main
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
 

@@ -6,7 +6,8 @@ checkpoint is that of a tuned step, never the source itself. Resumes; `--stack N
 
 from dataclasses import dataclass
 
-from pewe.cli import main
+from pewe.command import main
+
 from pewe.flags import flag
 from pewe.tuning.config import TuneAllConfig
 

@@ -6,7 +6,8 @@ Step "downstream performance" of the paper. The shell scripts in scripts/ call i
     bash scripts/adapter.sh --train_checkpoint checkpoints/Loss         from the ensembles in a folder
 """
 
-from pewe.cli import main
+from pewe.command import main
+
 from pewe.tuning.config import TuneConfig
 
 

@@ -11,11 +11,12 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 
 from pewe.batches import Batch
-from pewe.cli import main
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED, flag
 from pewe.losses import member_losses

@@ -9,11 +9,12 @@ side and normalises the rest (`--as_original`); in log space there is no such en
 
 from functools import partial
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 
 from pewe.batches import Batch
-from pewe.cli import main
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources

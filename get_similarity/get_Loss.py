@@ -7,11 +7,12 @@ on the first dev batch of target i, teacher forcing, no dropout.
 
 from functools import partial
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 
 from pewe.batches import IGNORED, Batch
-from pewe.cli import main
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources, at_labels

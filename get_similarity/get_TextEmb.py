@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 import torch
 from torch import Tensor
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.cli import log, log_to, main, show
+from pewe.cli import log, log_to, show
 from pewe.data import Encoded, TaskConfig, load_split, sampled_prefixes, split_digest, task_names
 from pewe.files import hold, provenance
 from pewe.flags import check, flag

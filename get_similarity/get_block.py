@@ -10,11 +10,12 @@ H_b is the output of block b, before the final layer norm, over the tokens that 
 from dataclasses import dataclass
 from functools import partial
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 
 from pewe.batches import Batch
-from pewe.cli import main
 from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run

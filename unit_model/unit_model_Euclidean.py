@@ -8,9 +8,11 @@
 from dataclasses import dataclass
 from itertools import permutations
 
+from pewe.command import main
+
 import torch
 
-from pewe.cli import log_to, main
+from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save

@@ -8,7 +8,8 @@ information of its entries on task j, which `python -m pewe.merging.collect_delt
 
 from dataclasses import dataclass
 
-from pewe.cli import main
+from pewe.command import main
+
 from pewe.flags import flag
 from pewe.merging.deltas import DeltaMergeConfig
 from pewe.merging.leave_one_out import leave_one_out

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 import torch
 
-from pewe.cli import log_to, main
+from pewe.cli import log_to
 from pewe.deltas.checkpoint import BEST, task_checkpoint
 from pewe.errors import UserError
 from pewe.flags import flag

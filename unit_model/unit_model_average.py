@@ -8,7 +8,9 @@ own group of every target of the list.
 
 from dataclasses import dataclass
 
-from pewe.cli import log_to, main
+from pewe.command import main
+
+from pewe.cli import log_to
 from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.merging.combine import Combiner

@@ -8,10 +8,12 @@ theta_i is tuned on the target's few-shot data (`tuned_64shot_ckpt_path`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 
-from pewe.cli import log_to, main
+from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save

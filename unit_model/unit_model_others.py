@@ -9,9 +9,11 @@ similar (`--as_original`, or `--orientation lower`).
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.errors import UserError
 from pewe.flags import flag, suggest
 from pewe.identity import file_digest

@@ -10,8 +10,9 @@
 A task that is built already with equal settings is skipped, so a stopped command continues where it left off.
 """
 
+from pewe.command import main
+
 from data.build.run import BuildConfig, run
-from pewe.cli import main
 
 if __name__ == "__main__":
     main(run, BuildConfig, __doc__)

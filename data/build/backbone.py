@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
 
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.errors import UserError
 from pewe.flags import flag
 

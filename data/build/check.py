@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 from data.build import choice
 from data.build.registry import ALL
-from pewe.cli import main
 from pewe.data import SPLITS, Example, find_prefixes, parse_line, split_path
 from pewe.errors import UserError
 from pewe.flags import flag

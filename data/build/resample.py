@@ -18,12 +18,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 from data.build.check import few_labels, task_folders, with_flag
 from data.build.entry import digest
 from data.build.lines import as_text, write_file
 from data.build.registry import ALL
 from data.build.sample import rank
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.data import SPLITS, Example, read_examples
 from pewe.errors import UserError
 from pewe.files import provenance, write_json

@@ -7,9 +7,10 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import torch
 
-from pewe.cli import main
 from pewe.deltas.checkpoint import check_seal, write_checkpoint
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError

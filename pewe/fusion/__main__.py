@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.errors import UserError
 from pewe.files import hold, read_json, replacing, write_json, write_record
 from pewe.flags import flag

@@ -17,12 +17,14 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pewe.cli import log, log_to, main, show
+from pewe.cli import log, log_to, show
 from pewe.errors import UserError
 from pewe.files import hold, read_record, within, write_config, write_record
 from pewe.fusion import tables

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pewe.command import main
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +28,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pewe.batches import IGNORED
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.data import LONGEST, Example, read_examples
 from pewe.errors import UserError
 from pewe.flags import flag, suggest

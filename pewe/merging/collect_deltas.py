@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pewe.command import main
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.batches import Batch, scoring_batches
-from pewe.cli import log, log_to, main
+from pewe.cli import log, log_to
 from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta, layer_name

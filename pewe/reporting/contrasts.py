@@ -10,9 +10,10 @@ and power.tsv, what the variances between tasks and between seeds mean for an ex
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 
-from pewe.cli import main
 from pewe.errors import UserError
 from pewe.files import write_table
 from pewe.flags import flag, suggest

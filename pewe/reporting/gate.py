@@ -9,10 +9,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 
 from pewe import metrics
-from pewe.cli import main
 from pewe.data import find_prefixes, read_examples, split_path
 from pewe.errors import UserError
 from pewe.files import write_table, write_text

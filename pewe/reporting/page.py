@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import numpy as np
 import pandas as pd
 
-from pewe.cli import main
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text

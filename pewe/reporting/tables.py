@@ -9,9 +9,10 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 
-from pewe.cli import main
 from pewe.errors import UserError
 from pewe.files import write_config, write_table, write_text
 from pewe.flags import flag

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pewe.command import main
+
 import pandas as pd
 
-from pewe.cli import log, main
+from pewe.cli import log
 from pewe.deltas.kinds import GATES, KINDS
 from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within, write_config, write_table
