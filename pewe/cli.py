@@ -59,7 +59,13 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: t
     nargs = None
     if typing.get_origin(kind) is list:
         (kind,), nargs = typing.get_args(kind), "+"
-    parser.add_argument(*names, type=kind, nargs=nargs, metavar=kind.__name__.upper(), **about)
+    words = field.metadata.get("words", {})
+
+    def value(text: str) -> typing.Any:
+        return words[text] if text in words else kind(text)
+
+    value.__name__ = kind.__name__
+    parser.add_argument(*names, type=value, nargs=nargs, metavar=kind.__name__.upper(), **about)
 
 
 def _ignored(config_class: type) -> Iterator[tuple[dataclasses.Field, type]]:

@@ -6,7 +6,8 @@ import functools
 import math
 import typing
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from pewe.errors import UserError
 
@@ -35,6 +36,7 @@ def flag(
     name: bool = False,
     hidden: bool = False,
     also: str = "",
+    words: Mapping[str, int] = MappingProxyType({}),
 ) -> typing.Any:
     """A dataclass field that becomes `--NAME`; `default` may be a list.
 
@@ -45,6 +47,7 @@ def flag(
     flag another default need not say it again. See `complaint`.
 
     A `hidden` flag is not in the help: only the original's scripts give it. `also` is a second name on the command line.
+    `words` stand for values there.
     """
     rules = {
         "low": low,
@@ -59,6 +62,7 @@ def flag(
         "decides": decides,
         "hidden": hidden,
         "also": also,
+        "words": words,
         "rules": {key: rule for key, rule in rules.items() if rule is not None},
     }
     if isinstance(default, list):

@@ -31,6 +31,10 @@ class NoDelta:
         """Positions (P, d) in front of the encoder's input."""
         return None
 
+    def held(self, side: str) -> int:
+        """Numbers that this keeps of each token of a side for the way back, beside the backbone's (`pewe/tuning/memory.py`)."""
+        return 0
+
     def start(self, layout: Layout, prompt: int) -> None:
         """Is told of the layout that the encoder works on, `prompt` positions of each row being the prompt's."""
 

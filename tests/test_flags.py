@@ -94,7 +94,7 @@ REFUSED = [
     (TUNE, "--lora_r -1", "--lora_r must be at least 1"),
     (TUNE, "--prefix_num 100000000", "--prefix_num must be at most 65536"),
     (TUNE, "--stack 100000000", "--stack must be at most 4096"),
-    (TUNE, "--stack 0", "--stack must be at least 1"),
+    (TUNE, "--stack -1", "--stack must be at least 0"),
     (TUNE, "--train_epochs -1", "--train_epochs must be at least 0"),
     (TUNE, "--warmup_steps -5", "--warmup_steps must be at least 0"),
     (TUNE, "--train_iters 99999999999999999999", "--train_iters must be at most 2147483647"),
@@ -176,7 +176,7 @@ def test_a_file_of_flags_is_named_with_what_is_wrong_in_it(tmp_path):
 
 def test_another_default_of_a_subclass_keeps_the_rules():
     assert complaint(SimilarityConfig, "predict_batch_size", 0) == "must be at least 1, not 0"
-    assert complaint(SimilarityConfig, "stack", 0) == "" and complaint(TuneConfig, "stack", 0)
+    assert complaint(SimilarityConfig, "stack", 0) == "" and complaint(TuneConfig, "learning_rate_list", [0.0])
     assert complaint(SimilarityConfig, "stack", 2**13)  # the upper end is the base's
 
 

@@ -55,6 +55,10 @@ class HoulsbyAdapter(Delta):
         self.at[key] = site
         self.insert_sequential_module(sublayer, delta_module=site, delta_name="adapter")
 
+    def held(self, side: str) -> int:
+        sites = [site for name, site in self.at.items() if name.startswith(side)]
+        return sum(A.shape[1] + 2 * A.shape[2] for A in (site.adapter_A for site in sites))
+
     def after(self, name: str, hidden: Tensor, layout: Layout) -> Tensor:
         return self.at[name].adapt(hidden, layout.counts) if name in self.at else hidden
 

@@ -23,6 +23,7 @@ class Kind:
     texts: tuple[str, ...] = ()  # of `flags`, those that name a file of text which is read
     papers: bool = True  # tuned by the paper, so that --as_original restores the quirks of its trainer
     scored: bool = True  # similarities and ensembles are of this kind
+    stacks: bool = True  # several states at once
     sources: str = ""  # the kind of its source deltas, where that is another
     inits: Mapping[str, Mapping] = field(default_factory=dict)  # rows that only this kind has, instead of others: flags
     tables: Mapping[str, str] = field(
@@ -40,7 +41,7 @@ class Kind:
         return {one.name for one in fields(self.flags)} - {*self.by_content}
 
 
-_PEMT = {"flags": PemtFlags, "by_content": ("experts", "expert_path"), "texts": ("task_descriptions",)}
+_PEMT = {"stacks": False, "flags": PemtFlags, "by_content": ("experts", "expert_path"), "texts": ("task_descriptions",)}
 _PEMT_INITS = {  # the whole of stage 2, and without one of its parts
     "PEMT": {},
     "PEMT_no_gate": {"pemt_gate": False},
@@ -66,6 +67,6 @@ KINDS = {
         tables={"gates": GATES},
         shown=("gates.png", "test_metrics.txt"),
     ),
-    "model": Kind("pewe.deltas.full:FullModel", scored=False),
+    "model": Kind("pewe.deltas.full:FullModel", scored=False, stacks=False),
 }
 SCORED = tuple(name for name, kind in KINDS.items() if kind.scored)

@@ -44,5 +44,11 @@ class Lora(Delta):
         self.at[key] = site
         self.insert_parallel_module(linear, delta_module=site, delta_name="lora")
 
+    def held(self, side: str) -> int:
+        of_input = ("encoder", "EncDecAttention.v")  # cross-attention's values are of the encoder's tokens
+        reads_input = {name: name.startswith(of_input[0]) or name.endswith(of_input[1]) for name in self.at}
+        sites = [site for name, site in self.at.items() if reads_input[name] == (side == "encoder")]
+        return sum(site.lora_A.shape[2] for site in sites)
+
     def project(self, name: str, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
         return self.at[name].project(x, layout.counts, y) if name in self.at else y

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pewe.data import DataConfig
 from pewe.deltas.config import DeltaConfig
+from pewe.deltas.kinds import KINDS
 from pewe.flags import SeedConfig, flag
 from pewe.model_files import BackboneConfig
 
@@ -61,9 +62,19 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
         "", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning", decides=False
     )
     stack: int = flag(
-        1, "runs of equal batch size tuned in lockstep over one backbone", decides=False, low=1, high=2**12
+        1,
+        "runs of equal batch size tuned in lockstep over one backbone, fewer where memory is short; auto (0): at most 24",
+        decides=False,
+        low=0,
+        high=2**12,
+        words={"auto": 0},
     )
     quiet: bool = flag(False, "warnings only, no progress bar", decides=False)
+
+    @property
+    def largest_stack(self) -> int:
+        """Runs of a stack at most: beyond 24 nothing is gained."""
+        return self.stack or (24 if KINDS[self.tune_method].stacks else 1)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Inits = Callable[
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
     check_flags(config)
-    if config.train_epochs and config.stack > 1:
+    if config.train_epochs and config.largest_stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
     if config.trace_test and not config.do_predict:
         raise UserError("--trace_test scores the test lines: give --do_predict")
@@ -76,7 +76,7 @@ def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes)
 
 
 def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
-    """Groups of at most `config.stack` runs that have the same batch size and the same number of updates behind them.
+    """Groups of at most `config.largest_stack` runs that have the same batch size and the same number of updates behind them.
 
     Runs of like input lengths come together, since attention pads to the longest input.
     """
@@ -88,8 +88,8 @@ def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, 
 
     for _, group in groupby(sorted(pairs, key=key), key):
         together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
-        for start in range(0, len(together), config.stack):
-            yield together[start : start + config.stack]
+        for start in range(0, len(together), config.largest_stack):
+            yield together[start : start + config.largest_stack]
 
 
 def prepare(run: Run) -> Member:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from pewe.backbone import Backbone, load_backbone
 from pewe.cli import log, log_to, show
@@ -25,7 +26,8 @@ from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
-from pewe.tuning.plan import Inits, check, initial_state, plan, stacks
+from pewe.tuning.plan import Inits, check, initial_state, plan, prepare, stacks
+from pewe.tuning.room import parts
 from pewe.tuning.runs import (
     COLUMNS,
     Run,
@@ -79,7 +81,7 @@ def execute(config: TuneConfig, inits: Inits, finished: Callable[[int], None]) -
         log.info("settings:\n%s", show(config))
         write_config(out, config)
         backbone = load_backbone(config)
-        delta = attach_delta(backbone.model, config, config.stack)
+        delta = attach_delta(backbone.model, config, config.largest_stack)
         runs = list(plan(config, backbone, delta, inits))
         return carry_out(config, backbone, delta, runs, finished)
 
@@ -129,10 +131,35 @@ def begin(run: Run, member: Member, config: TuneConfig) -> None:
         write_best(member)
 
 
-def tune_stack(
-    backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
-) -> tuple[dict[Path, dict], dict[Path, str]]:
-    """Tune, test and record one stack; by folder, the results of its runs and the causes of those that failed."""
+Ended = tuple[dict[Path, dict], dict[Path, str]]  # by folder, results of runs and the causes of those that failed
+
+
+def tune_stack(backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> Ended:
+    """`tune_together`, in as many parts as memory asks for; on a GPU a part that does not fit after all is halved."""
+    results, failed = {}, {}
+    waiting = parts(backbone, delta, pairs, config)
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            ended, causes = tune_together(backbone, delta, part, config)
+        except torch.cuda.OutOfMemoryError:
+            if len(part) == 1:
+                raise UserError(
+                    "one run does not fit on the GPU; lower --micro_batch_size or --predict_batch_size"
+                ) from None
+            log.warning("out of GPU memory with %d runs in a stack; they go on in halves", len(part))
+            torch.cuda.empty_cache()
+            again = [(run, prepare(run)) for run, _ in part]
+            half = len(again) // 2
+            waiting[:0] = [again[:half], again[half:]]
+            continue
+        results |= ended
+        failed |= causes
+    return results, failed
+
+
+def tune_together(backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig) -> Ended:
+    """Tune, test and record one stack."""
     first, head = pairs[0]
     delta.for_task(config, first.task, backbone.tokenizer)
     for run, member in pairs:
