@@ -22,9 +22,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.flags import check
-from pewe.model_files import DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
+from pewe.hardware import bfloat16_gain, device_of
+from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
 
 transformers.logging.set_verbosity_error()
+torch.set_flush_denormal(True)  # numbers below 1e-38, as sharp attention has them, take a CPU many times longer than 0
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -45,9 +47,13 @@ class Backbone:
 def load_backbone(config: BackboneConfig) -> Backbone:
     """Load a fresh model, to which a delta can be attached, and its tokenizer; raises UserError where they do not fit."""
     check(config)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available (use --device cpu)")
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(config)
+    if config.dtype == AUTO:  # a record would not say which it was
+        raise UserError("dtype auto: take the configuration that pewe.hardware.settled gives")
+    if config.dtype == "bfloat16" and (gain := bfloat16_gain(device.type)) < 1:
+        log.warning(
+            "--dtype bfloat16: its products take %.1f times as long as those of float32 on this machine", 1 / gain
+        )
     check_t5(config.model)
     if config.tokenizer_path:
         check_folder(config.tokenizer_path, "--tokenizer_path", needs="")

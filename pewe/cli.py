@@ -101,7 +101,16 @@ def parse(config_class: type[C], args: list[str] | None = None, description: str
         print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)
     config = config_class(**{name: embedded(value) for name, value in given.items() if name in kinds})
     check(config)
-    return config
+    return settled(config)
+
+
+def settled(config: C) -> C:
+    """The configuration with what --dtype auto stands for on this machine; nothing is measured for any other one."""
+    if getattr(config, "dtype", "") != "auto":
+        return config
+    from pewe import hardware  # torch is loaded only for this
+
+    return hardware.settled(config)
 
 
 def embedded(value):

@@ -11,6 +11,7 @@ from pewe.flags import flag
 from pewe.texts import visible
 
 DTYPE_NAMES = ("float32", "bfloat16")
+AUTO = "auto"  # the faster of them: pewe/hardware.py
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -23,7 +24,11 @@ class BackboneConfig:
     )
     tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
     device: str = flag("auto", "auto, cpu or cuda", decides=False, choices=DEVICES)
-    dtype: str = flag("float32", "dtype of the backbone: float32 or bfloat16", choices=DTYPE_NAMES)
+    dtype: str = flag(
+        "float32",
+        "dtype of the backbone: float32, bfloat16, or auto, what is faster here",
+        choices=(*DTYPE_NAMES, AUTO),
+    )
 
 
 def check_folder(name: str, flag: str = "--model", needs: str = "config.json") -> None:

@@ -28,7 +28,7 @@ def tuning(line: str) -> str:
 
 BAD = [
     (tuning('stack = "3"'), r"\[tuning\]: stack must be int, not '3'"),
-    (tuning("stack = 0"), r"\[tuning\]: stack must be at least 1, not 0"),
+    (tuning("stack = -1"), r"\[tuning\]: stack must be at least 0, not -1"),
     (tuning("stack = { a = 1 }"), r"\[tuning\]: stack must be int, not"),
     (tuning("train_iters = 2.5"), "train_iters must be int, not 2.5"),
     (tuning("train_iters = true"), "train_iters must be int, not True"),
@@ -90,7 +90,7 @@ def test_a_loop_of_three_and_a_mistake_in_the_base_name_that_file(tmp_path):
         (tmp_path / f"{name}.toml").write_text(f'base = "{base}.toml"\n')
     with pytest.raises(UserError, match=r"a\.toml: base = 'a\.toml' leads back"):
         read_suite(str(tmp_path / "a.toml"))
-    (tmp_path / "c.toml").write_text("[tuning]\nstack = 0\n")
+    (tmp_path / "c.toml").write_text("[tuning]\nstack = -1\n")
     with pytest.raises(UserError, match=r"c\.toml, \[tuning\]: stack must be"):
         read_suite(str(tmp_path / "a.toml"))
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pewe.cli import ROOT, embedded, read_toml
+from pewe.cli import ROOT, embedded, read_toml, settled
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
@@ -66,7 +66,7 @@ class Suite:
         for section in sections:
             chosen |= own.get(section, {})
         names = {field.name for field in dataclasses.fields(kind)}
-        return kind(**{name: embedded(value) for name, value in (chosen | flags).items() if name in names})
+        return settled(kind(**{name: embedded(value) for name, value in (chosen | flags).items() if name in names}))
 
     def tasks(self) -> list[str]:
         """The tasks of the suite."""
