@@ -75,6 +75,27 @@ def test_variances_by_hand_and_of_a_simulation():
     assert stats.variances(both, ("Loss", "Random")) == pytest.approx((0.09, 0.25), rel=0.08)
 
 
+def test_variances_where_the_tasks_have_unequal_seeds():
+    one = trace(seeds=(1, 2, 3))
+    one = one[(one["seed"] < 3) | (one["task"] == TASKS[0])]
+    found = stats.outcome(one, "test", "best").droplevel("delta")
+    between, within = stats.variances(found, ("Loss", "Random"))
+    gains = [GAIN[task] + (0.02 if task == TASKS[0] else 0.0) for task in TASKS]
+    assert within == pytest.approx((0.04**2 + 5 * 0.04**2 / 2) / 6)
+    assert between == pytest.approx(np.var(gains, ddof=1) - within * (1 / 3 + 5 / 2) / 6)
+
+
+def test_one_seed_says_nothing_of_either_variance():
+    assert np.isnan(stats.variances(values(seeds=(1,)), ("Loss", "Random"))).all()
+
+
+@pytest.mark.parametrize(("units", "power"), [(2, 0.8), (2, 0.999), (3, 0.05)])
+def test_the_detectable_difference_of_few_tasks(units, power):
+    found = stats.detectable(1.0, units, 0.05, power) * units**0.5
+    limit = scipy.stats.t.ppf(0.975, units - 1)
+    assert scipy.stats.nct.sf(limit, units - 1, found) == pytest.approx(power, abs=1e-6)
+
+
 def test_the_detectable_difference_by_simulation():
     found = stats.detectable(0.06, 18, 0.05 / 3, 0.8)
     draws = np.random.default_rng(1).normal(found, 0.06, (20_000, 18))
@@ -86,6 +107,14 @@ def test_the_command(tmp_path, capsys):
     whole.to_csv(tmp_path / "trace.tsv", sep="\t", index=False)
     cells = whole[whole["point"] == "best"].assign(seconds=1.0)
     cells.to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+    for flags, said in (
+        ({"pairs": ["Loss:Loss"]}, "--pairs Loss:Loss: expected two inits"),
+        ({"pairs": ["Loss:Random", "Random:Loss"]}, "--pairs Random:Loss: expected two inits that no other pair has"),
+        ({"pairs": ["Loss:Random"], "without": list(TASKS)}, "--pairs Loss:Random: no task .--without. and seed"),
+        ({"pairs": ["Loss:Random"], "alpha": 0.9, "power": 0.1}, "--power 0.1: chance alone shows that"),
+    ):
+        with pytest.raises(UserError, match=said):
+            contrasts.run(Config(folder=str(tmp_path), **flags))
     config = Config(folder=str(tmp_path), pairs=["Loss:Random"], without=["qasc"])
     contrasts.run(config)
     table = pd.read_csv(tmp_path / "contrasts.tsv", sep="\t")
@@ -97,3 +126,17 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "trace.tsv").unlink()
     with pytest.raises(UserError, match=r"there is no .*trace\.tsv"):
         contrasts.run(config)
+
+
+def test_a_delta_or_point_without_an_init_has_no_row_of_it(tmp_path, capsys):
+    one = trace()
+    other = one[one["init"] == "Random"].assign(delta="lora")
+    late = one[(one["init"] == "Random") | (one["point"] == "best")]
+    cells = one[one["point"] == "best"].assign(seconds=1.0)
+    cells.to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+    for content, points in ((pd.concat([one, other]), ["0", "best"]), (late, ["best"])):
+        content.to_csv(tmp_path / "trace.tsv", sep="\t", index=False)
+        contrasts.run(Config(folder=str(tmp_path), pairs=["Loss:Random"]))
+        for name in ("contrasts", "power"):
+            table = pd.read_csv(tmp_path / f"{name}.tsv", sep="\t", dtype={"point": str})
+            assert set(table["delta"]) == {"adapter"} and sorted(set(table["point"])) == points

@@ -7,6 +7,7 @@ reads `trace.tsv` (runs with --trace_test) and writes contrasts.tsv, both outcom
 and power.tsv, what the variances between tasks and between seeds mean for an experiment of the planned size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,20 @@ def run(config: Config) -> None:
     for task in config.without:
         if task not in METRICS:
             raise UserError(f"--without {suggest(task, METRICS)}")
-    trace, pairs = trace[~trace["task"].isin(config.without)], [_pair(given, trace) for given in config.pairs]
+    trace, pairs = trace[~trace["task"].isin(config.without)], distinct_pairs(config.pairs, trace)
+    if config.power <= config.alpha / len(pairs) / 2:
+        raise UserError(f"--power {config.power:g}: chance alone shows that; expected more than half of --alpha a pair")
     compared, powers = [], []
     for point in trace["point"].unique():
         for what in OUTCOMES:
             for delta, values in stats.outcome(trace, what, point).groupby(level="delta", sort=False):
                 key, own = {"delta": delta, "outcome": what, "point": point}, values.droplevel("delta")
-                parts = [stats.contrasts(own, pairs, unit) for unit in ("task", "group")]
-                compared.append(pd.concat(parts, ignore_index=True).assign(**key))
-                powers += [{**key, **_power(own, pair, config)} for pair in pairs]
+                here = [pair for pair in pairs if len(stats.by_task(own, pair))]  # not every delta has every init
+                parts = [stats.contrasts(own, here, unit) for unit in ("task", "group") if here]
+                compared += [part.assign(**key) for part in parts]
+                powers += [{**key, **_power(own, pair, config)} for pair in here]
+    if not compared:
+        raise UserError(f"--pairs {' '.join(config.pairs)}: no task (--without) and seed has both inits of one")
     out = Path(config.out or config.folder)
     for name, table in (("contrasts", pd.concat(compared, ignore_index=True)), ("power", pd.DataFrame(powers))):
         write_table(
@@ -67,6 +73,15 @@ def run(config: Config) -> None:
 
 
 KEYS = ["delta", "outcome", "point"]
+
+
+def distinct_pairs(given: Sequence[str], trace: pd.DataFrame) -> list[tuple[str, str]]:
+    """The pairs of inits. Raises UserError for an unknown init, two equal ones, and a contrast that stands there twice."""
+    pairs = [_pair(one, trace) for one in given]
+    for number, pair in enumerate(pairs):
+        if len(set(pair)) < 2 or set(pair) in map(set, pairs[:number]):
+            raise UserError(f"--pairs {given[number]}: expected two inits that no other pair has")
+    return pairs
 
 
 def _pair(given: str, trace: pd.DataFrame) -> tuple[str, str]:

@@ -111,21 +111,29 @@ def holm(p: np.ndarray) -> np.ndarray:
 def variances(values: pd.Series, pair: tuple[str, str]) -> tuple[float, float]:
     """Variance of a contrast between tasks and between the seeds of a task: t2 and s2 of a random-effects model.
 
-    s2 is the mean over tasks of the variance over seeds, t2 the variance over tasks of the mean over m seeds less s2 / m,
-    at least 0. All tasks have the same seeds, two at least.
+    s2 is the mean over tasks of the variance over seeds, t2 the variance over tasks of the mean over m seeds less the mean
+    over tasks of s2 / m, at least 0. Both are nan where no task has two seeds, t2 where there is one task.
     """
     frame = values.unstack("init", sort=False)
-    by_seed = (frame[pair[0]] - frame[pair[1]]).unstack("seed")
+    by_seed = (frame[pair[0]] - frame[pair[1]]).dropna().unstack("seed")
     s2 = float(by_seed.var(axis=1, ddof=1).mean())
-    return max(0.0, float(by_seed.mean(axis=1).var(ddof=1)) - s2 / by_seed.shape[1]), s2
+    t2 = by_seed.mean(axis=1).var(ddof=1) - s2 * (1 / by_seed.count(axis=1)).mean()
+    return float(np.maximum(0.0, t2)), s2
 
 
 def detectable(deviation: float, units: int, alpha: float, power: float) -> float:
     """The smallest mean difference of so many units with this standard deviation that a two-sided paired t test at `alpha`
-    shows, in its own direction, with this power."""
+    shows, in its own direction, with this power; nan where that is beyond what the distribution is computed for."""
     free = units - 1
     limit = scipy.stats.t.ppf(1 - alpha / 2, free)
-    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(limit, free, shift) - power, 0.0, limit + 10)
+
+    def beyond(shift: float) -> float:
+        return float(scipy.stats.nct.sf(limit, free, shift)) - power
+
+    most = limit + 10
+    while beyond(most) < 0:  # of few units
+        most *= 2
+    shift = scipy.optimize.brentq(beyond, 0.0, most) if beyond(most) >= 0 else np.nan
     return deviation / units**0.5 * shift
 
 
