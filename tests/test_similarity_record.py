@@ -11,12 +11,12 @@ from conftest import MINI_TASKS, small, tiny_t5
 
 import pewe.similarity.loop
 import pewe.similarity.matrix
-from get_similarity import get_GraNd, get_Loss
+from get_similarity import get_block, get_GraNd, get_Loss
 from get_similarity.get_TextEmb import TextEmbConfig
 from pewe.cli import parse
 from pewe.data import TaskConfig
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
+from pewe.deltas.checkpoint import BACKBONE, task_checkpoint, write_checkpoint
 from pewe.deltas.config import ScoredDeltaConfig
 from pewe.errors import UserError
 from pewe.files import hold, read_record
@@ -186,6 +186,25 @@ def test_another_backbone_under_the_same_name(config, tiny_backbone, tmp_path, m
     tiny_t5(vocab_size=vocabulary, d_ff=44).save_pretrained(folder)
     count, table = scored(config, monkeypatch, model=str(folder))
     assert count > 0 and not table["value"].equals(first["value"])
+
+
+@pytest.mark.parametrize("measure", [get_Loss.MEASURE, get_block.MEASURE], ids=lambda measure: measure.name)
+@pytest.mark.parametrize(
+    ("made_for", "said"),
+    [({"lora_alpha": 12.0}, r"with --lora_alpha 12\.0, not 6\.0"), ({BACKBONE: "other"}, "on another backbone")],
+)
+def test_deltas_made_for_another_scale_or_backbone_are_refused(config, tmp_path, measure, made_for, said):
+    """Of sources, and of deltas tuned on the targets."""
+    delta, use = attach_delta(tiny_t5(), small("lora")), {"lora_r": 3, "lora_alpha": 6.0}
+    for folder, own in (("good", {}), ("bad", made_for)):
+        for task in MINI_TASKS:
+            write_checkpoint(task_checkpoint(tmp_path / folder, task), "lora", delta.states()[0], {**use, **own})
+    config = replace(config, tune_method="lora", **use)
+    folders = [("bad", "good"), ("good", "bad")] if measure.needs_target else [("bad", "good")]
+    for sources, tuned in folders:
+        paths = {"source_ckpt_path": str(tmp_path / sources), "random_tuned_ckpt_path": str(tmp_path / tuned)}
+        with pytest.raises(UserError, match=rf"bad.*checkpoint-best\.pt was tuned {said}"):
+            run(measure, replace(config, **paths))
 
 
 def test_the_seed_counts_where_it_is_used(config, monkeypatch):

@@ -24,7 +24,7 @@ from pewe.batches import Batch, scoring_batches
 from pewe.cli import log, log_to, show
 from pewe.data import Encoded, load_split, sampled_prefixes, split_digest, task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
 from pewe.deltas.config import unread_flags
 from pewe.deltas.kinds import SCORED
 from pewe.deltas.tunable import Tunable
@@ -81,11 +81,12 @@ def check(measure: Measure, config: SimilarityConfig) -> None:
 
 
 def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
-    """The deltas of these tasks in a folder, each checked against the backbone."""
-    shapes = shapes_of(delta)
+    """The deltas of these tasks in a folder, each checked against the backbone, and made for it and these flags."""
+    use = {"shapes": shapes_of(delta), "made_for": delta_identity(config)}
     hint = f"tune them first: scripts/{config.tune_method}.sh --output_dir {folder} (sources: with --full_train)"
     return {
-        name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, shapes, hint) for name in names
+        name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, hint=hint, **use)
+        for name in names
     }
 
 
