@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+import data.build.resample
 from data.build.resample import ResampleConfig, run
 from pewe.data import SPLITS, read_examples
 from pewe.errors import UserError
+from pewe.files import hold
 
 CLASSES = ("yes", "no", "maybe")
 
@@ -96,3 +98,43 @@ def test_a_task_that_cannot_be_resampled_is_named(folder, tmp_path):
     assert (tmp_path / "out" / "classes" / "classes_4_46_dev.tsv").is_file()
     with pytest.raises(UserError, match="another folder"):
         resampled(folder / "classes", folder)
+
+
+def test_nothing_stays_of_an_earlier_call(folder, tmp_path):
+    """Its dev lines would be lines of the new full training file."""
+    resampled(folder, tmp_path / "out", seeds=[1, 2, 3])
+    assert resampled(folder, tmp_path / "out", seeds=[1], max_test=5) == resampled(
+        folder, tmp_path / "new", seeds=[1], max_test=5
+    )
+
+
+def test_a_call_that_was_killed_leaves_nothing_either(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        write_file, calls = data.build.resample.write_file, []
+
+        def dying(*args):
+            calls.append(1)
+            if len(calls) > 4:
+                raise KeyboardInterrupt
+            return write_file(*args)
+
+        patch.setattr(data.build.resample, "write_file", dying)
+        with pytest.raises(KeyboardInterrupt):
+            resampled(folder, tmp_path / "out", seeds=[7, 8])
+    assert list((tmp_path / "out").rglob("*_7_*.tsv"))
+    assert resampled(folder, tmp_path / "out", seeds=[1]) == resampled(folder, tmp_path / "new", seeds=[1])
+
+
+@pytest.mark.parametrize("shots", [3, 5])
+def test_samples_of_unequal_size_are_refused(folder, tmp_path, shots):
+    config = ResampleConfig(
+        folders=[str(folder)], out=str(tmp_path / "out"), shots=4, shots_per_class=shots, quiet=True, seeds=[1, 42]
+    )
+    said = rf"classes_4_42_train\.tsv has 4 lines of a class, other seeds would have {shots} \(--shots_per_class\)"
+    with pytest.raises(UserError, match=said):
+        run(config)
+
+
+def test_two_at_once(folder, tmp_path):
+    with hold(tmp_path / "out" / "texts"), pytest.raises(UserError, match=r"texts: .*texts is in use by process \d+"):
+        resampled(folder, tmp_path / "out", seeds=[1])

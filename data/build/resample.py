@@ -8,13 +8,13 @@ writes <out>/<task>/<task>_<shots>_<seed>_{train,dev,test}.tsv and <task>_full_t
 The distinct lines of a full training file that stand in no other file of the task are dealt, class by class, into a train
 side and a dev side. A seed draws its train lines from the one and its dev lines from the other, so that no train line of
 any seed is a dev line of any seed, and a sample does not depend on which other seeds are asked for. The new full training
-file is the train side. A sample that FOLDER has already is copied as it is. Every draw is a function of task, seed and line
+file is the train side. A sample that FOLDER has already is copied as it is. Files of an earlier call are removed. Every draw is a function of task, seed and line
 only (data/build/sample.py).
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from data.build.sample import rank
 from pewe.cli import log, log_to
 from pewe.data import SPLITS, Example, read_examples
 from pewe.errors import UserError
-from pewe.files import provenance, write_json
-from pewe.flags import flag, seed_flag
+from pewe.files import hold, provenance, read_json, within, write_json
+from pewe.flags import flag, name_fault, seed_flag
 from pewe.texts import visible
 
 RECORD = "resample.json"
@@ -87,18 +87,17 @@ def resample(folder: Path, out: Path, config: ResampleConfig) -> None:
         path.name: read_examples(path) for path in visible(folder.glob("*.tsv")) if "full_train" not in path.name
     }
     pool = deal(task, full, present, config)
-    files = {}
-
-    def write(name: str, examples: Iterable[Example]) -> None:
-        files[name] = write_file(out / name, map(as_text, examples))
-
-    for seed in config.seeds:
-        prefix = f"{task}_{config.shots}_{seed}"
-        for split, examples in zip(SPLITS, draw(task, seed, pool, present, config), strict=True):
-            write(f"{prefix}_{split}.tsv", examples)
     left = {example.input for lines in pool.train.values() for example in lines}
-    write(f"{task}_full_train.tsv", (example for example in full if example.input in left))
-    write_json(out / RECORD, {"settings": asdict(config), "files": files, "provenance": provenance()})
+    made = {f"{task}_full_train.tsv": [example for example in full if example.input in left]}
+    for seed in config.seeds:
+        for split, examples in zip(SPLITS, draw(task, seed, pool, present, config), strict=True):
+            made[f"{task}_{config.shots}_{seed}_{split}.tsv"] = examples
+    about = {"settings": asdict(config), "provenance": provenance()}
+    with hold(out):
+        remove_earlier(out)
+        write_json(out / RECORD, {**about, "files": dict.fromkeys(made)})
+        files = {name: write_file(out / name, map(as_text, examples)) for name, examples in made.items()}
+        write_json(out / RECORD, {**about, "files": files})
     counts = [f"{files[f'{task}_{config.shots}_{config.seeds[0]}_{split}.tsv']['lines']} {split}" for split in SPLITS]
     log.info(
         "%s: %d samples of %s, %d full",
@@ -107,6 +106,13 @@ def resample(folder: Path, out: Path, config: ResampleConfig) -> None:
         ", ".join(counts),
         files[f"{task}_full_train.tsv"]["lines"],
     )
+
+
+def remove_earlier(out: Path) -> None:
+    """Remove what the record of an earlier call lists: its dev lines may stand in the new full training file."""
+    for name in within(read_json(out / RECORD), "files") or {}:
+        if not name_fault(name):
+            (out / name).unlink(missing_ok=True)
 
 
 def deal(task: str, full: Sequence[Example], present: dict[str, tuple[Example, ...]], config: ResampleConfig) -> Pool:
@@ -176,15 +182,25 @@ def draw(
     task: str, seed: int, pool: Pool, present: dict[str, tuple[Example, ...]], config: ResampleConfig
 ) -> tuple[Sequence[Example], Sequence[Example], Sequence[Example]]:
     """Train, dev and test lines of a seed: those of FOLDER where it has them, else drawn."""
-    old = [present.get(f"{task}_{config.shots}_{seed}_{split}.tsv") for split in ("train", "dev")]
-    if all(old):
-        return old[0], old[1], pool.test
     shots = config.shots_per_class if "" not in pool.train else config.shots
 
     def side(name: str, classes: dict[str, list[Example]]) -> list[Example]:
         return [example for lines in classes.values() for example in smallest(f"{task} {seed} {name}", lines, shots)]
 
-    return side("train", pool.train), side("dev", pool.dev), pool.test
+    drawn = {"train": side("train", pool.train), "dev": side("dev", pool.dev)}
+    old = {split: present.get(f"{task}_{config.shots}_{seed}_{split}.tsv") for split in drawn}
+    if not all(old.values()):
+        return drawn["train"], drawn["dev"], pool.test
+    for split in drawn if "" not in pool.train else ():
+        most, others = (_most_of_a_class(examples) for examples in (old[split], drawn[split]))
+        if most > shots or most < others:
+            name = f"{task}_{config.shots}_{seed}_{split}.tsv"
+            raise UserError(f"{name} has {most} lines of a class, other seeds would have {others} (--shots_per_class)")
+    return old["train"], old["dev"], pool.test
+
+
+def _most_of_a_class(examples: Sequence[Example]) -> int:
+    return max(Counter(example.outputs[0] for example in examples).values())
 
 
 if __name__ == "__main__":
