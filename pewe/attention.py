@@ -4,12 +4,40 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional
 
 
 def precise(x: Tensor) -> torch.dtype:
     """The dtype of a softmax: at least fp32."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax of scores (..., n), computed in the dtype of `precise`, in theirs."""
+    return torch.softmax(scores, -1, dtype=precise(scores)).to(scores.dtype)
+
+
+class _SoftmaxTotal(Function):
+    """Softmax of the last axis and log sum exp, from one exponential; nothing but the weights is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor) -> tuple[Tensor, Tensor]:
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(weights)
+        return weights, scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
+
+    @staticmethod
+    def backward(ctx, by_weights: Tensor, by_total: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        gradient = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+        return gradient.addcmul_(weights, by_total)
+
+
+def softmax_total(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of scores (..., n) in their dtype, and log sum exp (..., 1) in that of `precise`."""
+    weights, total = _SoftmaxTotal.apply(scores.to(precise(scores)))
+    return weights.to(scores.dtype), total
 
 
 def seen(bias: Tensor, keys: Tensor, heads: int, width: int, causal: bool = False) -> Tensor:

@@ -57,13 +57,14 @@ class _Masked(Function):
     def forward(ctx, x: Tensor, keep: Tensor, scale: float, base: Tensor | None) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale, ctx.has_base = scale, base is not None
-        mask = keep.to(x.dtype)
+        mask = keep.view(torch.uint8).to(x.dtype)  # from bool torch converts five times slower
         return mask.mul_(x).mul_(scale) if base is None else torch.addcmul(base, x, mask, value=scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (keep,) = ctx.saved_tensors
-        return keep.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None, None, gradient if ctx.has_base else None
+        mask = keep.view(torch.uint8).to(gradient.dtype)
+        return mask.mul_(gradient).mul_(ctx.scale), None, None, gradient if ctx.has_base else None
 
 
 THREADS_FROM = 2**20  # elements drawn at once, below which threads cost more than they gain

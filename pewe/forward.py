@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
-from pewe.attention import precise, relative_bias, seen
+from pewe.attention import relative_bias, seen, softmax, softmax_total
 from pewe.batches import IGNORED, Batch
 from pewe.dropout import NoDropout, OneStream
 from pewe.no_delta import NoDelta
@@ -83,7 +83,7 @@ class T5:
         )
         rate = config.dropout_rate if self.model.training else 0.0
         self.dropout = (dropout or OneStream(rate)) if rate else NoDropout()
-        self.watch = watch or (lambda name, tensor: None)
+        self.watched, self.watch = watch is not None, watch or (lambda name, tensor: None)
 
     def states(self, packed: Packed) -> Tensor:
         """What the head reads at every label token, (M, d)."""
@@ -191,8 +191,9 @@ class Side:
             keys, values = to_rectangle(k, heads, layout), to_rectangle(v, heads, layout)
             if self.cache:
                 keys, values = self.cache.grow(number, keys, values)
-            mixed, total = self.attend(q, keys, values, self.bias, layout)
-            if self.prefixes[number] is not None:
+            prefixed = self.prefixes[number] is not None
+            mixed, total = self.attend(q, keys, values, self.bias, layout, prefixed)
+            if prefixed:
                 mixed = self.with_prefix(f"{name}.prefix", q, mixed, total, *self.prefixes[number])
             (out,) = self.t5.project(mixed, layout, **{f"{name}.o": attention.o})
             return out
@@ -207,7 +208,7 @@ class Side:
 
         def function(x: Tensor) -> Tensor:
             (q,) = self.t5.project(x, self.layout, **{f"{name}.q": attention.q})
-            mixed, _ = self.attend(q, *memory(name, attention), bias, encoder)
+            mixed, _ = self.attend(q, *memory(name, attention), bias, encoder, False)
             (out,) = self.t5.project(mixed, self.layout, **{f"{name}.o": attention.o})
             return out
 
@@ -227,15 +228,15 @@ class Side:
 
         return self.sublayer(name, layer, hidden, function)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, of: Layout) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, of: Layout, prefixed: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """softmax(q k^T + bias) v of the line q (N, h), T5's without 1 / sqrt(d_kv); and for a prefix log sum exp, (N, heads)."""
         heads, dropout = self.t5.heads, self.t5.dropout
         scores = torch.baddbmm(bias, to_rectangle(q, heads, self.layout), keys.mT)
-        weights = torch.softmax(scores, -1, dtype=precise(scores)).to(scores.dtype)
+        weights, total = softmax_total(scores) if prefixed else (softmax(scores), None)
         mixed = to_line(torch.bmm(dropout.weights(weights, self.layout, of), values), heads, self.layout)
-        if self.prefixes[0] is None:
-            return mixed, None
-        return mixed, to_line(scores.to(precise(scores)).logsumexp(-1, keepdim=True), heads, self.layout)
+        return mixed, to_line(total, heads, self.layout) if prefixed else None
 
     def with_prefix(self, name: str, q: Tensor, mixed: Tensor, total: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention over prefix and tokens from that over the tokens, (N, h), by the share of the prefix in the sum of exp.
@@ -245,11 +246,12 @@ class Side:
         heads, members = self.t5.heads, self.members
         keys, values = (one.flatten(0, 1).to(q.dtype) for one in (keys, values))
         scores = torch.baddbmm(self.prefix_bias, to_rectangle(q, heads, members), keys.mT)
-        weights = torch.softmax(scores, -1, dtype=precise(scores)).to(scores.dtype)
+        weights, total_of_prefix = softmax_total(scores)
         own = to_line(torch.bmm(self.t5.dropout.weights(weights, members, None), values), heads, members)
-        own_total = to_line(scores.to(precise(scores)).logsumexp(-1, keepdim=True), heads, members)
+        own_total = to_line(total_of_prefix, heads, members)
         share = torch.sigmoid(own_total - total).to(q.dtype)  # (N, heads)
-        self.t5.watch(name, to_line(weights, heads, members).unflatten(1, (heads, -1)) * share[..., None])
+        if self.t5.watched:
+            self.t5.watch(name, to_line(weights, heads, members).unflatten(1, (heads, -1)) * share[..., None])
         by_head = (line.unflatten(1, (heads, -1)) for line in (mixed, own))
         return torch.lerp(*by_head, share[..., None]).flatten(1)
 

@@ -30,10 +30,10 @@ def bfloat16_gain(kind: str) -> float:
     return rates[0] / rates[1]
 
 
-def product_rate(dtype: torch.dtype, device: torch.device, size: int, seconds: float = SECONDS) -> float:
-    """FLOP/s of the product of two square matrices: the best of repetitions for so many seconds, at least two."""
+def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
+    """FLOP/s of the product of two square matrices: the best of repetitions for SECONDS, at least two."""
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best, count, until = 0.0, 0, time.perf_counter() + seconds
+    best, count, until = 0.0, 0, time.perf_counter() + SECONDS
     while count < 2 or time.perf_counter() < until:
         start = time.perf_counter()
         a @ a

@@ -104,7 +104,7 @@ class _ToLine(Function):
         vectors = gradient.reshape(len(gradient) * heads, -1).index_select(0, place)
         filled = vectors.view(len(layout.lengths), heads, layout.width, -1)
         if not layout.full:
-            filled.mul_(layout.inside[:, None, :, None].to(filled.dtype))
+            filled.mul_(layout.inside.view(torch.uint8)[:, None, :, None].to(filled.dtype))
         return filled.flatten(0, 1), None, None
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import pewe.dropout
 import pewe.tuning.evaluate
-from pewe.attention import relative_bias
+from pewe.attention import relative_bias, softmax_total
 from pewe.batches import IGNORED, Batch
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
@@ -115,6 +115,13 @@ def test_relative_bias_is_that_of_transformers(side):
     places = torch.arange(300)
     ours = relative_bias(model.config, attention.relative_attention_bias.weight, places, places, side)
     assert torch.equal(ours, attention.compute_bias(300, 300)[0])
+
+
+def test_log_sum_exp_beside_the_softmax():
+    scores = (30 * torch.randn(5, 7, dtype=torch.float64)).index_fill(1, torch.tensor(2), -torch.inf)
+    scores[0] = torch.tensor([-1000.0, -1001.0, *[-torch.inf] * 5])
+    torch.testing.assert_close(softmax_total(scores), (scores.softmax(-1), scores.logsumexp(-1, keepdim=True)))
+    assert torch.autograd.gradcheck(softmax_total, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
 
 
 def test_products_of_members_without_and_with_as_many_tokens():

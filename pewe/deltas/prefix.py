@@ -111,7 +111,7 @@ class Prefix(Delta):
     def held(self, side: str) -> int:
         layers, _, heads, length, d_kv = self.networks[side].shape
         of_weights = 2.25 if self.backbone_model.config.dropout_rate else 1  # with dropout's, and its mask
-        return layers * heads * round(length * (1 + of_weights) + 3 * d_kv)
+        return layers * heads * round(length * of_weights + 3 * d_kv)
 
     def prefix(self, side: str, layer: int) -> tuple[Tensor, Tensor]:
         return self.networks[side](layer)
