@@ -52,7 +52,7 @@ def by_stack(config: Config) -> list[dict]:
 
     ways = {stack: score(stack) for stack in config.stacks}
     measure.in_turns(ways, 2)  # warm-up
-    times = measure.in_turns(ways, 5 * config.repeats)
+    times = measure.in_turns(ways, 5 * config.repeats, config.clock)
     rows = []
     for stack in config.stacks:
         alone = {"plain": [stack * t for t in times[config.stacks[0]]], "ours": times[stack]}

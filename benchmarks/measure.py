@@ -13,6 +13,13 @@ from pewe.flags import flag
 
 RESULTS = Path("benchmarks/results")
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def clock_flag() -> str:
+    """The flag of the clock: on a machine that others use, CPU time of one thread compares two ways where wall time does not."""
+    return flag("wall", "wall, or cpu: CPU time of the process, all its threads together", choices=CLOCKS)
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -26,15 +33,16 @@ class Embedded:
     max_output_length: int = flag(8, "tokens of the output at most; the plain way pads to it")
     quiet: bool = flag(True, "no progress bars")
     repeats: int = flag(3, "turns")
+    clock: str = clock_flag()
 
 
-def seconds(way: Callable[[], object]) -> float:
-    """Wall seconds of one call, the device's queue emptied before and after."""
+def seconds(way: Callable[[], object], clock: str = "wall") -> float:
+    """Seconds of one call by one of CLOCKS, the device's queue emptied before and after."""
     _wait()
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     way()
     _wait()
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
 def _wait() -> None:
@@ -42,12 +50,12 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Wall seconds of every way, `repeats` times in turns (a b c a b c ...), so that a change of the machine's speed hits all."""
+def in_turns(ways: dict[str, Callable[[], object]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
+    """Seconds of every way, `repeats` times in turns (a b c a b c ...), so that a change of the machine's speed hits all."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            times[name].append(seconds(way))
+            times[name].append(seconds(way, clock))
     return times
 
 

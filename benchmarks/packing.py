@@ -43,6 +43,7 @@ class Config(BackboneConfig, DataConfig, DeltaConfig):
     rows: int = flag(8, "lines of a member in an update")
     methods: list[str] = flag(["adapter", "lora", "prefix"], "delta methods")
     repeats: int = flag(5, "turns")
+    clock: str = measure.clock_flag()
     name: str = flag("packing", "name of the result file")
 
 
@@ -175,7 +176,7 @@ def compare(config: Config, method: str, what: str, lines: Lines) -> list[dict]:
                 draw()
                 shares.append(now["batch"].attention_mask.float().mean().item())
                 for name, way in (("plain", plain), ("ours", ours)):
-                    times[name].append(measure.seconds(way))
+                    times[name].append(measure.seconds(way, config.clock))
         warm = {name: seconds[1:] for name, seconds in times.items()}
         real = round(sum(shares[1:]) / config.repeats, 2)
         rows.append(measure.row(f"{method}, {what}, {kind}", warm, real_tokens=real))

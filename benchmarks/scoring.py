@@ -70,7 +70,7 @@ def compare(name: str, config: Config, folder: Path) -> dict:
         summed = table.groupby(["target", "source"], sort=False)["value"].sum().reset_index()
         values["ours"] = similarity_frame(summed).loc[tasks, tasks].to_numpy()
 
-    times = measure.in_turns({"plain": plain_way, "ours": our_way}, config.repeats)
+    times = measure.in_turns({"plain": plain_way, "ours": our_way}, config.repeats, config.clock)
     error = np.abs(values["plain"] - values["ours"]).max() / np.abs(values["plain"]).max()
     return measure.row(name, times, largest_relative_difference=float(f"{error:.1e}"))
 

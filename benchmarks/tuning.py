@@ -51,7 +51,7 @@ def compare(method: str, config: Config) -> dict:
         scores[name] = table.loc[tasks, ["dev", "test"]].to_numpy()
 
     ways = {"plain": plain_way, "alone": partial(our_way, "alone", 1), "ours": partial(our_way, "ours", len(tasks))}
-    times = measure.in_turns(ways, config.repeats)
+    times = measure.in_turns(ways, config.repeats, config.clock)
     return measure.row(
         method,
         times,
