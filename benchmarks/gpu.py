@@ -1,10 +1,11 @@
-"""A T5 of full size with random weights, bf16, on a GPU: the Loss matrix, and stacked tuning, each beside its roofline.
+"""A T5 of full size with random weights, bf16, on a GPU: the Loss matrix and stacked tuning, each beside its roofline, then
+the roofline of benchmarks.roofline for updates, scoring and validation.
 
     python -m benchmarks.gpu                                          T5-base, 32 sources x 32 targets, 50 dev lines each
     python -m benchmarks.gpu --device cpu --dtype float32 --layers 2 --width 64 --tasks_count 3 --lines 10 ...   a try-out
 
-The roofline: a matrix product of the same dtype, measured here, gives the peak; the share is (multiply-adds that the
-tokens need without padding) x 2 / seconds / peak. Attention scores are left out of the numerator.
+The roofline of the first two: a matrix product of the same dtype, measured here, gives the peak; the share is (multiply-adds
+that the tokens need without padding) x 2 / seconds / peak. Attention scores are left out of the numerator.
 """
 
 import tempfile
@@ -15,7 +16,8 @@ import torch
 from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks import measure, plain
+from benchmarks import measure, plain, roofline
+from benchmarks.roofline import SIZES
 from get_similarity import get_Loss
 from pewe.backbone import DTYPES, Backbone
 from pewe.batches import scoring_batches
@@ -45,6 +47,8 @@ class Config:
     tasks_count: int = flag(32, "sources and targets")
     lines: int = flag(50, "dev lines of a target")
     updates: int = flag(20, "updates of each tuning run")
+    roofline: list[str] = flag(["flan_t5_small", "t5_base"], "sizes of which the roofline is measured", choices=SIZES)
+    square: int = flag(0, "rows of the square matrices whose product is the peak (default: 8192, on a CPU 1024)", low=0)
     repeats: int = flag(3, "turns")
     name: str = flag("gpu", "name of the result file")
 
@@ -83,7 +87,7 @@ def random_task(name: str, lines: int, seed: int, vocabulary: int) -> Encoded:
 
 def matmul_peak(config: Config) -> float:
     """FLOP/s of a large square product in the dtype of the backbone, the best of ten."""
-    size = 8192 if config.device == "cuda" else 1024
+    size = config.square or (8192 if config.device == "cuda" else 1024)
     a = torch.randn(size, size, device=config.device, dtype=DTYPES[config.dtype])
     return 2 * size**3 / min(measure.seconds(lambda: a @ a) for _ in range(10))
 
@@ -187,8 +191,11 @@ def tuning(config: Config) -> dict:
 
 
 def bench(config: Config) -> None:
-    """The matrix and the tuning."""
-    measure.write(config.name, config, [loss_matrix(config), tuning(config)])
+    """The matrix, the tuning, and the roofline of benchmarks.roofline."""
+    rows = [loss_matrix(config), tuning(config)]
+    own = {"device": config.device, "dtypes": [config.dtype], "repeats": config.repeats, "square": config.square}
+    rows += roofline.rows(roofline.Config(sizes=config.roofline, stack=config.tasks_count, **own))
+    measure.write(config.name, config, rows)
 
 
 if __name__ == "__main__":

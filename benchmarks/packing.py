@@ -3,12 +3,14 @@ ours on real tokens only (`ours`), the same rows in turns: updates with dropout,
 
     python -m benchmarks.packing                                     Flan-T5-small's size, random weights, random lines
     python -m benchmarks.packing --model FOLDER --task_dir FOLDER --tasks a b c --full_train        lines of real tasks
+    python -m benchmarks.packing --model FOLDER --task_dir FOLDER --groups                          four kinds of real tasks
 
-Random lines are of unlike length (log-normal, cut) and of equal length; where lengths are equal nothing can be gained.
+Random lines are of unlike length (log-normal, cut) and of equal length; where lengths are equal nothing can be gained, and
+nothing should be lost.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,32 +43,39 @@ class Config(BackboneConfig, DataConfig, DeltaConfig):
     max_output_length: int = flag(10, "tokens of an answer at most")
     stack: int = flag(6, "members")
     rows: int = flag(8, "lines of a member in an update")
+    groups: bool = flag(False, "the tasks of GROUPS, a row of the result for each, and lines of equal length")
     methods: list[str] = flag(["adapter", "lora", "prefix"], "delta methods")
     repeats: int = flag(5, "turns")
     clock: str = measure.clock_flag()
     name: str = flag("packing", "name of the result file")
 
 
+GROUPS = {
+    "short classification": ["tweet_eval-irony", "tweet_eval-offensive", "financial_phrasebank"],
+    "fill-in": ["lama-conceptnet", "lama-google_re", "numer_sense"],
+    "multiple choice": ["commonsense_qa", "openbookqa", "qasc"],
+    "passages": ["boolq", "race-middle", "quail"],
+}
+
 Lines = Callable[[random.Random], list[list[Row]]]  # the rows of every member
 
 
-def random_lines(config: Config, equal: bool) -> Lines:
-    """Lines of random tokens, lengths log-normal about a third of the longest, or all the longest."""
+def random_lines(config: Config, equal: bool, vocabulary: int = 32100) -> Lines:
+    """Lines of random tokens of a vocabulary of this size, lengths log-normal about a third of the longest, or all the longest."""
 
     def line(rng: random.Random) -> Row:
         lengths = config.max_input_length, config.max_output_length
         if not equal:
             lengths = [max(2, min(longest, round(longest / 3 * rng.lognormvariate(0, 0.6)))) for longest in lengths]
-        return tuple(tuple(rng.choices(range(2, 30000), k=length)) for length in lengths)
+        return tuple(tuple(rng.choices(range(2, vocabulary), k=length)) for length in lengths)
 
     return lambda rng: [[line(rng) for _ in range(config.rows)] for _ in range(config.stack)]
 
 
-def task_lines(config: Config, tokenizer) -> Lines:
-    """Lines of the training files of --tasks, one task a member in turn."""
+def task_lines(config: Config, tokenizer, tasks: Sequence[str]) -> Lines:
+    """Lines of the training files of these tasks, one task a member in turn."""
     splits = [
-        load_split(tokenizer, config, task, find_prefixes(Path(config.task_dir), task)[0], "train")
-        for task in config.tasks
+        load_split(tokenizer, config, task, find_prefixes(Path(config.task_dir), task)[0], "train") for task in tasks
     ]
 
     def draw(rng: random.Random) -> list[list[Row]]:
@@ -81,7 +90,7 @@ def task_lines(config: Config, tokenizer) -> Lines:
 
 def new_model(config: Config) -> T5ForConditionalGeneration:
     """The backbone of the flags, or random weights of Flan-T5-small's size."""
-    if config.tasks:
+    if config.tasks or config.groups:
         return load_backbone(config).model
     torch.manual_seed(0)
     shape = T5Config(
@@ -185,8 +194,11 @@ def compare(config: Config, method: str, what: str, lines: Lines) -> list[dict]:
 
 def bench(config: Config) -> None:
     """Every method on every kind of lines."""
-    if config.tasks:
-        kinds = {" ".join(config.tasks): task_lines(config, load_backbone(config).tokenizer)}
+    if config.tasks or config.groups:
+        tokenizer = load_backbone(config).tokenizer
+        groups = GROUPS if config.groups else {" ".join(config.tasks): config.tasks}
+        kinds = {name: task_lines(config, tokenizer, tasks) for name, tasks in groups.items()}
+        kinds["equal lengths"] = random_lines(config, True, len(tokenizer))
     else:
         kinds = {"unlike lengths": random_lines(config, False), "equal lengths": random_lines(config, True)}
     rows = [

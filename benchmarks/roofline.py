@@ -68,6 +68,7 @@ class Config:
     longest: int = flag(96, "tokens of an input at most")
     answer: int = flag(6, "tokens of an answer at most")
     equal: bool = flag(False, "all inputs and answers as long as allowed")
+    square: int = flag(0, "rows of the square matrices whose product is the peak (default: 1536, on a GPU 8192)", low=0)
     clock: str = measure.clock_flag()
     repeats: int = flag(5, "turns")
     name: str = flag("roofline", "name of the result file")
@@ -189,8 +190,8 @@ def merging(size: str) -> tuple[Callable[[], object], float]:
 def peaks_of(config: Config) -> dict[str, Callable[[], float]]:
     """What the machine reaches, measured when it is asked: FLOP/s of products by dtype, bytes/s read and written of copies."""
     device = torch.device(config.device)
-    square = 8192 if config.device == "cuda" else 1536
-    a, b = torch.zeros(2, 2**25)
+    square = config.square or (8192 if config.device == "cuda" else 1536)
+    a, b = torch.zeros(2, min(2**25, 16 * square**2))
 
     def products(dtype: torch.dtype) -> float:
         matrix = torch.ones(square, square, dtype=dtype, device=device)

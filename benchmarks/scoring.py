@@ -12,20 +12,25 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 
 from benchmarks import measure, plain
+from benchmarks.roofline import Config as Roofline
+from benchmarks.roofline import flops, peaks_of
 from get_similarity import MEASURES
 from pewe.backbone import load_backbone
+from pewe.batches import IGNORED
 from pewe.cli import main
-from pewe.data import task_names
+from pewe.data import find_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
-from pewe.similarity.loop import run
+from pewe.similarity.loop import budgeted_batches, run
+from pewe.similarity.measure import Measure
 from pewe.similarity.table import similarity_frame
 
 
@@ -53,6 +58,26 @@ def random_deltas(config: Config) -> Iterator[Config]:
         yield replace(config, source_ckpt_path=folder, random_tuned_ckpt_path=folder)
 
 
+def needed(config: Config, tasks: list[str], measure: Measure) -> float:
+    """FLOP that the matrix of a measure without gradients needs on real tokens: every source on the batches of every target."""
+    backbone, total = load_backbone(config), 0.0
+    for task in tasks:
+        encoded = load_split(backbone.tokenizer, config, task, find_prefixes(Path(config.task_dir), task)[0], "dev")
+        for batch in budgeted_batches(measure, config, backbone.pad, encoded):
+            inputs, labels = batch.attention_mask.sum(1).tolist(), (batch.labels != IGNORED).sum(1).tolist()
+            lines = [(range(n), range(m)) for n, m in zip(inputs, labels, strict=True)]
+            total += flops(backbone.model.config, lines, config.adapter_size).forward
+    return len(tasks) * total
+
+
+def bound(config: Config, tasks: list[str], ours: Measure, times: dict[str, list[float]]) -> dict[str, float]:
+    """The ratio, were our time that of the products alone at the peak of this machine; nothing for gradients and other deltas."""
+    if ours.gradients or ours.needs_target or config.tune_method != "adapter":
+        return {}
+    peak = peaks_of(Roofline(device=config.device, clock=config.clock))[config.dtype]
+    return {"bound": round(median(times["plain"]) * peak() / needed(config, tasks, ours), 1)}
+
+
 def compare(name: str, config: Config, folder: Path) -> dict:
     """Both ways in turns on one measure, into a fresh folder each time."""
     tasks, values, turns = task_names(config), {}, iter(range(1000))
@@ -72,7 +97,8 @@ def compare(name: str, config: Config, folder: Path) -> dict:
 
     times = measure.in_turns({"plain": plain_way, "ours": our_way}, config.repeats, config.clock)
     error = np.abs(values["plain"] - values["ours"]).max() / np.abs(values["plain"]).max()
-    return measure.row(name, times, largest_relative_difference=float(f"{error:.1e}"))
+    more = bound(config, tasks, ours, times)
+    return measure.row(name, times, largest_relative_difference=float(f"{error:.1e}"), **more)
 
 
 def bench(config: Config) -> None:

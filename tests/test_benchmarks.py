@@ -3,7 +3,20 @@
 import pytest
 from conftest import METHODS, MINI_TASKS, SMALL
 
-from benchmarks import fusion, gpu, kl_arithmetic, measure, merging, packing, pemt, plain, scoring, table, tuning
+from benchmarks import (
+    fusion,
+    gpu,
+    kl_arithmetic,
+    measure,
+    merging,
+    packing,
+    pemt,
+    plain,
+    roofline,
+    scoring,
+    table,
+    tuning,
+)
 from pewe.data import Encoded
 from pewe.errors import UserError
 from pewe.files import read_json
@@ -49,7 +62,35 @@ def test_stacked_tuning_gives_the_scores_of_tuning_alone(small_config):
 def test_packing_on_lines_of_tasks(small_config):
     packing.bench(small_config(packing.Config, methods=["adapter"], stack=3, rows=2))
     rows = read_json(measure.RESULTS / "packing.json")["rows"]
-    assert len(rows) == 3 and all(0 < row["real_tokens"] < 1 for row in rows)
+    assert len(rows) == 6 and all(0 < row["real_tokens"] < 1 for row in rows[:3])
+    assert all(row["real_tokens"] == 1 and "equal lengths" in row["case"] for row in rows[3:])
+
+
+def test_the_roofline_of_a_small_size(small_config, monkeypatch):
+    small_config(scoring.Config)  # results go into the folder of the test
+    monkeypatch.setitem(roofline.SIZES, "mini_t5", (32, 8, 48, 2, 2, 1, 60))
+    roofline.bench(
+        roofline.Config(sizes=["mini_t5"], dtypes=["float32"], stack=2, rows=2, longest=6, repeats=1, square=64)
+    )
+    rows = {row["case"].split(",")[0]: row for row in read_json(measure.RESULTS / "roofline.json")["rows"]}
+    assert rows.keys() == {"tuning", "scoring", "validation", "merging"}
+    for row in rows.values():
+        assert row["share"] >= 0 and row["ours_s"] > 0, row
+        assert sum(row["parts"].values()) <= 100 and all(value >= 0 for value in row["parts"].values())
+
+
+def test_flops_by_hand():
+    shape = roofline.shape_of("mini_t5")
+    d, h, f, V, r = 128, 128, 256, 1300, 12
+    found = roofline.flops(shape, [((1,) * 5, (2,) * 3), ((1,) * 2, (2,))], r)
+    by_input = 4 * (4 * d * h + 3 * d * f) + 3 * 2 * d * h
+    by_label = 3 * (6 * d * h + 3 * d * f) + V * d
+    scores = 4 * (25 + 4) + 3 * (9 + 1 + 15 + 2)
+    adapters = 2 * d * r * (4 * 2 * 7 + 3 * 3 * 4)
+    assert found.forward == 2 * (7 * by_input + 4 * by_label + 2 * h * scores + adapters)
+    first = 3 * d * h * 11  # nothing goes back to q, k and v of the first layers
+    back = 2 * (7 * by_input + 4 * by_label - first) + 4 * (2 * h * scores + adapters)
+    assert found.update == found.forward + back
 
 
 def test_kl_arithmetic_and_the_table(small_config):
@@ -75,7 +116,8 @@ def test_plain_merging_and_ours_agree():
     assert numbers["adapter"] == 1_105_920 and 2.4e6 < numbers["lora"] < 2.8e6
 
 
-def test_the_gpu_benchmark_on_the_cpu(small_config):
+def test_the_gpu_benchmark_on_the_cpu(small_config, monkeypatch):
+    monkeypatch.setitem(roofline.SIZES, "mini_t5", (32, 8, 48, 2, 2, 1, 60))
     gpu.bench(
         gpu.Config(
             device="cpu",
@@ -88,11 +130,14 @@ def test_the_gpu_benchmark_on_the_cpu(small_config):
             lines=6,
             updates=2,
             repeats=1,
+            roofline=["mini_t5"],
+            square=64,
         )
     )
-    matrix, tuned = read_json(measure.RESULTS / "gpu.json")["rows"]
-    assert matrix["case"] == "Loss matrix 2 x 2" and 0 < matrix["share_of_matmul_peak"] < 1
-    assert tuned["case"].startswith("tuning of 2 targets") and 0 < tuned["share_of_matmul_peak"] < 1
+    matrix, tuned, *roof = read_json(measure.RESULTS / "gpu.json")["rows"]
+    assert matrix["case"] == "Loss matrix 2 x 2" and matrix["share_of_matmul_peak"] > 0
+    assert tuned["case"].startswith("tuning of 2 targets") and tuned["share_of_matmul_peak"] > 0
+    assert len(roof) == 4 and roof[0]["case"] == "tuning, mini_t5, float32"
 
 
 def test_needed_flops_by_hand():

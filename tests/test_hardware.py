@@ -4,16 +4,19 @@ import logging
 
 import pytest
 import torch
-from conftest import tiny_config  # noqa: F401  (its import loads the backbone's module)
+from conftest import METHODS, small, tiny_config
+from transformers import T5ForConditionalGeneration
 
 import pewe.hardware
 from pewe.backbone import load_backbone
 from pewe.cli import parse
+from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
 from pewe.grid.suite import read_suite
 from pewe.hardware import bfloat16_gain, product_rate
 from pewe.model_files import BackboneConfig
 from pewe.tuning.config import TuneConfig
+from pewe.tuning.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize(("gain", "dtype"), [(3.0, "bfloat16"), (1.1, "float32"), (0.01, "float32")])
@@ -61,3 +64,15 @@ def test_numbers_below_the_normal_ones_are_0_in_all_threads():
     tiny = torch.full((2**20,), 1e-39)
     assert not (tiny * 0.5).any() and not (tiny.view(1024, -1) @ torch.ones(1024, 16)).any()
     assert (torch.tensor([1e-37]) * 0.5).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_delta_stands_where_its_backbone_stands(name):
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(tiny_config())
+    delta = attach_delta(model, small(name), 3)
+    delta.load([{key: torch.zeros(p.shape[1:]) for key, p in delta.named.items()}] * 2)
+    delta.keep(torch.tensor([1], device="meta"))
+    assert {p.device.type for p in delta.named.values()} == {"meta"} and delta.stack == 1
+    optimizer = make_optimizer(delta, [1e-3])
+    assert optimizer.param_groups[0]["lr"].device.type == "meta"
