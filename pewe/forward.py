@@ -219,8 +219,8 @@ class Side:
         name, dense = f"{self.name}.block.{number}.layer.{place}.DenseReluDense", layer.DenseReluDense
 
         def function(x: Tensor) -> Tensor:
-            inner = [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
-            gate, *rest = linears(x, *inner)
+            inner = [part for part in ("wi", "wi_0", "wi_1") if hasattr(dense, part)]
+            gate, *rest = self.t5.project(x, self.layout, **{f"{name}.{part}": getattr(dense, part) for part in inner})
             gate = self.t5.activation(gate)
             gate = self.t5.dropout(gate * rest[0] if rest else gate, self.layout)
             (out,) = self.t5.project(gate, self.layout, **{f"{name}.wo": dense.wo})

@@ -20,6 +20,7 @@ import torch
 from pewe import identity
 from pewe.cli import log
 from pewe.deltas.kinds import KINDS
+from pewe.deltas.peft_folder import fitted, is_peft, read_peft
 from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.state import DeltaState, Shapes, check_state, float_state, shapes_of_state
@@ -97,6 +98,8 @@ def read_checkpoint(
     backbone or other frozen deltas; missing or unexpected names, another shape, values that are not finite floats.
     """
     state, args = open_checkpoint(path, tune_method, hint, mapped)
+    if is_peft(path) and "lora_r" in made_for:
+        state, args = fitted(state, args, made_for["lora_r"], made_for["lora_alpha"], path)
     check_made_for(args, made_for, path)
     check_state(state, shapes, path)
     saved = args.get("built_on", [])
@@ -114,6 +117,10 @@ def open_checkpoint(
 
     Raises UserError for a missing or damaged file, and for a content that is not a checkpoint of this method.
     """
+    if is_peft(path):
+        if tune_method != "lora":
+            raise UserError(f"{path} is a LoRA of PEFT; expected one of --tune_method {tune_method}")
+        return read_peft(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}" + (f"; {hint}" if hint else ""))
     content = _load(path, mapped)
@@ -187,7 +194,8 @@ def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "
             continue
         if name == BACKBONE:
             what = f"on another backbone ({args.get(MODEL, 'its name is not known')})"
-            raise UserError(f"{path} was tuned {what}; {advice or 'give that as --model, or tune it on this one'}")
+            way = f"say that it is this one: pewe convert --peft {path} --model ..." if is_peft(path) else "tune it on this one"
+            raise UserError(f"{path} was tuned {what}; {advice or f'give that as --model, or {way}'}")
         raise UserError(f"{path} was tuned with --{name} {given}, not {wanted}; {advice or f'give --{name} {given}'}")
     silent = tuple(name for name in made_for if name not in args)
     if silent and silent not in _told:
@@ -202,7 +210,8 @@ def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "
 class Checkpoints(Sequence[DeltaState]):
     """The delta states in files, all with the tensors of the first and made for the same scale, size and backbone.
 
-    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for.
+    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for. LoRA of PEFT
+    gets the rank and scale of the others, or the largest rank of them.
     """
 
     def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
@@ -210,14 +219,28 @@ class Checkpoints(Sequence[DeltaState]):
         self.shapes: Shapes | None = None
         self.made_for: dict = {}
         self._kept: list[DeltaState] | None = None
+        self.rank = self._rank()
         for path in self.paths:
-            state, args = open_checkpoint(path, tune_method, hint, mapped=True)
+            state, args = self._open(path)
             self.shapes = self.shapes or shapes_of_state(state)
             check_state(state, self.shapes, path)
             known = {name: value for name, value in self.made_for.items() if name != MODEL}
             check_made_for(args, known, path, "unlike those before it: the sources of an ensemble must be alike")
             names = (*KINDS[tune_method].describing, BACKBONE, MODEL)
             self.made_for = {name: args[name] for name in names if name in args} | self.made_for
+
+    def _rank(self) -> tuple[int, float] | None:
+        """Rank and alpha that LoRA of PEFT must have: those of the first checkpoint of ours, else the largest."""
+        if not any(map(is_peft, self.paths)):
+            return None
+        said = {path: open_checkpoint(path, self.tune_method, self.hint, True, False)[1] for path in self.paths}
+        ours = [args for path, args in said.items() if not is_peft(path) and {"lora_r", "lora_alpha"} <= args.keys()]
+        args = ours[0] if ours else max(said.values(), key=lambda args: args.get("lora_r", 0))
+        return args["lora_r"], args["lora_alpha"]
+
+    def _open(self, path: Path, verify: bool = True) -> tuple[DeltaState, dict]:
+        state, args = open_checkpoint(path, self.tune_method, self.hint, mapped=True, verify=verify)
+        return fitted(state, args, *self.rank, path) if is_peft(path) else (state, args)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -226,7 +249,7 @@ class Checkpoints(Sequence[DeltaState]):
         if self._kept is not None:
             return self._kept[number]
         path = self.paths[number]
-        state, _ = open_checkpoint(path, self.tune_method, self.hint, mapped=True, verify=False)
+        state, _ = self._open(path, verify=False)
         check_state(state, self.shapes, path)
         return state
 

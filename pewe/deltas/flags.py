@@ -6,6 +6,7 @@ from pewe.flags import flag
 
 WIDEST = 2**16  # of a bottleneck, rank or prefix: more than any T5's width
 ADAPTER_TYPES = ("houlsby", "pfeiffer")
+LORA_TARGETS = ("q", "v", "k", "o", "wi", "wi_0", "wi_1", "wo")  # the linear layers of a T5
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class LoraFlags:
 
     lora_r: int = flag(10, "rank of LoRA", low=1, high=WIDEST)
     lora_alpha: float = flag(16.0, "LoRA's scale is alpha / r", above=0)
+    lora_targets: list[str] = flag(
+        ["q", "v"],
+        "LoRA's layers: q, k, v, o of every attention; wi (v1.0), wi_0, wi_1 (v1.1), wo of every feed-forward",
+        decides=False,  # the names of its tensors, which every digest holds, say it
+        choices=LORA_TARGETS,
+        unique=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""LoRA on the query and value projections of every attention (Hu et al. 2022), as in the original code."""
+"""LoRA (Hu et al. 2022): on the query and value projections of every attention, as in the original code, or other layers."""
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pewe.deltas.base import Delta, equal_counts, kaiming_uniform, zeros
+from pewe.deltas.config import DeltaConfig
 from pewe.packing import Layout, by_member
+
+ATTENTIONS, FEED_FORWARD = ("SelfAttention", "EncDecAttention"), ("DenseReluDense",)
+OF_ATTENTION = ("q", "k", "v", "o")
 
 
 class LoraSite(nn.Module):
@@ -27,10 +31,15 @@ class LoraSite(nn.Module):
 class Lora(Delta):
     """A is kaiming uniform on the (d, r) tensor, that is U(+-1/sqrt(r)); B starts at zero."""
 
-    sites = ("SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v")
+    def __init__(self, model: PreTrainedModel, config: DeltaConfig, stack: int):
+        layers = [(target, ATTENTIONS if target in OF_ATTENTION else FEED_FORWARD) for target in config.lora_targets]
+        self.sites = tuple(f"{name}.{target}" for target, names in layers for name in names)
+        super().__init__(model, config, stack)
 
     def expected_tensors(self, config: PretrainedConfig) -> int:
-        return 2 * 2 * (config.num_layers + 2 * config.num_decoder_layers)
+        sublayers = {True: config.num_layers + 2 * config.num_decoder_layers}
+        sublayers[False] = config.num_layers + config.num_decoder_layers
+        return 2 * sum(sublayers[target in OF_ATTENTION] for target in self.delta_config.lora_targets)
 
     def update_module(self, module: nn.Module, key: str) -> None:
         _, _, linear = self.find_module(module, key)
@@ -45,8 +54,8 @@ class Lora(Delta):
         self.insert_parallel_module(linear, delta_module=site, delta_name="lora")
 
     def held(self, side: str) -> int:
-        of_input = ("encoder", "EncDecAttention.v")  # cross-attention's values are of the encoder's tokens
-        reads_input = {name: name.startswith(of_input[0]) or name.endswith(of_input[1]) for name in self.at}
+        of_input = ("EncDecAttention.k", "EncDecAttention.v")  # cross-attention's keys and values are of the input's tokens
+        reads_input = {name: name.startswith("encoder") or name.endswith(of_input) for name in self.at}
         sites = [site for name, site in self.at.items() if reads_input[name] == (side == "encoder")]
         return sum(site.lora_A.shape[2] for site in sites)
 

@@ -1,0 +1,211 @@
+"""LoRA folders of the library PEFT: `adapter_config.json` beside `adapter_model.safetensors` (or `adapter_model.bin`).
+
+    y = x W + s (x A) B,    s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora      (Hu et al. 2022, Kalajdzievski 2023)
+
+PEFT stores A as (r, d_in) and B as (d_out, r); ours are A (d_in, r) and B (r, d_out). Where all projections have one rank
+and scale, every number stays as it is. Otherwise A and B get zeros up to the largest rank, and B the quotient of the scales:
+the same function. Nothing is unpickled but tensors.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from torch.nn.functional import pad
+
+from pewe.deltas.flags import LORA_TARGETS, WIDEST
+from pewe.errors import UserError
+from pewe.identity import model_digest
+from pewe.model_files import json_object
+from pewe.state import DeltaState, check_state, float_state
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+SITE = re.compile(
+    r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)"
+)
+# entries that change nothing of a stored LoRA, beside those that `_scale` reads
+SILENT = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"),
+    *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core"),
+    *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config"),
+    *("target_modules", "task_type", "use_rslora"),
+}
+# values of other entries that mean plain LoRA, beside those that are empty or false
+PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
+
+
+class Lora(NamedTuple):
+    """A projection's matrices, A (d_in, r) and B (r, d_out), and its scale times r."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    alpha: float
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether this is a folder of PEFT."""
+    return (folder / CONFIG).is_file()
+
+
+def read_peft(folder: Path) -> tuple[DeltaState, dict]:
+    """The state as float32, under our names, and what a checkpoint says of it: rank, alpha, backbone.
+
+    Raises UserError that names the file and the entry or tensor: damaged files, another method than LoRA or a kind of it
+    that is more than A and B, projections that a T5 has not, or not all of a target, shapes that do not fit the rank.
+    """
+    path = folder / CONFIG
+    config = json_object(path)
+    check_plain(config, path)
+    tensors, weights = _tensors(folder)
+    found = {site: _lora(site, pair, config, path, weights) for site, pair in _pairs(tensors, weights).items()}
+    check_complete(found, weights)
+    widest = max(found.values(), key=lambda one: one.A.shape[1])
+    r = widest.A.shape[1]
+    state = {}
+    for site, one in found.items():
+        A, B = widened(one, r, widest.alpha)
+        state |= {f"{site}.lora_A": A.contiguous(), f"{site}.lora_B": B.contiguous()}
+    check_state(state, None, weights)
+    base = config.get("base_model_name_or_path")
+    made_for = {"model": base, "backbone": model_digest(base)} if base else {}
+    return state, {"lora_r": r, "lora_alpha": widest.alpha, **made_for}
+
+
+def check_plain(config: Mapping, path: Path) -> None:
+    """Raises UserError for the first entry that says more than LoRA's two matrices and their scale can."""
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' can be taken")
+    if config.get("task_type") not in (None, "SEQ_2_SEQ_LM"):
+        raise UserError(f"{path}: task_type is {config['task_type']!r}; expected 'SEQ_2_SEQ_LM', a T5's")
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise UserError(f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r}, not a name")
+    for name, value in config.items():
+        if name not in SILENT and value and value not in PLAIN.get(name, ()):
+            raise UserError(f"{path}: {name} is {str(value)[:60]!r}; only LoRA's plain A and B can be taken")
+
+
+def _tensors(folder: Path) -> tuple[dict, Path]:
+    """What is stored in the weights' file, and the file."""
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} has no {WEIGHTS[0]} beside its {CONFIG}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path), path
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds pickled objects, or is damaged; only tensors are read") from None
+    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
+        raise UserError(f"cannot read {path}: it is damaged, or not of its kind ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is a {type(content).__name__}, not names with tensors")
+    return content, path
+
+
+def _pairs(tensors: Mapping, path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Projection -> {"A": (r, d_in), "B": (d_out, r)}, float32."""
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in float_state(tensors, path).items():
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name)
+        if not match:
+            raise UserError(f"{path}: tensor {name} is none of LoRA's ({PREFIX}NAME.lora_A.weight or lora_B)")
+        site = SITE.fullmatch(match[1])
+        if not site or site[4] not in LORA_TARGETS:
+            raise UserError(f"{path}: tensor {name} is of no projection of a T5 ({', '.join(LORA_TARGETS)})")
+        if tensor.dim() != 2:
+            raise UserError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected a matrix")
+        pairs.setdefault(match[1], {})[match[2]] = tensor
+    return pairs
+
+
+def _lora(site: str, pair: Mapping[str, torch.Tensor], config: Mapping, path: Path, weights: Path) -> Lora:
+    """The matrices of a projection, whose rank must be that of the configuration."""
+    for letter in "AB":
+        if letter not in pair:
+            raise UserError(f"{weights}: {site} has no lora_{letter}")
+    r, alpha = _scale(site, config, path)
+    for letter, axis in (("A", 0), ("B", 1)):
+        if pair[letter].shape[axis] != r:
+            shape = tuple(pair[letter].shape)
+            raise UserError(f"{weights}: {site}.lora_{letter} has shape {shape}, expected rank {r} ({CONFIG})")
+    return Lora(pair["A"].mT, pair["B"].mT, alpha)
+
+
+def _scale(site: str, config: Mapping, path: Path) -> tuple[int, float]:
+    """Rank of a projection, and its scale times the rank."""
+    r, alpha = (_of_site(site, config, path, *names) for names in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")))
+    if type(r) is not int or not 1 <= r <= WIDEST:
+        raise UserError(f"{path}: r is {r!r} for {site}, expected a whole number from 1")
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise UserError(f"{path}: lora_alpha is {alpha!r} for {site}, expected a number above 0")
+    return r, float(alpha) * (math.sqrt(r) if config.get("use_rslora") else 1.0)
+
+
+def _of_site(site: str, config: Mapping, path: Path, name: str, patterns: str) -> object:
+    """An entry, or what its patterns say of this projection: the first that its name ends with, as in PEFT."""
+    own = config.get(patterns) or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: {patterns} is {own!r}, not names with numbers")
+    try:
+        found = (value for pattern, value in own.items() if re.match(rf"(.*\.)?({pattern})$", site))
+        return next(found, config.get(name))
+    except re.error as error:
+        raise UserError(f"{path}: {patterns} has a name that is no pattern ({error})") from None
+
+
+def check_complete(sites: Mapping[str, object], path: Path) -> None:
+    """Raises UserError that names the first projection without LoRA, of a block or attention where others have it."""
+    blocks = {side: _blocks(sites, side) for side in ("encoder", "decoder")}
+    targets = targets_of(sites)
+    for site in (site for target in targets for side, count in blocks.items() for site in _all(side, count, target)):
+        if site not in sites:
+            raise UserError(
+                f"{path} has no LoRA on {site}; a delta needs each target ({', '.join(targets)}) in every block of both stacks"
+            )
+
+
+def _blocks(sites: Mapping[str, object], side: str) -> int:
+    """Blocks of a stack, at least one."""
+    return max((int(match[2]) + 1 for site in sites if (match := SITE.fullmatch(site)) and match[1] == side), default=1)
+
+
+def _all(side: str, blocks: int, target: str) -> Iterator[str]:
+    """The names of all projections of a target in a stack."""
+    sublayers = ["SelfAttention", "EncDecAttention"][: 1 + (side == "decoder")]
+    for number in range(blocks):
+        if target in ("q", "k", "v", "o"):
+            yield from (f"{side}.block.{number}.layer.{place}.{name}.{target}" for place, name in enumerate(sublayers))
+        else:
+            yield f"{side}.block.{number}.layer.{len(sublayers)}.DenseReluDense.{target}"
+
+
+def targets_of(names: Mapping[str, object]) -> list[str]:
+    """The targets that these projections, or tensors of a state, are of, in the order of `LORA_TARGETS`."""
+    found = {match[4] for name in names if (match := SITE.match(name))}
+    return [target for target in LORA_TARGETS if target in found]
+
+
+def widened(one: Lora, r: int, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (d, r) and B (r, h) of the same function at this rank and scale alpha / r."""
+    own, missing = one.A.shape[1], r - one.A.shape[1]
+    factor = (one.alpha / own) / (alpha / r)
+    B = one.B if factor == 1 else one.B * factor
+    return pad(one.A, (0, missing)), pad(B, (0, 0, 0, missing))
+
+
+def fitted(state: DeltaState, args: Mapping, r: int, alpha: float, path: Path) -> tuple[DeltaState, dict]:
+    """The same function at another rank and scale. Raises UserError for a rank that is too small."""
+    if args["lora_r"] > r:
+        raise UserError(f"{path} has rank {args['lora_r']}, more than {r}; give --lora_r {args['lora_r']}")
+    made = {}
+    for site in (name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")):
+        one = Lora(state[f"{site}.lora_A"], state[f"{site}.lora_B"], args["lora_alpha"])
+        made[f"{site}.lora_A"], made[f"{site}.lora_B"] = widened(one, r, alpha)
+    return made, {**args, "lora_r": r, "lora_alpha": alpha}
