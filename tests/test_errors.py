@@ -20,8 +20,8 @@ from pewe.deltas.checkpoint import ensemble_checkpoint, task_checkpoint, write_c
 from pewe.reporting import tables
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import run
-from pewe.tuning.config import TuneConfig
-from pewe.tuning.tune import tune
+from pewe.tuning.config import TuneAllConfig, TuneConfig
+from pewe.tuning.tune import tune, tune_all
 from unit_model import unit_model_average, unit_model_others
 
 TASK = MINI_TASKS[0]
@@ -178,6 +178,15 @@ CASES = {
     ),
     "nothing to do": (lambda w: main(tune, TuneConfig, "", []), "nothing to do"),
     "nothing to test": (lambda w: main(tune, TuneConfig, "", ["--do_predict"]), "needs --test_checkpoint"),
+    "tested and tuned": (lambda w: w.tune("--test_checkpoint", "x.pt"), "leave --do_train out"),
+    "a start and no tuning": (
+        lambda w: main(tune, TuneConfig, "", ["--do_predict", "--test_checkpoint", "x", "--train_checkpoint", "y"]),
+        "--train_checkpoint is where tuning starts: give --do_train",
+    ),
+    "a start of pairs": (
+        lambda w: main(tune_all, TuneAllConfig, "", ["--train_checkpoint", "x"]),
+        "every run starts at a source",
+    ),
     "reduction": (lambda w: w.similarity("--reduction", "max"), "--reduction cannot be 'max'"),
     "no cuda": (lambda w: w.tune("--device", "cuda"), "no CUDA device is available"),
     # backbone

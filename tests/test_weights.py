@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from conftest import METHODS, PAPER, draws
 from safetensors.torch import load_file
 
+from pewe.cli import log
 from pewe.deltas.checkpoint import Checkpoints, ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.errors import UserError
 from pewe.files import read_table
 from pewe.merging.average import merge
+from pewe.merging.save import EnsembleConfig, ensemble_weights
 from pewe.merging.weights import allowed_sources, softmax_weights, temperature_for, top_sources, uniform_weights
 from pewe.reporting.stats import effective_numbers
 from pewe.similarity.table import similarity_frame
@@ -297,6 +300,25 @@ def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
     assert "--effective 3" in capsys.readouterr().err
     unit_model_others.run(replace(config, effective=3.0))
     assert "--effective 3" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="--effective chooses the temperature: 0.5 would not be used"):
+        unit_model_others.run(replace(config, effective=3.0, tem=0.5))
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(3, 1.5), (4, 2), (5, 2.5), (32, 3)])
+def test_a_single_source_is_called_what_it_is_for_few_tasks_too(count, wanted, caplog):
+    """The temperature that the warning gives has the effective number that it promises; where there is no choice, none."""
+    S, others = draws("few", count, count).double(), ~torch.eye(count, dtype=torch.bool)
+    log.propagate = True
+    ensemble_weights(EnsembleConfig(), S, 1e-4, True, others)
+    said = caplog.text
+    assert f"the median effective number of sources is 1.0: {count} of {count} targets" in said
+    assert f"would give {wanted:g} (--effective {wanted:g})" in said
+    found = softmax_weights(S, float(re.search(r"tem (\S+) would", said)[1]), True, others)
+    assert np.median(effective_numbers(found.numpy())) == pytest.approx(wanted, rel=0.02)
+    caplog.clear()
+    ensemble_weights(EnsembleConfig(), S, 10.0, True, others)
+    ensemble_weights(EnsembleConfig(), S[:2, :2], 1e-4, True, others[:2, :2])
+    assert not caplog.text
 
 
 def test_manual_division_averages_the_own_group(tiny_checkpoints, tmp_path):

@@ -13,7 +13,7 @@ and, of a similarity by block or layer, whose ensembles lie in a folder per scop
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from pewe.deltas.checkpoint import (
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
-from pewe.flags import check, flag, suggest
+from pewe.flags import check, default_of, flag, suggest
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
 from pewe.merging.combine import CombineConfig
@@ -104,6 +104,9 @@ def ensemble_weights(
     `--top_k` leaves the temperature as it is: the softmax is then taken over the most similar sources alone.
     """
     if config.effective:
+        own = {one.name: default_of(one) for one in fields(config)}
+        if temperature != own.get("tem", own.get("temperature", temperature)):
+            raise UserError(f"--effective chooses the temperature: {temperature:g} would not be used; give one of both")
         temperature = temperature_for(S, config.effective, higher, allowed)
     W = softmax_weights(S, temperature, higher, allowed)
     if config.effective:
@@ -112,18 +115,27 @@ def ensemble_weights(
         log.log(level, "temperature %.3g gives an effective number of sources of %.3g", temperature, found)
     if config.top_k:
         return softmax_weights(S, temperature, higher, top_sources(S, config.top_k, higher, allowed)), temperature
-    collapsed = effective_numbers(W.numpy()) < 1.5
-    if collapsed.mean() > 0.5 and allowed.sum(1).median() > 3:
-        advice = temperature_for(S, 3, higher, allowed)
-        log.warning(
-            "with tem %g, %d of %d targets take almost all their weight from one source; tem %.3g would give an "
-            "effective number of 3 (--effective 3)",
-            temperature,
-            collapsed.sum(),
-            len(collapsed),
-            advice,
-        )
+    warn_of_collapse(S, W, temperature, higher, allowed)
     return W, temperature
+
+
+def warn_of_collapse(S: Tensor, W: Tensor, temperature: float, higher: bool, allowed: Tensor) -> None:
+    """Say it where more than half of the targets, which have a choice, take almost all their weight from one source."""
+    most, found = int(allowed.sum(1).median()), effective_numbers(W.numpy())
+    if most < 2 or (found < 1.5).mean() <= 0.5:
+        return
+    wanted = min(3.0, (1 + most) / 2)  # of two or three sources not all
+    log.warning(
+        "with tem %g the median effective number of sources is %.1f: %d of %d targets take almost all their weight from "
+        "one source; tem %.3g would give %g (--effective %g)",
+        temperature,
+        np.median(found),
+        (found < 1.5).sum(),
+        len(found),
+        temperature_for(S, wanted, higher, allowed),
+        wanted,
+        wanted,
+    )
 
 
 WEIGHTS, RECORD = "final_weight.tsv", "config.json"

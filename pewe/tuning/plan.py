@@ -11,7 +11,7 @@ from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check as check_flags
 from pewe.state import DeltaState, Shapes, shapes_of
-from pewe.tuning.config import TuneConfig
+from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.member import Member, read_resume
 from pewe.tuning.runs import Run, folder_of, run_settings
 
@@ -23,6 +23,7 @@ Inits = Callable[
 def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
     check_flags(config)
+    check_use(config)
     if config.train_epochs and config.largest_stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
     if config.trace_test and not config.do_predict:
@@ -32,6 +33,23 @@ def check(config: TuneConfig) -> None:
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
+
+
+def check_use(config: TuneConfig) -> None:
+    """Raises UserError where there is nothing to do, and for a checkpoint that is named but would not be read."""
+    if isinstance(config, TuneAllConfig):
+        for name in ("train_checkpoint", "test_checkpoint"):
+            if getattr(config, name):
+                raise UserError(f"--{name} would not be read: every run starts at a source (--source_ckpt_path)")
+        return
+    if not config.do_train and not config.do_predict:
+        raise UserError("nothing to do: give --do_train, --do_predict or both")
+    if not config.do_train and not config.test_checkpoint:
+        raise UserError("--do_predict without --do_train needs --test_checkpoint")
+    if config.do_train and config.test_checkpoint:
+        raise UserError("--test_checkpoint is tested as it is, without tuning: leave --do_train out")
+    if not config.do_train and config.train_checkpoint:
+        raise UserError("--train_checkpoint is where tuning starts: give --do_train, and no --test_checkpoint")
 
 
 def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits) -> Iterator[Run]:

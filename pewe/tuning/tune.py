@@ -62,10 +62,6 @@ def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None
 
     `finished` is told how many runs have a result now that had none, or none known, before.
     """
-    if not config.do_train and not config.do_predict:
-        raise UserError("nothing to do: give --do_train, --do_predict or both")
-    if not config.do_train and not config.test_checkpoint:
-        raise UserError("--do_predict without --do_train needs --test_checkpoint")
     return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
 
 
