@@ -8,8 +8,10 @@ from setuptools.command.build_py import build_py
 
 TREE = (
     "task_list.py",
+    "pewe_environment.py",
     "tune_*.py",
     "dev_*.py",
+    "rank_*.py",
     "get_similarity/*.py",
     "unit_model/*.py",
     "data/*.py",

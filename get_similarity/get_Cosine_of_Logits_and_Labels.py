@@ -5,6 +5,8 @@
 with P = softmax(logits), on all dev batches of target i. It is a sum: it grows with the dev set and the answers' length.
 """
 
+import pewe_environment  # noqa: F401
+
 from functools import partial
 
 from pewe.command import main

@@ -5,6 +5,8 @@
 with P = softmax(logits), on the first dev batch of target i.
 """
 
+import pewe_environment  # noqa: F401
+
 from functools import partial
 
 from pewe.command import main

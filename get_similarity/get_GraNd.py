@@ -7,6 +7,8 @@ sub-layer that holds delta parameters. A prefix has one network per stack, so th
 The gradient is taken in train mode, with dropout: the same for all sources, seeded by the batch; `--eval_mode` without.
 """
 
+import pewe_environment  # noqa: F401
+
 import zlib
 from dataclasses import dataclass
 from functools import partial

@@ -7,6 +7,8 @@ the first dev batch of target i. The original drops vocabulary entries whose pro
 side and normalises the rest (`--as_original`); in log space there is no such entry.
 """
 
+import pewe_environment  # noqa: F401
+
 from functools import partial
 
 from pewe.command import main

@@ -5,6 +5,8 @@
 on the first dev batch of target i, teacher forcing, no dropout.
 """
 
+import pewe_environment  # noqa: F401
+
 from functools import partial
 
 from pewe.command import main

@@ -7,6 +7,8 @@ e_i is of the dev inputs of target i, e_j of the first training inputs of source
 full training file). Inputs are those that tuning sees, with the task's name in front.
 """
 
+import pewe_environment  # noqa: F401
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
-from pewe.cli import log, log_to, show
+from pewe.cli import log_settings, log_to
 from pewe.data import Encoded, TaskConfig, load_split, sampled_prefixes, split_digest, task_names
 from pewe.files import hold, provenance
 from pewe.flags import check, flag
@@ -73,7 +75,7 @@ def run(config: TextEmbConfig) -> pd.DataFrame:
     out = Path(config.output_dir)
     with hold(out):
         log_to(out / "log.txt", config.quiet)
-        log.info("settings:\n%s", show(config))
+        log_settings(config)
         return _matrix(config, out)
 
 
@@ -81,7 +83,10 @@ def _matrix(config: TextEmbConfig, out: Path) -> pd.DataFrame:
     backbone = load_backbone(config)
     texts = {
         split: {name: _split(backbone, config, name, split) for name in names}
-        for split, names in (("dev", task_names(config)), ("train", task_names(config, "source_tasks")))
+        for split, names in (
+            ("dev", task_names(config, scored=False)),
+            ("train", task_names(config, "source_tasks", scored=False)),
+        )
     }
     record = {
         "settings": identity(config, texts),

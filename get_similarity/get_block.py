@@ -7,6 +7,8 @@ H_b is the output of block b, before the final layer norm, over the tokens that 
 (`cos_withoutpad`); theta_i is tuned from random init (`--random_tuned_ckpt_path`); the first dev batch of target i.
 """
 
+import pewe_environment  # noqa: F401
+
 from dataclasses import dataclass
 from functools import partial
 

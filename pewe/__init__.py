@@ -12,3 +12,5 @@ INSTALLED = (_HERE / "tree").is_dir()  # from a wheel, in which what lies beside
 ROOT = _HERE / "tree" if INSTALLED else _HERE.parent
 if str(ROOT) not in sys.path:  # the commands that lie beside this package, whatever the working folder
     sys.path.insert(0, str(ROOT))
+if not INSTALLED:
+    import pewe_environment  # noqa: F401

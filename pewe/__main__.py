@@ -66,6 +66,9 @@ COMMANDS = {
     ),
     "similarity": Command("how near the sources are to the targets, by a measure", _measures),
     "ensemble": Command("the weights of an init, and the merged deltas to start from", _ensembles),
+    "rank": Command(
+        "rank my sources for my target, and merge them to start from", _plain(sources="rank_sources"), "sources"
+    ),
     "reproduce": Command(
         "the whole experiment of a suite, with its tables and report", _plain(suite="pewe.grid"), "suite"
     ),

@@ -42,9 +42,18 @@ class _Parser(argparse.ArgumentParser):
         return namespace
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: type, ignored: bool = False) -> None:
-    """Add the flag of a field, and its second name where it has one; an ignored one has no default."""
-    default = default_of(field)
+def _add_flag(
+    parser: argparse.ArgumentParser,
+    field: dataclasses.Field,
+    kind: type,
+    ignored: bool = False,
+    own: dict | None = None,
+) -> None:
+    """Add the flag of a field, and its second name where it has one; an ignored one has no default.
+
+    `own` are values that stand in for the defaults.
+    """
+    default = (own or {}).get(field.name, default_of(field))
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     help = field.metadata.get("help", "").replace("%", "%%")
     if shown not in (None, "", False):
@@ -86,16 +95,17 @@ def parse(config_class: type[C], args: list[str] | None = None, description: str
     place of the defaults. Where the class has an attribute `ignored`, a dataclass, the flags that only that one (or what
     that one ignores) has are accepted and said to be ignored.
     """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    kinds = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        _add_flag(parser, field, kinds[field.name])
-    for field, kind in _ignored(config_class):
-        _add_flag(parser, field, kind, ignored=True)
-    if file_flag and (path := getattr(parser.parse_args(args), file_flag)):
+    parser, kinds = _parser(config_class, description), typing.get_type_hints(config_class)
+    words = sys.argv[1:] if args is None else args
+    asked = next((number for number, word in enumerate(words) if word in ("-h", "--help")), None)
+    before, _ = parser.parse_known_args(words[:asked])
+    if file_flag and (path := getattr(before, file_flag)):
         values = read_toml(Path(path) if INSTALLED and Path(path).is_file() else ROOT / path)
         check_file(values, [config_class], path)
         parser.set_defaults(**values)
+    if asked is not None:  # what stands before --help, as a script's flags do, is shown as the defaults
+        _parser(config_class, description, vars(parser.parse_args(words[:asked]))).print_help()
+        sys.exit()
     given = vars(parser.parse_args(args))
     if extra := sorted(given.keys() - kinds.keys()):
         print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)
@@ -111,6 +121,17 @@ def settled(config: C) -> C:
     from pewe import hardware  # torch is loaded only for this
 
     return hardware.settled(config)
+
+
+def _parser(config_class: type, description: str, own: dict | None = None) -> _Parser:
+    """The parser of a class of flags; `own` are values that stand in for its defaults."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        _add_flag(parser, field, kinds[field.name], own=own)
+    for field, kind in _ignored(config_class):
+        _add_flag(parser, field, kind, ignored=True)
+    return parser
 
 
 def embedded(value):
@@ -143,9 +164,27 @@ def show(config: object) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields.items())
 
 
+def log_settings(config: object) -> None:
+    """Log the flags that are not at their defaults; all of them go to the file alone."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    own = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(config)
+        if values[field.name] != default_of(field)
+    }
+    words = [f"--{name}{'' if value is True else f' {_words(value)}'}" for name, value in own.items()]
+    log.info("settings beside the defaults: %s", " ".join(words) or "none")
+    log.debug("all settings:\n%s", show(config))
+
+
+def _words(value) -> str:
+    """A value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def log_to(path: Path | None, quiet: bool = False) -> None:
     """Log to the terminal (warnings only with `quiet`) and, where a path is given, append everything to that file."""
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     for handler in log.handlers[:]:
         handler.close()
@@ -181,3 +220,5 @@ def main(
         if not INSTALLED:
             os.chdir(ROOT)
         run(config)
+        if place := getattr(config, "save_ckpt_path", getattr(config, "output_dir", "")):
+            print(f"results: {place}")

@@ -15,6 +15,8 @@ from pewe import metrics
 from pewe.errors import UserError
 from pewe.flags import OriginalConfig, SeedConfig, flag, suggest
 from pewe.identity import digest
+from pewe.own_tasks import declare, unknown_task
+from pewe.setting import SETTING
 from pewe.texts import decoded, raw_lines, visible
 from pewe.tokens import tokenise
 from task_list import METRICS, TASK_LISTS
@@ -31,9 +33,9 @@ SAMPLES = ("all", "by_seed")
 class TaskConfig(SeedConfig):
     """Which tasks, where they are, and how they are cut."""
 
-    task_dir: str = flag("data/crossfit", "folder with one sub-folder per task, in CrossFit format", decides=False)
+    task_dir: str = flag(SETTING.task_dir, "folder with one sub-folder per task, in CrossFit format", decides=False)
     task_list: str = flag(
-        "QA_task_list", "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
+        SETTING.task_list, "list of task_list.py: " + ", ".join(TASK_LISTS), decides=False, choices=TASK_LISTS
     )
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
     sample: str = flag(
@@ -45,6 +47,9 @@ class TaskConfig(SeedConfig):
     max_output_length: int = flag(
         64, "tokens of the output at most; also the length of generation, start token included", low=2, high=LONGEST
     )
+
+    def __post_init__(self) -> None:
+        declare(self.task_dir)
 
 
 @dataclass(frozen=True)
@@ -87,35 +92,41 @@ class Encoded:
         return sum(map(len, self.inputs)) / len(self.inputs)
 
 
-def task_names(config: TaskConfig, flag: str = "tasks") -> list[str]:
+def task_names(config: TaskConfig, flag: str = "tasks", scored: bool = True) -> list[str]:
     """The tasks that the flags name: those of `flag`, else of --tasks, else of the list.
 
-    Raises UserError for an unknown list, task or metric, for a task that is named twice, and where there is none.
+    Raises UserError for an unknown list or metric, for a task that is named twice, and where there is none; where they are
+    `scored`, for an unknown task.
     """
     names, where = getattr(config, flag), f"--{flag}"
     if not names and flag != "tasks":
-        return task_names(config)
+        return task_names(config, scored=scored)
     if not names:
         if config.task_list not in TASK_LISTS:
             raise UserError(f"unknown --task_list {suggest(config.task_list, TASK_LISTS)}")
         names, where = TASK_LISTS[config.task_list], f"--task_list {config.task_list}"
-    return distinct(names, where)
+    return distinct(names, where, config.task_dir if scored else None)
 
 
-def distinct(names: Sequence[str], where: str) -> list[str]:
-    """Names of tasks, all of them known and none of them twice; `where` they stand is for the UserError."""
+def distinct(names: Sequence[str], where: str, task_dir: str | None) -> list[str]:
+    """Names of tasks, none of them twice, all of them known unless `task_dir` is None; `where` they stand is for the UserError."""
     if isinstance(names, str) or not names:
         raise UserError(f"{where} must name at least one task, not {names!r}")
     for number, task in enumerate(names):
-        if task not in METRICS:
-            raise UserError(f"{where}: task {suggest(task, METRICS)}. Add a new task, with its metric, to task_list.py")
-        if METRICS[task] not in metrics.METRICS:
+        if task_dir is not None and task not in METRICS:
+            raise UserError(f"{where}: {unknown_task(task, task_dir)}")
+        if METRICS.get(task, "ACC") not in metrics.METRICS:
             raise UserError(
                 f"task_list.py: the metric of {task!r} is unknown, {suggest(METRICS[task], metrics.METRICS)}"
             )
         if task in names[:number]:
             raise UserError(f"{where} names {task!r} twice")
     return list(names)
+
+
+def few_lines(lines: int, batch: int) -> str:
+    """What to say of a train file that has fewer lines than a batch."""
+    return f"{lines} training lines are fewer than one batch of {batch}; give --bsz_list {lines} or less"
 
 
 def parse_line(raw: bytes) -> Example:

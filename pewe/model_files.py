@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pewe.errors import UserError
 from pewe.flags import flag
+from pewe.setting import SETTING
 from pewe.texts import visible
 
 DTYPE_NAMES = ("float32", "bfloat16")
@@ -19,9 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 class BackboneConfig:
     """The frozen model and where it runs."""
 
-    model: str = flag(
-        "google/t5-base-lm-adapt", "T5 v1.0 or v1.1: a folder or a hub id (the paper's is the default)", decides=False
-    )
+    model: str = flag(SETTING.model, "the backbone, a T5 v1.0 or v1.1: a folder or a hub id", decides=False)
     tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
     device: str = flag("auto", "auto, cpu or cuda", decides=False, choices=DEVICES)
     dtype: str = flag(
@@ -38,7 +37,8 @@ def check_folder(name: str, flag: str = "--model", needs: str = "config.json") -
     """
     folder = Path(name)
     if not folder.exists():
-        if name.count("/") > 1:
+        beside = folder.parent != Path() and folder.parent.is_dir()  # a hub id would have no such folder here
+        if name.count("/") > 1 or beside:
             raise UserError(f"{flag} {name}: there is no such folder")
         return
     if needs and not (folder / needs).is_file():

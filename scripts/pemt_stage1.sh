@@ -7,6 +7,6 @@
 #   bash scripts/pemt_stage1.sh --train_epochs 0 --train_iters 450 --learning_rate_list 3e-3 --warmup_steps 45 --bsz_list 16
 # The last is what the mini gym needs: it has 80 updates of 128 lines, fewer than the warm-up.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${PEMT[@]}" --tune_method pemt_source --full_train --learning_rate_list 5e-4 \
+exec "$PYTHON" tune_hps_singletask.py "${PEMT[@]}" --tune_method pemt_source --full_train --learning_rate_list 5e-4 \
   --warmup_steps 500 --train_epochs 5 --bsz_list 128 --micro_batch_size 32 --predict_batch_size 256 --seed 42 \
   --output_dir checkpoints/pemt/stage1 "$@"

@@ -5,5 +5,5 @@
 #   bash scripts/pemt_stage2.sh --tasks boolq sciq --experts hotpot_qa superglue-record race-high commonsense_qa swag codah
 #   bash scripts/pemt_stage2.sh --no-pemt_gate | --sparsity 0 | --no-pemt_prompt | --no-pemt_adapter  --output_dir DIR   ablations
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${PEMT[@]}" "${PEMT_TARGET[@]}" --full_train --bsz_list 32 \
+exec "$PYTHON" tune_hps_singletask.py "${PEMT[@]}" "${PEMT_TARGET[@]}" --full_train --bsz_list 32 \
   --output_dir checkpoints/pemt/stage2 "$@"

@@ -3,5 +3,5 @@
 # Further flags are passed on; what the mini gym needs:
 #   bash scripts/pemt_stage2_few_shot.sh --train_epochs 10 --learning_rate_list 3e-3
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-exec "$PYTHON" tune_hps_singletask.py "${WHAT[@]}" "${PEMT[@]}" "${PEMT_TARGET[@]}" --bsz_list 8 \
+exec "$PYTHON" tune_hps_singletask.py "${PEMT[@]}" "${PEMT_TARGET[@]}" --bsz_list 8 \
   --output_dir checkpoints/pemt/stage2_few_shot "$@"

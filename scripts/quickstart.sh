@@ -4,4 +4,6 @@
 #
 #   bash scripts/quickstart.sh                                        all tasks of the mini gym
 #   bash scripts/quickstart.sh --tasks mini_read_towns mini_read_people ...   some tasks
-exec bash "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" --suite mini --name quickstart --delta adapter --seeds 42 --init Random Average Loss "$@"
+SETS_UP=1
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+exec "$PYTHON" -m pewe.grid --suite mini --name quickstart --delta adapter --seeds 42 --init Random Average Loss "$@"

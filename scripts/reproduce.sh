@@ -4,6 +4,6 @@
 #
 #   bash scripts/reproduce.sh --suite mini --delta adapter --seeds 42 --init Random Average Loss
 #   bash scripts/reproduce.sh --suite qa32 --dry_run
-[ -n "${PYTHON:-}" ] || bash "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+SETS_UP=1
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 exec "$PYTHON" -m pewe.grid "$@"

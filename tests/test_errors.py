@@ -206,7 +206,7 @@ CASES = {
         "a T5 is needed, this is a 'bert' model",
     ),
     # checkpoints
-    "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune them first"),
+    "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune the sources first"),
     "other size": (lambda w: (other_size(w), w.similarity()), "has shape (3, 3), expected"),
     "not finite": (lambda w: (not_finite(w), w.similarity()), "not finite"),
     "other kind": (
@@ -222,7 +222,7 @@ CASES = {
         lambda w: (p := task_checkpoint(w.sources, TASK), p.write_bytes(p.read_bytes()[:500]), w.average()),
         "cannot read",
     ),
-    "missing ensemble": (lambda w: w.tune("--train_checkpoint", w.folder), "make it with a script of unit_model/"),
+    "missing ensemble": (lambda w: w.tune("--train_checkpoint", w.folder), "make them with a script of unit_model/"),
     "other scale": (
         lambda w: (
             write_checkpoint(ensemble_checkpoint(w.folder, TASK), "lora", w.state, {"lora_alpha": 4.0}),

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # From the ground up: a module imports what stands before its own layer, or in it.
 LAYERS = (
-    ("task_list", "unit_model"),  # names and registries, which import nothing of the library
+    ("pewe_environment", "task_list", "unit_model"),  # names and registries, which import nothing of the library
     ("pewe",),  # the modules that lie in pewe/ itself
     ("pewe.deltas.kinds", "pewe.deltas.flags"),  # what is known of a delta without any model
     ("pewe.reporting",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("pewe.merging", "pewe.merging.rules"),
     ("pewe.fusion",),
     ("get_similarity", "unit_model.*", "tune_hps_singletask", "tune_all_ckpt", "dev_all_ckpt"),
-    ("pewe.grid", "pewe.__main__"),
+    ("pewe.grid", "pewe.__main__", "rank_sources"),
 )
 
 

@@ -23,6 +23,7 @@ from unit_model import unit_model_cos, unit_model_Euclidean, unit_model_Performa
 def test_cosine_of_the_original(golden, golden_checkpoints, tmp_path, tem):
     unit_model_cos.run(
         unit_model_cos.Config(
+            task_list="QA_task_list",
             temperature=tem,
             save_ckpt_path=str(tmp_path),
             source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),

@@ -300,7 +300,7 @@ def test_collapse_is_named_with_a_better_temperature(tmp_path, capsys):
     assert "--effective 3" in capsys.readouterr().err
     unit_model_others.run(replace(config, effective=3.0))
     assert "--effective 3" not in capsys.readouterr().err
-    with pytest.raises(UserError, match="--effective chooses the temperature: 0.5 would not be used"):
+    with pytest.raises(UserError, match=r"--effective chooses the temperature: 0\.5 would not be used"):
         unit_model_others.run(replace(config, effective=3.0, tem=0.5))
 
 

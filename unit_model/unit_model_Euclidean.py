@@ -5,6 +5,8 @@
 `scripts/adapter_tuneall.sh` makes the tuned deltas (`tuned_ckpt_path`). The untouched sources are averaged.
 """
 
+import pewe_environment  # noqa: F401
+
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -17,8 +19,8 @@ from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
+from pewe.setting import TASK_LIST
 from pewe.state import DeltaState
-from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
 tem = 0.1

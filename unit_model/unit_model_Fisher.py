@@ -6,6 +6,8 @@ M is the product A B of a LoRA, each matrix of an adapter, the keys and values o
 information of its entries on task j, which `python -m pewe.merging.collect_deltas` collects; eps is relative to the mean F.
 """
 
+import pewe_environment  # noqa: F401
+
 from dataclasses import dataclass
 
 from pewe.command import main
@@ -14,7 +16,7 @@ from pewe.flags import flag
 from pewe.merging.deltas import DeltaMergeConfig
 from pewe.merging.leave_one_out import leave_one_out
 from pewe.merging.save import EnsembleConfig
-from task_list import QA_task_list as TASK_LIST
+from pewe.setting import TASK_LIST
 
 delta = "adapter"
 smoothing = 1e-6

@@ -6,6 +6,8 @@
 zero-shot scores (`zero_result_path`). The *tuned* deltas are averaged.
 """
 
+import pewe_environment  # noqa: F401
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -25,8 +27,8 @@ from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
 from pewe.scores import read_scores
+from pewe.setting import TASK_LIST
 from pewe.state import DeltaState
-from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
 tem = 0.001

@@ -6,6 +6,8 @@ over the whole list, over the list of one group (`--task_list closed_book_qa`), 
 own group of every target of the list.
 """
 
+import pewe_environment  # noqa: F401
+
 from dataclasses import dataclass
 
 from pewe.command import main
@@ -16,8 +18,8 @@ from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights
+from pewe.setting import TASK_LIST
 from task_list import GROUP_OF
-from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
 source_ckpt_path = "checkpoints/adapter/full_data"

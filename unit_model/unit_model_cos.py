@@ -5,6 +5,8 @@
 theta_i is tuned on the target's few-shot data (`tuned_64shot_ckpt_path`).
 """
 
+import pewe_environment  # noqa: F401
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +20,8 @@ from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
 from pewe.merging.weights import allowed_sources
+from pewe.setting import TASK_LIST
 from pewe.state import DeltaState
-from task_list import QA_task_list as TASK_LIST
 
 delta = "adapter"
 temperature = 0.001

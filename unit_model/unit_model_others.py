@@ -6,6 +6,8 @@ The orientation is the one that `config.json` beside the similarity table names;
 similar (`--as_original`, or `--orientation lower`).
 """
 
+import pewe_environment  # noqa: F401
+
 from dataclasses import dataclass
 from pathlib import Path
 

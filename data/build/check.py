@@ -18,10 +18,11 @@ from pewe.command import main
 
 from data.build import choice
 from data.build.registry import ALL
-from pewe.data import SPLITS, Example, find_prefixes, parse_line, split_path
+from pewe.data import SPLITS, Example, few_lines, find_prefixes, parse_line, split_path
 from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.metrics import check_gold
+from pewe.own_tasks import declare, unknown_task
 from pewe.texts import raw_lines, visible
 from task_list import METRICS
 
@@ -111,10 +112,12 @@ def _print(findings: list[Finding], config: CheckConfig) -> None:
 def check_task(folder: Path) -> tuple[list[Finding], int, int]:
     """Check one task's folder; returns the findings, the number of files and the number of lines."""
     task, findings, files, lines = folder.name, [], 0, 0
+    try:
+        declare(folder.parent)
+    except UserError as error:
+        findings.append(Finding(folder.parent, 0, str(error)))
     if task not in METRICS:
-        findings.append(
-            Finding(folder, 0, "not in task_list.py: add the task, with its metric, to a group there", fault=False)
-        )
+        findings.append(Finding(folder, 0, unknown_task(task, folder.parent)))
     try:
         prefixes = find_prefixes(folder.parent, task)
     except UserError as error:
@@ -174,9 +177,7 @@ def _balance(task: str, splits: dict[str, tuple[Path, Lines]]) -> Iterator[Findi
         return
     path, lines = splits["train"]
     if 0 < len(lines) < BATCH:
-        yield Finding(
-            path, 0, f"{len(lines)} lines are fewer than a batch of {BATCH}; use --bsz_list {len(lines)}", fault=False
-        )
+        yield Finding(path, 0, few_lines(len(lines), BATCH), fault=False)
     labels = [outputs[0] for _, _, outputs in lines]
     counts, entry = Counter(labels), ALL.get(task)
     if not (entry.labels if entry else few_labels(labels)):

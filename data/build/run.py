@@ -18,7 +18,7 @@ from data.build.lines import Settings
 from data.build.registry import selected
 from data.build.rows import task_folder
 from data.build.task import Source, build_task, read_built
-from pewe.cli import log_to, show
+from pewe.cli import log_settings, log_to
 from pewe.errors import UserError
 from pewe.files import read_json, within, write_json
 from pewe.flags import check, flag, seed_flag
@@ -68,7 +68,7 @@ def run(config: BuildConfig) -> None:
         return
     log_to(None, config.quiet)
     settings, out = config.settings(), Path(config.out)
-    log.info("build\n%s", show(config))
+    log_settings(config)
     entries = _available(config)
     failed = {}
     with contextlib.nullcontext() if config.quiet else logging_redirect_tqdm([log]):

@@ -48,6 +48,11 @@ def ensemble_checkpoint(folder: Path, task: str) -> Path:
     return folder / f"without_{task}_checkpoint.pt"
 
 
+def sources_hint(tune_method: str, folder: Path | str) -> str:
+    """How missing sources are made."""
+    return f"tune the sources first: bash scripts/{tune_method}.sh --full_train --output_dir {folder}"
+
+
 def delta_identity(config: OfABackbone) -> dict:
     """What a delta of this configuration (a MethodConfig and BackboneConfig) is made for: the flags of its kind, the backbone.
 
@@ -135,6 +140,16 @@ def open_checkpoint(
     if verify:
         check_seal(content, state, path)
     return state, content.get("args", {})
+
+
+def kind_of(path: Path, tune_method: str = "") -> tuple[str, dict]:
+    """The kind of delta in a checkpoint, and what it says of its scale and size; `tune_method` is the kind where it is known."""
+    content = _load(path, mapped=False) if path.is_file() and not tune_method else {}
+    kinds = [tune_method] if tune_method else [name for name in KINDS if isinstance(content, dict) and name in content]
+    if len(kinds) != 1:
+        raise UserError(f"{path} does not say of which kind of delta it is; give --tune_method")
+    args = content.get("args", {}) if not tune_method else open_checkpoint(path, tune_method, verify=False)[1]
+    return kinds[0], {name: args[name] for name in KINDS[kinds[0]].describing if name in args}
 
 
 def check_seal(content: dict, state: DeltaState, path: Path) -> None:

@@ -45,7 +45,11 @@ def expert_names(config: DeltaConfig, task: str) -> list[str]:
     Raises UserError where there is none.
     """
     given = [one for name in config.experts for one in TASK_LISTS.get(name, [name])]
-    names = [name for name in (distinct(given, "--experts") if given else task_names(config)) if name != task]
+    names = [
+        name
+        for name in (distinct(given, "--experts", config.task_dir) if given else task_names(config))
+        if name != task
+    ]
     if not names:
         raise UserError(f"there is no expert for target {task!r} but itself; name the sources with --experts")
     return names

@@ -14,7 +14,7 @@ results/<name>/scores.tsv     one row per group of models, heads, seed, method a
 """
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pewe.command import main
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pewe.cli import log, log_to, show
+from pewe.cli import log, log_settings, log_to
 from pewe.errors import UserError
 from pewe.files import hold, read_record, within, write_config, write_record
 from pewe.fusion import tables
@@ -37,6 +37,7 @@ from pewe.merging.collect import StatisticsConfig
 from pewe.merging.models import METHODS as MERGES
 from pewe.merging.models import MergeConfig, MergeRules, merge_models
 from pewe.merging.store import model_tensors
+from pewe.setting import LIMIT_TRAIN_ITERS
 
 HEAD = re.compile(r"(classifier|score)\.")
 
@@ -177,8 +178,9 @@ def results_folder(config: Config) -> Path:
 
 def run(config: Config) -> None:
     """Train, merge, score; write and print the tables."""
+    config = replace(config, updates=min(config.updates, LIMIT_TRAIN_ITERS or config.updates))
     log_to(None, config.quiet)
-    log.info("configuration:\n%s", show(config))
+    log_settings(config)
     todo, out = cells(config), results_folder(config)
     zoo = Zoo(config, [*config.domains, *config.held_out])
     with hold(out):

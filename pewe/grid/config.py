@@ -6,6 +6,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.flags import flag, seed_flag
 from pewe.model_files import DEVICES
 from pewe.reporting.page import INITS
+from pewe.setting import LIMIT_TRAIN_ITERS
 from unit_model import MODULES, PAPER, of_group
 
 
@@ -23,7 +24,9 @@ class Config:
     )
     seeds: list[int] = seed_flag([42, 43, 44], "seeds of init, data order and dropout")
     dry_run: bool = flag(False, "print the steps, what is done, and the estimated time; compute nothing")
-    limit_train_iters: int = flag(0, "at most so many updates in every run (a reduced experiment, kept apart)", low=0)
+    limit_train_iters: int = flag(
+        LIMIT_TRAIN_ITERS, "at most so many updates in every run: a reduced experiment, kept apart", low=0
+    )
     tasks: list[str] = flag([], "some tasks instead of the suite's", unique=True)
     name: str = flag("", "folder below checkpoints/ and results/ (default: the suite's name)", name=True)
     device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)

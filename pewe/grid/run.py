@@ -21,6 +21,7 @@ from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
+from pewe.own_tasks import write_declared
 from pewe.reporting import page as report
 from pewe.reporting.page import SOURCES
 from pewe.reporting.stats import OUTCOMES
@@ -99,6 +100,7 @@ def collect(config: Config, suite: Suite, out: Path) -> None:
             tables[name].append(parts.assign(**key))
     for name, parts in tables.items():
         write_rows(out / f"{name}.tsv", pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
+    write_declared(out, everything(config, suite)[0].flags["tasks"])
     about = {"title": suite.title, "settings": dataclasses.asdict(config), "provenance": provenance()}
     write_json(out / "provenance.json", about)
 

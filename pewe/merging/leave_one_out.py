@@ -8,7 +8,7 @@ from pewe.merging.save import Part, digests, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights
 
 
-def leave_one_out(config, default: Sequence[str]) -> None:
+def leave_one_out(config, default: Sequence[str] | str) -> None:
     """Write `without_<target>_checkpoint.pt` for every target of the list, and the (equal) coefficients of the sources.
 
     `config` is an EnsembleConfig with the flags of its rule. Raises UserError where a checkpoint or its statistics are

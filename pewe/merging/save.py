@@ -27,6 +27,7 @@ from pewe.deltas.checkpoint import (
     Checkpoints,
     check_made_for,
     ensemble_checkpoint,
+    sources_hint,
     task_checkpoint,
     write_checkpoint,
 )
@@ -37,9 +38,11 @@ from pewe.flags import check, default_of, flag, suggest
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
 from pewe.merging.combine import CombineConfig
-from pewe.merging.weights import softmax_weights, temperature_for, top_sources
+from pewe.merging.weights import softmax_weights, temperature_for, top_sources, warn_of_collapse
+from pewe.own_tasks import declare, unknown_task
 from pewe.reporting.plots import bars, heat_map
 from pewe.reporting.stats import effective_numbers
+from pewe.setting import SETTING, TASK_LIST
 from pewe.similarity.table import COLUMNS
 from pewe.state import DeltaState, check_state
 from task_list import METRICS, TASK_LISTS
@@ -56,11 +59,12 @@ class EnsembleConfig(CombineConfig):
     save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
     task_list: str = flag(
         "",
-        "list of task_list.py: targets and sources (default: the script's constant)",
+        f"list of task_list.py: targets and sources (default: the script's TASK_LIST, {TASK_LIST} unless edited)",
         decides=False,
         choices=TASK_LISTS,
     )
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
+    task_dir: str = flag(SETTING.task_dir, "data folder, whose tasks.toml declares tasks of one's own", decides=False)
     quiet: bool = flag(False, "warnings only", decides=False)
     effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
     top_k: int = flag(
@@ -69,14 +73,23 @@ class EnsembleConfig(CombineConfig):
         low=0,
     )
 
+    def __post_init__(self) -> None:
+        declare(self.task_dir)
 
-def ensemble_tasks(config: EnsembleConfig, default: Sequence[str]) -> list[str]:
-    """The tasks that an ensemble script works on. Raises UserError for a flag that is not allowed or an unknown task."""
+
+def ensemble_tasks(config: EnsembleConfig, default: Sequence[str] | str) -> list[str]:
+    """The tasks that an ensemble script works on: those of its flags, else `default`, tasks or the name of a list.
+
+    Raises UserError for a flag that is not allowed, an unknown task or list.
+    """
     check(config)
-    tasks = list(config.tasks or TASK_LISTS.get(config.task_list, default))
+    named = config.task_list or (default if isinstance(default, str) else "")
+    if named and named not in TASK_LISTS:
+        raise UserError(f"unknown list of tasks {suggest(named, TASK_LISTS)}")
+    tasks = list(config.tasks or TASK_LISTS.get(named, default))
     for task in tasks:
         if task not in METRICS:
-            raise UserError(f"task {suggest(task, METRICS)}")
+            raise UserError(unknown_task(task, config.task_dir))
         if tasks.count(task) > 1:
             raise UserError(f"{task!r} is named twice (--tasks, --task_list): a source would count twice in every mean")
     return tasks
@@ -88,7 +101,7 @@ def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints
     A task may be a pair, TARGET/SOURCE. Raises UserError also where they are not like those that they are compared with.
     """
     paths = [task_checkpoint(Path(folder), task) for task in tasks]
-    states = Checkpoints(paths, delta, f"run scripts/{delta}.sh --full_train --output_dir {folder}").loaded(MEMORY)
+    states = Checkpoints(paths, delta, sources_hint(delta, folder)).loaded(MEMORY)
     if like is not None:
         known = {name: value for name, value in like.made_for.items() if name != MODEL and name in states.made_for}
         check_made_for(states.made_for, known, paths[0], f"they are compared with {like.paths[0]}, and must be like it")
@@ -117,25 +130,6 @@ def ensemble_weights(
         return softmax_weights(S, temperature, higher, top_sources(S, config.top_k, higher, allowed)), temperature
     warn_of_collapse(S, W, temperature, higher, allowed)
     return W, temperature
-
-
-def warn_of_collapse(S: Tensor, W: Tensor, temperature: float, higher: bool, allowed: Tensor) -> None:
-    """Say it where more than half of the targets, which have a choice, take almost all their weight from one source."""
-    most, found = int(allowed.sum(1).median()), effective_numbers(W.numpy())
-    if most < 2 or (found < 1.5).mean() <= 0.5:
-        return
-    wanted = min(3.0, (1 + most) / 2)  # of two or three sources not all
-    log.warning(
-        "with tem %g the median effective number of sources is %.1f: %d of %d targets take almost all their weight from "
-        "one source; tem %.3g would give %g (--effective %g)",
-        temperature,
-        np.median(found),
-        (found < 1.5).sum(),
-        len(found),
-        temperature_for(S, wanted, higher, allowed),
-        wanted,
-        wanted,
-    )
 
 
 WEIGHTS, RECORD = "final_weight.tsv", "config.json"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pewe.cli import log
 from pewe.errors import UserError
 from pewe.reporting.stats import effective_numbers
 
@@ -71,6 +72,25 @@ def temperature_for(S: Tensor, effective: float, higher_is_more_similar: bool, a
         W = softmax_weights(S, _exp(middle), higher_is_more_similar, allowed)
         low, high = (middle, high) if np.median(effective_numbers(W.numpy())) < effective else (low, middle)
     return _exp((low + high) / 2)
+
+
+def warn_of_collapse(S: Tensor, W: Tensor, temperature: float, higher: bool, allowed: Tensor) -> None:
+    """Say it where more than half of the targets, which have a choice, take almost all their weight from one source."""
+    most, found = int(allowed.sum(1).median()), effective_numbers(W.numpy())
+    if most < 2 or (found < 1.5).mean() <= 0.5:
+        return
+    wanted = min(3.0, (1 + most) / 2)  # of two or three sources not all
+    log.warning(
+        "with tem %g the median effective number of sources is %.1f: %d of %d targets take almost all their weight from "
+        "one source; tem %.3g would give %g (--effective %g)",
+        temperature,
+        np.median(found),
+        (found < 1.5).sum(),
+        len(found),
+        temperature_for(S, wanted, higher, allowed),
+        wanted,
+        wanted,
+    )
 
 
 def _exp(logarithm: float) -> float:

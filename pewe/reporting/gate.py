@@ -18,6 +18,7 @@ from pewe.data import find_prefixes, read_examples, split_path
 from pewe.errors import UserError
 from pewe.files import write_table, write_text
 from pewe.flags import flag
+from pewe.own_tasks import declare
 from pewe.reporting import stats
 from pewe.reporting.page import SOURCES, read_stored
 from pewe.reporting.tables import markdown
@@ -78,6 +79,7 @@ def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
 def run(config: Config) -> None:
     """Read, write, print."""
     folder = Path(config.folder)
+    declare(config.task_dir)
     table = gate(read_stored(folder).cells, Path(config.task_dir))
     write_table(folder / "gate.tsv", table)
     shown = table.assign(passes=table["passes"].map({True: "yes", False: "no"})).round(3)

@@ -29,6 +29,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text
 from pewe.flags import flag, suggest
+from pewe.own_tasks import declare
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines
 from pewe.reporting.stats import OUTCOMES
@@ -66,6 +67,7 @@ def read_stored(folder: Path) -> Stored:
     """The tables of a folder. Raises UserError where the cells are missing."""
     if not (folder / "cells.tsv").is_file():
         raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
+    declare(folder)
     tables = (_in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items())
     return Stored(folder, *tables, read_json(folder / "provenance.json") or {})
 

@@ -21,10 +21,10 @@ from torch import nn
 
 from pewe.backbone import Backbone, load_backbone
 from pewe.batches import Batch, scoring_batches
-from pewe.cli import log, log_to, show
+from pewe.cli import log, log_settings, log_to
 from pewe.data import Encoded, load_split, sampled_prefixes, split_digest, task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint, task_checkpoint
 from pewe.deltas.config import unread_flags
 from pewe.deltas.kinds import SCORED
 from pewe.deltas.tunable import Tunable
@@ -32,6 +32,7 @@ from pewe.errors import UserError
 from pewe.files import hold, provenance
 from pewe.flags import check as check_flags
 from pewe.identity import deciding, model_digest, state_digest
+from pewe.inputs import check_backbone, check_data, check_files
 from pewe.progress import Bar
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.matrix import Matrix
@@ -48,12 +49,12 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
     out = Path(config.output_dir)
     with hold(out):
         log_to(out / "log.txt", config.quiet)
-        log.info("settings:\n%s", show(config))
+        log_settings(config)
         return _matrix(measure, config, out)
 
 
 def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
-    targets, source_names = task_names(config), task_names(config, "source_tasks")
+    targets, source_names = task_names(config, scored=False), task_names(config, "source_tasks", scored=False)
     backbone = load_backbone(config)
     delta = attach_delta(backbone.model, config)
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
@@ -78,16 +79,26 @@ def check(measure: Measure, config: SimilarityConfig) -> None:
         raise UserError(f"--tune_method {config.tune_method}: similarities are of {', '.join(SCORED)} deltas")
     if measure.needs_target and not config.random_tuned_ckpt_path:
         raise UserError(f"{measure.name} compares with deltas tuned on the targets: give --random_tuned_ckpt_path")
+    check_inputs(measure, config)
 
 
 def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
     """The deltas of these tasks in a folder, each checked against the backbone, and made for it and these flags."""
     use = {"shapes": shapes_of(delta), "made_for": delta_identity(config)}
-    hint = f"tune them first: scripts/{config.tune_method}.sh --output_dir {folder} (sources: with --full_train)"
-    return {
-        name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, hint=hint, **use)
-        for name in names
-    }
+    return {name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, **use) for name in names}
+
+
+def check_inputs(measure: Measure, config: SimilarityConfig) -> None:
+    """Raises UserError for data, deltas or a backbone that are not there."""
+    targets, own = task_names(config, scored=False), Path(config.random_tuned_ckpt_path)
+    sources = Path(config.source_ckpt_path)
+    check_data(config, targets, ["dev"], first=True)
+    check_backbone(config)
+    paths = [task_checkpoint(sources, name) for name in task_names(config, "source_tasks", scored=False)]
+    check_files(paths, "sources", sources_hint(config.tune_method, sources))
+    if measure.needs_target:
+        paths = [task_checkpoint(own, name) for name in targets]
+        check_files(paths, "tuned targets", f"tune them first: bash scripts/{config.tune_method}.sh --output_dir {own}")
 
 
 def _dev_split(backbone: Backbone, config: SimilarityConfig, target: str) -> Encoded:

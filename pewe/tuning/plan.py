@@ -1,15 +1,18 @@
 """Which runs a configuration asks for, from which init, and in which stacks."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
 
 from pewe.backbone import Backbone
-from pewe.data import SPLITS, chosen_prefixes, load_split, task_names
+from pewe.data import SPLITS, chosen_prefixes, few_lines, load_split, task_names
 from pewe.deltas.checkpoint import delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check as check_flags
+from pewe.inputs import check_backbone, check_data, check_files
+from pewe.setting import LIMIT_TRAIN_ITERS
 from pewe.state import DeltaState, Shapes, shapes_of
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.member import Member, read_resume
@@ -33,6 +36,22 @@ def check(config: TuneConfig) -> None:
     for size in config.bsz_list:
         if size > config.micro_batch_size and size % config.micro_batch_size:
             raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
+    tasks = task_names(config)
+    check_data(config, tasks, SPLITS, config.one_prefix, config.full_train)
+    check_backbone(config)
+    if config.train_checkpoint:
+        folder = Path(config.train_checkpoint)
+        check_files(
+            (ensemble_checkpoint(folder, task) for task in tasks), "ensembles", "make them with a script of unit_model/"
+        )
+
+
+def limited(config: TuneConfig) -> TuneConfig:
+    """The configuration with at most as many updates as PEWE_LIMIT_TRAIN_ITERS says."""
+    if not LIMIT_TRAIN_ITERS:
+        return config
+    traced = [updates for updates in config.trace_test if updates <= LIMIT_TRAIN_ITERS]
+    return replace(config, train_iters=min(config.train_iters, LIMIT_TRAIN_ITERS), train_epochs=0, trace_test=traced)
 
 
 def check_use(config: TuneConfig) -> None:
@@ -62,7 +81,7 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits) -
             splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
             lines, largest = len(splits["train"].inputs), max(config.bsz_list)
             if config.do_train and lines < largest:
-                raise UserError(f"task {task!r}: {lines} training lines are fewer than one batch of {largest}")
+                raise UserError(f"task {task!r}: {few_lines(lines, largest)}")
             for source, batch_size, rate in product(states, config.bsz_list, config.learning_rate_list):
                 settings = run_settings(config, delta, task, prefix, batch_size, rate, splits, states[source])
                 cell = {

@@ -59,8 +59,10 @@ def fit(
     session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
     planned = config.train_iters * len(members)
     done = sum(member.progress.updates for member in members)
-    parts = len(members)
-    with Bar(total=planned, initial=done, unit="update", disable=quiet, smoothing=0.05, parts=parts) as bar:
+    stops = config.early_stop * config.valid_interval < config.train_iters
+    desc = f"at most (stops after {config.early_stop} validations without improvement)" if stops else None
+    look = {"unit": "update", "disable": quiet, "smoothing": 0.05, "parts": len(members), "desc": desc}
+    with Bar(total=planned, initial=done, **look) as bar:
         session.start()
         while session.members:
             steps = min(config.valid_interval, config.train_iters - session.members[0].progress.updates)
@@ -151,7 +153,7 @@ class Session:
             losses = member_losses(self.delta, batch, dropout) + self.delta.extra_loss()
             (losses.sum() / self.accumulate).backward()
             total += losses.detach()
-        clip_gradients(self.delta, self.config.max_grad_norm)
+        self.norms = clip_gradients(self.delta, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total / torch.tensor([len(window) for window in windows], device=total.device)
@@ -165,8 +167,11 @@ class Session:
         return OwnStreams(self.backbone.model.config.dropout_rate, seeds, self.backbone.device)
 
     def _log_losses(self, losses: list[float], step: int, bar: Bar) -> None:
-        for member, writer, loss in zip(self.members, self.writers, losses, strict=True):
+        factor, norms = rate_factor(self.config, self.members[0].progress.updates + step), self.norms.tolist()
+        for member, writer, loss, norm in zip(self.members, self.writers, losses, norms, strict=True):
             writer.add_scalar("train/loss", loss, member.progress.updates + step)
+            writer.add_scalar("train/learning_rate", member.learning_rate * factor, member.progress.updates + step)
+            writer.add_scalar("train/gradient_norm", norm, member.progress.updates + step)  # before the clip
             if not math.isfinite(loss):
                 log.warning(
                     "%s: the training loss is %s at update %d", member.folder, loss, member.progress.updates + step

