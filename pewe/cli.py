@@ -105,7 +105,7 @@ def parse(config_class: type[C], args: list[str] | None = None, description: str
         parser.set_defaults(**values)
     if asked is not None:  # what stands before --help, as a script's flags do, is shown as the defaults
         _parser(config_class, description, vars(parser.parse_args(words[:asked]))).print_help()
-        sys.exit()
+        sys.exit(0)
     given = vars(parser.parse_args(args))
     if extra := sorted(given.keys() - kinds.keys()):
         print(f"ignored, no result of this command depends on them: --{', --'.join(extra)}", file=sys.stderr)

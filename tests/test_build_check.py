@@ -8,6 +8,7 @@ import pytest
 from data.build.check import CheckConfig, check_task, run, with_flag
 from pewe.cli import ROOT
 from pewe.errors import UserError
+from task_list import METRICS
 
 GOOD = {
     "train": "".join(f"question: is {n} odd [SEP] context: some are\t{('no', 'yes')[n % 2]}\n" for n in range(8)),
@@ -66,7 +67,7 @@ CASES = {
     "repeated": ({"dev": 2 * GOOD["dev"]}, "boolq_64_42_dev.tsv, line 2: remark: the same input as line 1"),
     "few lines": (
         {"train": "a\tno\nb\tyes\n"},
-        "boolq_64_42_train.tsv: remark: 2 lines are fewer than a batch of 8; use --bsz_list 2",
+        "boolq_64_42_train.tsv: remark: 2 training lines are fewer than one batch of 8; give --bsz_list 2 or less",
     ),
     "uneven": ({"train": GOOD["train"] + "a\tno\n"}, "boolq_64_42_train.tsv: remark: uneven labels: 5 no, 4 yes"),
 }
@@ -97,7 +98,11 @@ def test_an_output_must_suit_the_metric(tmp_path):
 
 def test_a_new_task_is_told_where_to_be_added(tmp_path):
     folder = folder_of(tmp_path, "my_task")
-    assert told(folder) == [f"{folder}: remark: not in task_list.py: add the task, with its metric, to a group there"]
+    place = f'A task of your own is declared in {tmp_path / "tasks.toml"}: [my_task] metric = "ACC"'
+    assert told(folder) == [f"{folder}: unknown task 'my_task'. {place} (docs/your_own_task.md)"]
+    (tmp_path / "tasks.toml").write_text('[my_task]\nmetric = "ACC"\n')
+    assert told(folder) == []
+    METRICS.pop("my_task")
     bad = folder_of(tmp_path, "my_labels", test="a\tperhaps\n")
     assert told(bad)[1:] == [
         "my_labels_64_42_test.tsv, line 1: remark: the label 'perhaps' is not in my_labels_64_42_train.tsv"

@@ -78,7 +78,7 @@ def test_the_check_and_the_tuning_use_the_same_words(folder, tiny_backbone, tmp_
     (folder / "own_classes").rename(unknown)
     for path in unknown.iterdir():
         path.rename(unknown / path.name.replace("classes", "clases"))
-    text = f"unknown task 'own_clases'; did you mean 'own_classes'? A task of your own is declared in {folder / 'tasks.toml'}"
+    text = f"unknown task 'own_clases'; did you mean 'own_classes' or 'own_texts'? A task of your own is declared in {folder}"
     assert text in said_by(lambda: tune(replace(config, tasks=["own_clases"]))) and text in findings_of(unknown)
     with pytest.raises(SystemExit, match="1"):
         check(CheckConfig([str(unknown)]))

@@ -11,7 +11,8 @@ from conftest import ROOT
 from pewe.cli import main
 from pewe.errors import UserError
 from pewe.reporting import page as report
-from pewe.reporting import tables
+from pewe.reporting import pictures as drawn_by
+from pewe.reporting import plots, stored, tables
 from pewe.reporting.tables import best_by_dev, escaped, markdown
 
 STORED = ROOT / "results" / "reference" / "flan_t5_small"
@@ -32,7 +33,7 @@ def edit(path, old: str, new: str) -> None:
 BAD = {
     "empty": (lambda f: (f / "cells.tsv").write_text(""), r"cells\.tsv: column 'delta' is missing"),
     "header only": (
-        lambda f: (f / "cells.tsv").write_text("\t".join(itertools.chain(*report.COLUMNS["cells"])) + "\n"),
+        lambda f: (f / "cells.tsv").write_text("\t".join(itertools.chain(*stored.COLUMNS["cells"])) + "\n"),
         r"cells\.tsv has no rows",
     ),
     "no column": (lambda f: edit(f / "cells.tsv", "test", "tst"), r"cells\.tsv: column 'test' is missing"),
@@ -76,7 +77,7 @@ def test_provenance_of_any_shape(about, folder):
     (folder / "provenance.json").write_text(about)
     report.write(folder)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "<script>" not in page and page.count("</pre>") == page.count("<pre")
+    assert page.count("<script>") == 1 and "<script>alert" not in page and page.count("</pre>") == page.count("<pre")
     assert "&lt;script&gt;" in page if "script" in about else "<h1>experiment</h1>" in page
 
 
@@ -90,24 +91,37 @@ def test_a_stored_report_is_made_again_to_the_byte(folder):
 def test_every_picture_and_what_it_shows(folder, monkeypatch):
     drawn = {}
     for name in ("lines", "heat_map"):
-        monkeypatch.setattr(report, name, lambda frame, path, *_, **__: drawn.update({path.stem: frame}))
-    stored = report.read_stored(folder)
-    sections = {}
-    for section, _, path in report.pictures(stored, folder / "pictures"):
-        sections.setdefault(section, []).append(path.stem)
+        monkeypatch.setattr(drawn_by, name, lambda frame, path, *_, **about: drawn.update({path.stem: (frame, about)}))
+    monkeypatch.setattr(drawn_by, "score_bars", lambda *about: drawn.update(scores=about))
+    found = stored.read_stored(folder)
+    sections, first = {}, []
+    for picture in report.pictures(found, folder / "pictures"):
+        sections.setdefault(picture.section, []).append(picture.path.stem)
+        first += [picture.path.stem] * picture.first
     assert sections == {
+        "Mean scores": ["scores_adapter"],
         "Learning curves": ["curves_adapter"],
-        "Weights": [f"weights_adapter_{init}" for init in stored.weights["init"].unique()],
-        "Similarities": [f"similarities_adapter_{init}" for init in stored.similarities["init"].unique()],
+        "Weights": [f"weights_adapter_{init}" for init in found.weights["init"].unique()],
+        "Similarities": [f"similarities_adapter_{init}" for init in found.similarities["init"].unique()],
     }
-    curves, frame = stored.curves, drawn["curves_adapter"]
-    assert report.SOURCES not in frame and set(frame) == {*curves["init"]} - {report.SOURCES}
+    means = stored.score_table(found.cells, "adapter")[0]["mean"]
+    best = means.drop(["Random", "Average", stored.SOURCES]).idxmax()
+    assert first == ["scores_adapter", "curves_adapter", f"weights_adapter_{best}", f"similarities_adapter_{best}"]
+    bars, _, _, _, marked, goal, _ = drawn["scores"]
+    assert bars.to_dict() == means.drop(stored.SOURCES).to_dict() and goal == means[stored.SOURCES]
+    assert list(bars.index[:2]) == list(marked) == ["Random", "Average"]
+    assert (
+        not drawn["similarities_adapter_Loss"][1]["higher"]
+        and "lower is more similar" in drawn["similarities_adapter_Loss"][1]["scale"]
+    )
+    curves, frame = found.curves, drawn["curves_adapter"][0]
+    assert stored.SOURCES not in frame and {"Random", "Average", best} <= set(frame) <= {*curves["init"]}
     for init, column in frame.items():
         for updates, shown in column.dropna().items():
             own = curves[(curves["init"] == init) & (curves["updates"] == updates)]["dev"]
             assert shown == pytest.approx(sum(own) / len(own))
-    weights = stored.weights.set_index(["init", "target", "source"])["weight"]
-    for target, row in drawn["weights_adapter_Loss"].iterrows():
+    weights = found.weights.set_index(["init", "target", "source"])["weight"]
+    for target, row in drawn["weights_adapter_Loss"][0].iterrows():
         assert all(shown == weights["Loss", target, source] for source, shown in row.dropna().items())
 
 
@@ -127,7 +141,7 @@ def test_an_experiment_of_sources_alone(folder):
     for path in folder.glob("*.tsv"):
         path.unlink()
     cells = pd.read_csv(STORED / "cells.tsv", sep="\t")
-    cells[cells["init"] == report.SOURCES].to_csv(folder / "cells.tsv", sep="\t", index=False)
+    cells[cells["init"] == stored.SOURCES].to_csv(folder / "cells.tsv", sep="\t", index=False)
     report.write(folder)
     assert "| Full data |" in (folder / "table.md").read_text()
 
@@ -145,3 +159,59 @@ def test_two_rows_of_one_name_are_refused(rows, message, capsys):
     with pytest.raises(SystemExit):
         main(tables.run, tables.TableConfig, args=["--rows", *rows])
     assert message in capsys.readouterr().err
+
+
+def test_the_page_is_sound_html_and_says_no_nan(folder):
+    html5lib = pytest.importorskip("html5lib")
+    report.write(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)  # raises for the first fault
+    body = text[text.index("<body>") : text.index("<script>")]
+    assert ">nan<" not in body and "e-0" not in body.split("<h2>Provenance")[0].replace("data:image", "")
+    assert body.index("<img") < body.index("<h2>")  # the first picture stands above all tables
+
+
+@pytest.mark.parametrize(
+    ("p", "alone", "in_words"),
+    [
+        (1e-9, "< 0.001", "< 0.001"),
+        (0.00099, "< 0.001", "< 0.001"),
+        (0.0314, "0.031", "= 0.031"),
+        (float("nan"), "–", "–"),
+    ],
+)
+def test_p_values_as_they_are_written(p, alone, in_words):
+    assert report.p_text(p) == alone and report.p_text(p, " = ") == in_words
+
+
+def test_rows_without_any_number_are_left_out():
+    frame = pd.DataFrame({"a": [1.0, None], "b": [None, None]}, index=["x", "y"])
+    assert report.without_nan(frame).to_dict() == {"a": {"x": 1.0}}
+
+
+def test_groups_are_parted_and_a_brighter_colour_is_always_more(tmp_path, monkeypatch):
+    tasks = ["mini_read_towns", "mini_read_people", "mini_yesno_towns", "boolq"]
+    assert plots.separators(tasks) == [2, 3] and plots.separators(["a", "b"]) == []
+    frame = pd.DataFrame([[0.1, 0.9], [0.2, 0.3]], index=tasks[1:3], columns=tasks[1:3])
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, path, **_: kept.append(figure))
+    for higher in (True, False):
+        plots.heat_map(frame, tmp_path / "x.png", "t", higher=higher)
+    for figure, brightest in zip(kept, (0.9, 0.1), strict=True):
+        mesh = figure.axes[0].collections[0]
+        light = {value: sum(mesh.cmap(mesh.norm(value))[:3]) for value in (0.1, 0.9)}
+        assert max(light, key=light.get) == brightest
+        assert len(figure.axes[0].lines) == 2  # one across, one down
+        plots.drawing()[0].close(figure)
+
+
+def test_a_legend_stands_below_what_is_written_at_the_axis(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, path, **_: kept.append(figure))
+    frame = pd.DataFrame({f"a row with a long name {n}": [0.1, 0.2] for n in range(9)}, index=[0, 10])
+    plots.lines(frame, tmp_path / "x.png", "t", "updates", "score", bands=frame / 10)
+    figure = kept[0]
+    axes, renderer = figure.axes[0], figure.canvas.get_renderer()
+    legend, label = axes.get_legend().get_window_extent(renderer), axes.xaxis.label.get_window_extent(renderer)
+    assert legend.y1 <= label.y0 and len(axes.collections) == 9
+    plots.drawing()[0].close(figure)

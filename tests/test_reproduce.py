@@ -21,7 +21,7 @@ from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import read_suite
 from pewe.reporting import page as report
 from pewe.reporting import stats
-from pewe.reporting.page import SOURCES
+from pewe.reporting.stored import SOURCES
 from pewe.reporting.tables import best_by_dev
 from unit_model import FUSION, MODULES, PAPER, of_group
 

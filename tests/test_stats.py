@@ -13,7 +13,7 @@ from pewe.grid.steps import SOURCES
 from pewe.merging import save as ensemble
 from pewe.reporting import page as report
 from pewe.reporting import stats
-from pewe.reporting.page import Stored
+from pewe.reporting.stored import Stored
 from pewe.reporting.tables import best_by_dev
 
 A, B, C = "mini_read_towns", "mini_read_people", "mini_yesno_towns"  # two of one group, one of another

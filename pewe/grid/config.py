@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pewe.deltas.kinds import KINDS
 from pewe.flags import flag, seed_flag
 from pewe.model_files import DEVICES
-from pewe.reporting.page import INITS
+from pewe.reporting.stored import INITS
 from pewe.setting import LIMIT_TRAIN_ITERS
 from unit_model import MODULES, PAPER, of_group
 

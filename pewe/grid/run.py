@@ -23,8 +23,8 @@ from pewe.identity import digest, files_digests, model_digest
 from pewe.merging.save import WEIGHTS
 from pewe.own_tasks import write_declared
 from pewe.reporting import page as report
-from pewe.reporting.page import SOURCES
 from pewe.reporting.stats import OUTCOMES
+from pewe.reporting.stored import SOURCES
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig

@@ -22,7 +22,7 @@ from pewe.grid.step import Made, Step
 from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
 from pewe.merging.save import RECORD
-from pewe.reporting.page import SOURCES
+from pewe.reporting.stored import SOURCES
 from pewe.similarity import loop
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig

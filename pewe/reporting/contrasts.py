@@ -19,8 +19,8 @@ from pewe.errors import UserError
 from pewe.files import write_table
 from pewe.flags import flag, suggest
 from pewe.reporting import stats
-from pewe.reporting.page import read_stored
 from pewe.reporting.stats import OUTCOMES
+from pewe.reporting.stored import read_stored
 from task_list import METRICS
 
 

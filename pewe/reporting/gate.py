@@ -20,7 +20,7 @@ from pewe.files import write_table, write_text
 from pewe.flags import flag
 from pewe.own_tasks import declare
 from pewe.reporting import stats
-from pewe.reporting.page import SOURCES, read_stored
+from pewe.reporting.stored import SOURCES, read_stored
 from pewe.reporting.tables import markdown
 from task_list import METRICS
 

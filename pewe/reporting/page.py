@@ -16,7 +16,6 @@ Reads <folder>/{cells,weights,similarities,curves,trace}.tsv and provenance.json
 
 import base64
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,82 +24,16 @@ from pewe.command import main
 import numpy as np
 import pandas as pd
 
-from pewe.deltas.kinds import KINDS
-from pewe.errors import UserError
-from pewe.files import numeric, read_json, read_table, replacing, within, write_table, write_text
-from pewe.flags import flag, suggest
-from pewe.own_tasks import declare
+from pewe.files import replacing, within, write_table, write_text
+from pewe.flags import flag
 from pewe.reporting import stats
-from pewe.reporting.plots import grouped_bars, heat_map, lines
+from pewe.reporting.pictures import SCORES, Picture, own_group_table, pictures
 from pewe.reporting.stats import OUTCOMES
+from pewe.reporting.stored import BASELINES, SOURCES, Stored, plain_rows, read_stored, score_table
 from pewe.reporting.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
-from unit_model import ENSEMBLES
 
-SOURCES = "Full data"  # the row of the source deltas themselves
-INITS = ("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits))
-BASELINES = ("Random", "Average")
-COLUMNS = {  # of the tables: names and numbers
-    "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
-    "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
-    "similarities": (["delta", "init", "target", "source"], ["seed", "value"]),
-    "curves": (["delta", "init", "task"], ["seed", "updates", "dev"]),
-    "trace": (["delta", "init", "task", "prefix", "point"], ["seed", "dev", "updates", *OUTCOMES]),
-}
 PAPER = "The paper reports improvements of 5 to 8 % over its baselines."
-
-
-@dataclass
-class Stored:
-    """What an experiment left in its folder."""
-
-    folder: Path
-    cells: pd.DataFrame
-    weights: pd.DataFrame
-    similarities: pd.DataFrame
-    curves: pd.DataFrame
-    trace: pd.DataFrame
-    about: dict
-
-
-def read_stored(folder: Path) -> Stored:
-    """The tables of a folder. Raises UserError where the cells are missing."""
-    if not (folder / "cells.tsv").is_file():
-        raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
-    declare(folder)
-    tables = (_in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items())
-    return Stored(folder, *tables, read_json(folder / "provenance.json") or {})
-
-
-def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
-    """A table with its rows in the order of the paper's inits; empty where there is none.
-
-    Raises UserError for a table without rows or with a column missing, a cell that is no number, or an unknown init or task.
-    """
-    if not path.is_file():
-        return pd.DataFrame()
-    table, order = read_table(path, [*names, *numbers]), (*INITS, SOURCES)
-    if table.empty:
-        raise UserError(f"{path} has no rows")
-    checked = {column: numeric(table, column, path) for column in numbers}
-    table = table.assign(**{column: values for column, values in checked.items() if column != "seed"})
-    known = {"init": order, **dict.fromkeys(("task", "target", "source"), METRICS)}
-    for column in known.keys() & set(table):
-        for line, name in enumerate(table[column].fillna(""), start=2):
-            if (name.split("/")[0] if column == "init" else name) not in known[column]:
-                raise UserError(f"{path}, line {line}: {column} cannot be {suggest(name, known[column])}")
-    return table.sort_values("init", key=lambda names: names.str.split("/").str[0].map(order.index), kind="stable")
-
-
-def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)"."""
-    scored = stats.scores(cells[cells["delta"] == delta])
-    tasks = [task for task in METRICS if task in set(scored["task"])]
-    frame = scored.pivot_table(index=["init", "seed"], columns="task", values="test", sort=False)[tasks]
-    frame.insert(0, "mean", frame.mean(axis=1, skipna=False))
-    groups, inits = frame.groupby(level="init"), cells["init"].unique()
-    spread = groups["mean"].agg(lambda scores: f"{scores.std(ddof=0):.3f} ({len(scores)})")
-    return groups.mean().reindex(inits).dropna(how="all"), spread.reindex(inits)
 
 
 def tables(stored: Stored) -> None:
@@ -138,11 +71,6 @@ def trace_table(stored: Stored) -> str:
     return "\n".join(blocks)
 
 
-def plain_rows(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the main table: without the rows by block or layer."""
-    return cells[~cells["init"].str.contains("/")]
-
-
 def module_table(stored: Stored) -> pd.DataFrame:
     """Mean test score from the weights of each block or layer, and the spread of these weights."""
     scoped = stored.cells[stored.cells["init"].str.contains("/")]
@@ -171,7 +99,7 @@ def headline(table: pd.DataFrame) -> list[str]:
             continue
         best = others.loc[others["improvement_percent"].idxmax()]
         helps = int((others["improvement_percent"] > 0).sum())
-        sure = "" if np.isnan(best["wilcoxon_p"]) else f", Wilcoxon p = {best['wilcoxon_p']:.2g}"
+        sure = "" if np.isnan(best["wilcoxon_p"]) else f", Wilcoxon p {p_text(best['wilcoxon_p'], ' = ')}"
         said.append(
             f"{delta}: {helps} of {len(others)} ensembles end above {baseline} on average; the best, {best['init']}, by "
             f"{best['improvement_percent']:+.1f} % ({best['difference']:+.3f} points{sure}, {best['pairs']} task-seed pairs)."
@@ -179,48 +107,41 @@ def headline(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def own_group_table(stored: Stored, folder: Path) -> pd.DataFrame:
-    """Measures down, deltas across: weight on the own group; also drawn."""
-    found = stats.own_group(stored.weights[~stored.weights["init"].str.contains("/")])
-    found = found[~found["init"].isin(("Average", "Manual"))]
-    if found.empty:
-        return pd.DataFrame()
-    groups = found.groupby(["init", "delta"], sort=False)["own_group"]
-    mean, deviation = groups.mean().unstack("delta", sort=False), groups.std(ddof=0).unstack("delta", sort=False)
-    chance = found["chance"].mean()
-    grouped_bars(mean, deviation, folder / "own_group.png", "weight on the target's own group", chance)
-    text = (mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)).where(mean.notna(), "")
-    text.loc["above chance"] = [f"{(mean[delta] > chance).sum()} of {mean[delta].count()}" for delta in mean]
-    note = f"Mean ± standard deviation over at most {found['seed'].nunique()} seeds; chance is {chance:.3f}.\n"
-    write_text(folder / "own_group.md", f"{markdown(text, 'weights from')}\n{note}")
-    return text
+def p_text(p: float, equals: str = "") -> str:
+    """A p value as it is written; a dash where there is none."""
+    if np.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{equals.lstrip()}{p:.3f}"
 
 
-def pictures(stored: Stored, folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """(section, text alternative, file) of every picture of the first seed; learning curves are over all seeds."""
-    if len(stored.curves):
-        for delta, part in plain_rows(stored.curves[stored.curves["init"] != SOURCES]).groupby("delta", sort=False):
-            path = folder / f"curves_{delta}.png"
-            frame = part.pivot_table(index="updates", columns="init", values="dev", sort=False).sort_index()
-            lines(frame, path, f"{delta}: dev score by updates", "updates", "mean dev score")
-            yield (
-                "Learning curves",
-                f"{delta}: dev score against updates, one line per init, mean over tasks and seeds",
-                path,
-            )
-    for section, table, column in (
-        ("Weights", stored.weights, "weight"),
-        ("Similarities", stored.similarities, "value"),
-    ):
-        if table.empty:
-            continue
-        first = plain_rows(table[table["seed"] == table["seed"].min()])
-        for (delta, init), part in first.groupby(["delta", "init"], sort=False):
-            path = folder / f"{section.lower()}_{delta}_{init}.png"
-            frame = part.pivot(index="target", columns="source", values=column)
-            frame = frame.loc[part["target"].unique(), part["source"].unique()]
-            heat_map(frame, path, f"{delta}, {init}", percentiles=(0, 100 if section == "Weights" else 95))
-            yield section, f"{section.lower()} of {delta} deltas, {init}: targets down, sources across", path
+def compared_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """The paired comparisons as the page shows them: the interval and p as text."""
+    if compared.empty:
+        return compared
+    between = [
+        f"{low:+.3f} to {high:+.3f}" if low <= high else "–"
+        for low, high in zip(compared["low"], compared["high"], strict=True)
+    ]
+    shown = compared.assign(difference=compared["difference"].map("{:+.3f}".format), between=between)
+    return pd.DataFrame(
+        {
+            "delta": shown["delta"],
+            "init": shown["init"],
+            "against": shown["baseline"],
+            "difference": shown["difference"],
+            "95 % interval": shown["between"],
+            "p": shown["wilcoxon_p"].map(p_text),
+            "better": shown["better"],
+            "worse": shown["worse"],
+            "pairs": shown["pairs"],
+            "improvement, %": shown["improvement_percent"].map("{:+.1f}".format).replace("+nan", "–"),
+        }
+    )
+
+
+def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table without the rows and columns that have no number at all."""
+    return frame.dropna(how="all").dropna(how="all", axis=1)
 
 
 def by_group(tasks: list[str], group_of: dict[str, str]) -> list[tuple[str, list[str]]]:
@@ -234,7 +155,7 @@ def about_weights(stored: Stored, folder: Path) -> dict[str, pd.DataFrame]:
         return dict.fromkeys(("own_group", "correlations", "effective"), pd.DataFrame())
     return {
         "own_group": own_group_table(stored, folder),
-        "correlations": stats.rank_correlations(stored.weights),
+        "correlations": without_nan(stats.rank_correlations(plain_rows(stored.weights))),
         "effective": stats.effective(stored.weights),
     }
 
@@ -250,16 +171,13 @@ def write(folder: Path) -> None:
     if len(modules):
         write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
-    shown = [
-        (section, alternative, base64.b64encode(path.read_bytes()).decode())
-        for section, alternative, path in pictures(stored, folder / "pictures")
-    ]
+    shown = list(pictures(stored, folder / "pictures"))
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pewe.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["groupby_group"] = by_group
+    environment.filters |= {"groupby_group": by_group, "encoded": encoded}
     page = environment.get_template("page.html.jinja").render(
         title=within(stored.about, "title", kind=str) or folder.name,
         paper=PAPER,
@@ -267,16 +185,23 @@ def write(folder: Path) -> None:
         tables=main_table,
         group_of=GROUP_OF,
         metric_of=METRICS,
-        comparisons=compared,
+        comparisons=compared_table(compared),
         modules=modules,
         sources=SOURCES,
         pictures=shown,
+        scores=SCORES,
+        baselines=BASELINES,
         about=stored.about,
         **about_weights(stored, folder),
         seeds=sorted(stored.cells["seed"].unique()),
         hours=stored.cells["seconds"].sum() / 3600,
     )
     write_text(folder / "report.html", page)
+
+
+def encoded(picture: Picture) -> str:
+    """A picture as text, which the page holds."""
+    return base64.b64encode(picture.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True)

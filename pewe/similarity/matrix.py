@@ -82,7 +82,11 @@ class Matrix:
                 tables[f"{scope}/{RESULT}"] = [file_digest(folder / RESULT)]
             if pictures:
                 title = f"{self.out.name}, {scope}"
-                heat_map(similarity_frame(part), folder / "similarity.png", title, percentiles=(0, 95))
+                higher = self.record["higher_is_more_similar"]
+                scale = f"value, {'higher' if higher else 'lower'} is more similar"
+                cut = (5, 100) if higher else (0, 95)
+                frame = similarity_frame(part)
+                heat_map(frame, folder / "similarity.png", title, percentiles=cut, scale=scale, higher=higher)
         write_record(self.out / "config.json", {**self.record, "finished": True, "tables": tables})
         log.info("%s: %d pairs, %d scopes", self.out / RESULT, len(self.pairs), len(scopes))
         return table

@@ -1,0 +1,85 @@
+"""The tables that an experiment left in its folder, read and checked; and the mean scores of its rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pewe.deltas.kinds import KINDS
+from pewe.errors import UserError
+from pewe.files import numeric, read_json, read_table
+from pewe.flags import suggest
+from pewe.own_tasks import declare
+from pewe.reporting import stats
+from pewe.reporting.stats import OUTCOMES
+from task_list import METRICS
+from unit_model import ENSEMBLES
+
+SOURCES = "Full data"  # the row of the source deltas themselves
+INITS = ("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits))
+BASELINES = ("Random", "Average")
+COLUMNS = {  # of the tables: names and numbers
+    "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
+    "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
+    "similarities": (["delta", "init", "target", "source"], ["seed", "value"]),
+    "curves": (["delta", "init", "task"], ["seed", "updates", "dev"]),
+    "trace": (["delta", "init", "task", "prefix", "point"], ["seed", "dev", "updates", *OUTCOMES]),
+}
+
+
+@dataclass
+class Stored:
+    """What an experiment left in its folder."""
+
+    folder: Path
+    cells: pd.DataFrame
+    weights: pd.DataFrame
+    similarities: pd.DataFrame
+    curves: pd.DataFrame
+    trace: pd.DataFrame
+    about: dict
+
+
+def read_stored(folder: Path) -> Stored:
+    """The tables of a folder. Raises UserError where the cells are missing."""
+    if not (folder / "cells.tsv").is_file():
+        raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
+    declare(folder)
+    tables = (_in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items())
+    return Stored(folder, *tables, read_json(folder / "provenance.json") or {})
+
+
+def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
+    """A table with its rows in the order of the paper's inits; empty where there is none.
+
+    Raises UserError for a table without rows or with a column missing, a cell that is no number, or an unknown init or task.
+    """
+    if not path.is_file():
+        return pd.DataFrame()
+    table, order = read_table(path, [*names, *numbers]), (*INITS, SOURCES)
+    if table.empty:
+        raise UserError(f"{path} has no rows")
+    checked = {column: numeric(table, column, path) for column in numbers}
+    table = table.assign(**{column: values for column, values in checked.items() if column != "seed"})
+    known = {"init": order, **dict.fromkeys(("task", "target", "source"), METRICS)}
+    for column in known.keys() & set(table):
+        for line, name in enumerate(table[column].fillna(""), start=2):
+            if (name.split("/")[0] if column == "init" else name) not in known[column]:
+                raise UserError(f"{path}, line {line}: {column} cannot be {suggest(name, known[column])}")
+    return table.sort_values("init", key=lambda names: names.str.split("/").str[0].map(order.index), kind="stable")
+
+
+def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)"."""
+    scored = stats.scores(cells[cells["delta"] == delta])
+    tasks = [task for task in METRICS if task in set(scored["task"])]
+    frame = scored.pivot_table(index=["init", "seed"], columns="task", values="test", sort=False)[tasks]
+    frame.insert(0, "mean", frame.mean(axis=1, skipna=False))
+    groups, inits = frame.groupby(level="init"), cells["init"].unique()
+    spread = groups["mean"].agg(lambda scores: f"{scores.std(ddof=0):.3f} ({len(scores)})")
+    return groups.mean().reindex(inits).dropna(how="all"), spread.reindex(inits)
+
+
+def plain_rows(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the main table: without the rows by block or layer."""
+    return cells[~cells["init"].str.contains("/")]
