@@ -59,20 +59,21 @@ def random_deltas(config: Config) -> Iterator[Config]:
 
 
 def needed(config: Config, tasks: list[str], measure: Measure) -> float:
-    """FLOP that the matrix of a measure without gradients needs on real tokens: every source on the batches of every target."""
+    """FLOP that the matrix of a measure needs on real tokens: every source on the batches of every target."""
     backbone, total = load_backbone(config), 0.0
     for task in tasks:
         encoded = load_split(backbone.tokenizer, config, task, find_prefixes(Path(config.task_dir), task)[0], "dev")
         for batch in budgeted_batches(measure, config, backbone.pad, encoded):
             inputs, labels = batch.attention_mask.sum(1).tolist(), (batch.labels != IGNORED).sum(1).tolist()
             lines = [(range(n), range(m)) for n, m in zip(inputs, labels, strict=True)]
-            total += flops(backbone.model.config, lines, config.adapter_size).forward
+            found = flops(backbone.model.config, lines, config.adapter_size)
+            total += found.update if measure.gradients else found.forward
     return len(tasks) * total
 
 
 def bound(config: Config, tasks: list[str], ours: Measure, times: dict[str, list[float]]) -> dict[str, float]:
-    """The ratio, were our time that of the products alone at the peak of this machine; nothing for gradients and other deltas."""
-    if ours.gradients or ours.needs_target or config.tune_method != "adapter":
+    """The ratio, were our time that of the products alone at the peak of this machine; for adapters without a reference only."""
+    if ours.needs_target or config.tune_method != "adapter":
         return {}
     peak = peaks_of(Roofline(device=config.device, clock=config.clock))[config.dtype]
     return {"bound": round(median(times["plain"]) * peak() / needed(config, tasks, ours), 1)}
