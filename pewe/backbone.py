@@ -11,11 +11,13 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    MT5ForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
+    UMT5ForConditionalGeneration,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -27,6 +29,11 @@ from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, js
 
 transformers.logging.set_verbosity_error()
 torch.set_flush_denormal(True)  # numbers below 1e-38, as sharp attention has them, take a CPU many times longer than 0
+MODELS = {  # by the model_type of config.json: ByT5 and Flan-T5 are t5; mT5 is built alike; umT5 has a position bias in each layer
+    "t5": T5ForConditionalGeneration,
+    "mt5": MT5ForConditionalGeneration,
+    "umt5": UMT5ForConditionalGeneration,
+}
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -115,18 +122,20 @@ def _t5_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_t5(name: str) -> None:
-    """What can be said of a folder or a hub's name without its weights. Raises UserError where it is no T5."""
+def check_t5(name: str) -> str:
+    """Its model_type, by a folder or a hub's name without its weights. Raises UserError where it is no T5."""
     check_folder(name)
     with loading(f"the model {name!r}"):
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-        if kind != "t5":
-            raise UserError(f"--model {name}: a T5 is needed, this is a {kind!r} model")
+        if kind not in MODELS:
+            raise UserError(f"--model {name}: a T5 is needed ({', '.join(MODELS)}), this is a {kind!r} model")
+    return kind
 
 
 def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
+    kind = check_t5(name)
     with loading(f"the model {name!r}"):
-        model, report = T5ForConditionalGeneration.from_pretrained(
+        model, report = MODELS[kind].from_pretrained(
             name,
             dtype=dtype,
             output_loading_info=True,

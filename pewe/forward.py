@@ -156,22 +156,31 @@ class Side:
         self.t5, self.name, self.layout, self.cache = t5, name, layout, cache
         self.prefixes = cache.prefixes if cache else [t5.delta.prefix(name, layer) for layer in range(len(stack.block))]
         length = self.prefixes[0][0].shape[2] if self.prefixes[0] is not None else 0  # P
-        done = cache.length if cache else 0
-        device, table = layout.lengths.device, stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        queries = torch.arange(done, done + layout.width, device=device)
-        bias = relative_bias(
-            t5.model.config, table, queries, torch.arange(-length, done + layout.width, device=device), name
-        )
-        keys = layout.attended if cache is None else layout.attended.new_ones(len(layout.lengths), done + 1)
-        causal = name == "decoder" and cache is None
-        self.bias = seen(bias[:, :, length:], keys, t5.heads, layout.width, causal)
+        done, device = cache.length if cache else 0, layout.lengths.device
+        self.queries = torch.arange(done, done + layout.width, device=device)
+        self.keys = torch.arange(-length, done + layout.width, device=device)
+        self.attended = layout.attended if cache is None else layout.attended.new_ones(len(layout.lengths), done + 1)
+        self.causal, self.length = name == "decoder" and cache is None, length
         if length:
             for layer, made in enumerate(self.prefixes):
                 for what, tensor in zip(("keys", "values"), made, strict=True):
                     t5.watch(f"{name}.{layer}.{what}", tensor)
             self.members = Layout(torch.tensor(layout.counts, device=device), [1] * len(layout.counts))
-            of_token = bias[:, :, :length].transpose(0, 1).flatten(1)[layout.position]  # (N, heads * P)
-            self.prefix_bias = to_rectangle(of_token, t5.heads, self.members)
+        self.shared = self.biases(stack.block[0].layer[0].SelfAttention)
+
+    def biases(self, attention: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """The bias of tokens and of a prefix by distance: of a T5 that of the first layer, of an umT5 each layer's own."""
+        if not attention.has_relative_attention_bias:
+            return self.shared
+        t5, length = self.t5, self.length
+        bias = relative_bias(
+            t5.model.config, attention.relative_attention_bias.weight, self.queries, self.keys, self.name
+        )
+        of_tokens = seen(bias[:, :, length:], self.attended, t5.heads, self.layout.width, self.causal)
+        if not length:
+            return of_tokens, None
+        of_token = bias[:, :, :length].transpose(0, 1).flatten(1)[self.layout.position]  # (N, heads * P)
+        return of_tokens, to_rectangle(of_token, t5.heads, self.members)
 
     def sublayer(self, name: str, layer: nn.Module, hidden: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """x + dropout(delta(f(norm(x))))."""
@@ -183,6 +192,7 @@ class Side:
         """Every token of a row looks at the row (in the decoder at those before it), and at the prefix."""
         name, attention = f"{self.name}.block.{number}.layer.0.SelfAttention", layer.SelfAttention
         layout, heads = self.layout, self.t5.heads
+        bias, prefix_bias = self.shared if number == 0 else self.biases(attention)
 
         def function(x: Tensor) -> Tensor:
             layers = {f"{name}.q": attention.q, f"{name}.k": attention.k, f"{name}.v": attention.v}
@@ -192,9 +202,9 @@ class Side:
             if self.cache:
                 keys, values = self.cache.grow(number, keys, values)
             prefixed = self.prefixes[number] is not None
-            mixed, total = self.attend(q, keys, values, self.bias, layout, prefixed)
+            mixed, total = self.attend(q, keys, values, bias, layout, prefixed)
             if prefixed:
-                mixed = self.with_prefix(f"{name}.prefix", q, mixed, total, *self.prefixes[number])
+                mixed = self.with_prefix(f"{name}.prefix", q, mixed, total, prefix_bias, *self.prefixes[number])
             (out,) = self.t5.project(mixed, layout, **{f"{name}.o": attention.o})
             return out
 
@@ -238,14 +248,16 @@ class Side:
         mixed = to_line(torch.bmm(dropout.weights(weights, self.layout, of), values), heads, self.layout)
         return mixed, to_line(total, heads, self.layout) if prefixed else None
 
-    def with_prefix(self, name: str, q: Tensor, mixed: Tensor, total: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def with_prefix(
+        self, name: str, q: Tensor, mixed: Tensor, total: Tensor, bias: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
         """Attention over prefix and tokens from that over the tokens, (N, h), by the share of the prefix in the sum of exp.
 
         A member's prefix (heads, P, d_kv) serves all its tokens in one product: no row has a copy of it.
         """
         heads, members = self.t5.heads, self.members
         keys, values = (one.flatten(0, 1).to(q.dtype) for one in (keys, values))
-        scores = torch.baddbmm(self.prefix_bias, to_rectangle(q, heads, members), keys.mT)
+        scores = torch.baddbmm(bias, to_rectangle(q, heads, members), keys.mT)
         weights, total_of_prefix = softmax_total(scores)
         own = to_line(torch.bmm(self.t5.dropout.weights(weights, members, None), values), heads, members)
         own_total = to_line(total_of_prefix, heads, members)

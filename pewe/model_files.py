@@ -20,7 +20,11 @@ DEVICES = ("auto", "cpu", "cuda")
 class BackboneConfig:
     """The frozen model and where it runs."""
 
-    model: str = flag(SETTING.model, "the backbone, a T5 v1.0 or v1.1: a folder or a hub id", decides=False)
+    model: str = flag(
+        SETTING.model,
+        "a T5 v1.0 or v1.1, Flan-T5, ByT5, mT5 or umT5: a folder or a hub id",
+        decides=False,
+    )
     tokenizer_path: str = flag("", "folder or hub id of the tokenizer (default: the model's)", decides=False)
     device: str = flag("auto", "auto, cpu or cuda", decides=False, choices=DEVICES)
     dtype: str = flag(

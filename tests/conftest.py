@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
+from pewe import own_tasks
 from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig
-from task_list import QA_task_list
+from task_list import GROUP_OF, METRICS, TASK_LISTS, QA_task_list
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -121,6 +122,17 @@ def random_batch(rows: int, seed: int = 1, vocab: int = 96) -> dict[str, torch.T
 def seeded() -> None:
     """What a test draws from torch's own generator does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def forgotten():
+    """Tasks that a test declares in a tasks.toml are forgotten after it."""
+    known = (METRICS, GROUP_OF, own_tasks._declared, TASK_LISTS)
+    before = [dict(one) for one in known[:3]], {name: list(tasks) for name, tasks in TASK_LISTS.items()}
+    yield
+    for now, then in zip(known, [*before[0], before[1]], strict=True):
+        now.clear()
+        now.update(then)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import pytest
 from data.build.check import CheckConfig, check_task, run, with_flag
 from pewe.cli import ROOT
 from pewe.errors import UserError
-from task_list import METRICS
 
 GOOD = {
     "train": "".join(f"question: is {n} odd [SEP] context: some are\t{('no', 'yes')[n % 2]}\n" for n in range(8)),
@@ -96,13 +95,12 @@ def test_an_output_must_suit_the_metric(tmp_path):
     ]
 
 
-def test_a_new_task_is_told_where_to_be_added(tmp_path):
+def test_a_new_task_is_told_where_to_be_added(tmp_path, forgotten):
     folder = folder_of(tmp_path, "my_task")
     place = f'A task of your own is declared in {tmp_path / "tasks.toml"}: [my_task] metric = "ACC"'
     assert told(folder) == [f"{folder}: unknown task 'my_task'. {place} (docs/your_own_task.md)"]
     (tmp_path / "tasks.toml").write_text('[my_task]\nmetric = "ACC"\n')
     assert told(folder) == []
-    METRICS.pop("my_task")
     bad = folder_of(tmp_path, "my_labels", test="a\tperhaps\n")
     assert told(bad)[1:] == [
         "my_labels_64_42_test.tsv, line 1: remark: the label 'perhaps' is not in my_labels_64_42_train.tsv"

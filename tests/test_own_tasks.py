@@ -18,7 +18,7 @@ from pewe.files import read_table
 from pewe.merging.save import EnsembleConfig, ensemble_tasks
 from pewe.own_tasks import declare, write_declared
 from pewe.tuning.tune import tune
-from task_list import GROUP_OF, METRICS, TASK_LISTS
+from task_list import GROUP_OF, TASK_LISTS
 
 THREE = """
 [own_classes]
@@ -35,8 +35,8 @@ metric = "EM"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Classes; a text with two answers a line; one whose train file has 5 lines too few. What is declared is forgotten after."""
+def folder(tmp_path, forgotten):
+    """Classes; a text with two answers a line; one whose train file has 5 lines too few."""
     lines_of = {"own_classes": "mini_yesno_towns", "own_texts": "mini_read_people", "own_few": "mini_read_towns"}
     out = write_tiny_data(tmp_path / "data", lines_of)
     (out / "tasks.toml").write_text(THREE)
@@ -45,11 +45,7 @@ def folder(tmp_path):
         path.write_text("\n".join(lines) + "\n")
     few = out / "own_few" / "own_few_64_42_train.tsv"
     few.write_text("".join(few.read_text().splitlines(keepends=True)[:3]))
-    before = dict(METRICS), dict(GROUP_OF), {name: list(tasks) for name, tasks in TASK_LISTS.items()}
-    yield out
-    for now, then in zip((METRICS, GROUP_OF, TASK_LISTS), before, strict=True):
-        now.clear()
-        now.update(then)
+    return out
 
 
 def test_a_declared_task_is_tuned_like_any_other(folder, tiny_backbone, tmp_path):

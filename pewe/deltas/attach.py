@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from pewe.backbone import MODELS
 from pewe.deltas.config import MethodConfig
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import Tunable
@@ -18,6 +19,6 @@ def attach_delta(model: PreTrainedModel, config: MethodConfig, stack: int = 1) -
     for method in ("adapter", "lora", "prefix"):
         if getattr(config, f"apply_{method}") and config.tune_method != method:
             raise UserError(f"--apply_{method} contradicts --tune_method {config.tune_method}")
-    if getattr(model.config, "model_type", "") != "t5":
+    if getattr(model.config, "model_type", "") not in MODELS:
         raise UserError(f"the backbone must be a T5, not {getattr(model.config, 'model_type', type(model).__name__)!r}")
     return KINDS[config.tune_method].load()(model, config, stack)
