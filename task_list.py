@@ -1,7 +1,7 @@
 """The tasks: the paper's 32 and 51, PEMT's 23, the embedded mini gym, and every list that a script can name.
 
 `GROUPS` is the only place where a task, its group and its metric are written down; all other lists derive from it. To
-add your own task, add it to a group here, `{task: metric}` (docs/your_own_task.md).
+add a task for everybody, add it to a group here, `{task: metric}`; your own is declared beside its data (docs/your_own_task.md).
 """
 
 ACC, EM, QA_F1, ROUGE_L, CLASSIFICATION_F1 = "ACC", "EM", "QA-F1", "Rouge-L", "Classification-F1"

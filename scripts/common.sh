@@ -34,14 +34,14 @@ TUNING=(--do_train --do_predict --one_prefix)
 tune() { # DELTA: tune on every task; where a checkpoint is only to be tested, nothing is tuned
   local do=("${TUNING[@]}") method="$1" random="checkpoints/$1/random" word
   for word in "$@"; do case "$word" in --test_checkpoint*) do=(--do_predict --one_prefix) ;; esac; done
-  if [ $# = 1 ] && [ -z "${PEWE_SETTING:-}${MODEL:-}${DATA_DIR:-}${TASKS:-}" ]; then first "$method"; fi
+  if [ $# = 1 ] && [ -z "${PEWE_SETTING:-}${MODEL:-}${DATA_DIR:-}" ]; then first "$method"; fi
   exec "$PYTHON" tune_hps_singletask.py "${do[@]}" --tune_method "$method" --output_dir "$random" "${@:2}"
 }
 
 # The original's README begins with this script, and takes the sources for granted. Typed alone, on the embedded default, it makes
 # them first; many runs in lockstep have the same results sooner.
 first() { # DELTA
-  local all=("${TUNING[@]}" --tune_method "$1" --stack 12)
+  local all=("${TUNING[@]}" --tune_method "$1" --stack auto)
   echo "first the source deltas, on the full data of each task: checkpoints/$1/full_data" >&2
   "$PYTHON" tune_hps_singletask.py "${all[@]}" --full_train --output_dir "checkpoints/$1/full_data"
   echo "now few-shot deltas from a random init: checkpoints/$1/random" >&2
@@ -49,12 +49,12 @@ first() { # DELTA
 }
 
 tune_all() { # DELTA: tune every source on every target
-  exec "$PYTHON" tune_all_ckpt.py "${TUNING[@]}" --tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" \
+  exec "$PYTHON" tune_all_ckpt.py "${TUNING[@]}" --tune_method "$1" --stack auto --source_ckpt_path "checkpoints/$1/full_data" \
     --output_dir "checkpoints/$1/tuned_all" "${@:2}"
 }
 
 dev_all() { # DELTA: score every source on every target
-  exec "$PYTHON" dev_all_ckpt.py --one_prefix --tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" \
+  exec "$PYTHON" dev_all_ckpt.py --one_prefix --tune_method "$1" --stack auto --source_ckpt_path "checkpoints/$1/full_data" \
     --output_dir "checkpoints/$1/zero_shot" "${@:2}"
 }
 
