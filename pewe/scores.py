@@ -8,14 +8,17 @@ import pandas as pd
 
 from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within
+from pewe.identity import digest
 
 RECORD = "run.json"  # a run's own record, in its folder
+_CONDITIONS = ("metric", "max_input_length", "max_output_length", "backbone")  # of its settings, beside the dev lines
 
 
 def read_scores(path: Path, names: Sequence[str], scores: Sequence[str]) -> pd.DataFrame:
-    """Its rows, with these columns and two more: `run`, "" where it names none, and `init`, the fingerprint of the run's start.
+    """Its rows, with these columns and three more: `run`, "" where it names none, `init`, the fingerprint of the run's start,
+    and `scored_on`, one of its dev lines, backbone and lengths.
 
-    A table without records of runs beside it is taken as it is, `init` is None. Raises UserError with the line for a score that
+    A table without records of runs beside it is taken as it is, both are None. Raises UserError with the line for a score that
     is no finite number, or not that of the run's record.
     """
     table = read_table(path, [*names, *scores])
@@ -31,7 +34,14 @@ def read_scores(path: Path, names: Sequence[str], scores: Sequence[str]) -> pd.D
                     "the table was changed after it was written: run the command that wrote it again"
                 )
     inits = [within(record, "settings", "init", kind=str) for record in records]
-    return table.assign(run=runs, init=pd.Series(inits, table.index, dtype=object))  # as text, None would become nan
+    texts = {"init": inits, "scored_on": map(_scored_on, records)}
+    columns = {name: pd.Series(list(found), table.index, dtype=object) for name, found in texts.items()}
+    return table.assign(run=runs, **columns)  # as text, None would become nan
+
+
+def _scored_on(record: dict | None) -> str | None:
+    lines, settings = within(record, "settings", "data", "dev", kind=str), within(record, "settings") or {}
+    return lines and digest([lines, *(settings.get(name) for name in _CONDITIONS)])
 
 
 def _same(found: float, stored: float | None) -> bool:

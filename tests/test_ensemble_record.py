@@ -241,13 +241,14 @@ def test_scopes_may_list_the_sources_in_another_order(world):
         world.run("others")
 
 
-def scored_pairs(world: World, folder: str, scores: list[tuple]) -> None:
+def scored_pairs(world: World, folder: str, scores: list[tuple], **settings) -> None:
     """A table of runs of the pairs and their records; a score is (run, number of the init, dev, number of the delta)."""
     rows = []
     for i, j in permutations(range(3), 2):
         pair = world.folder / folder / TASKS[i] / TASKS[j]
         for run, init, dev, delta in scores:
-            write_record(pair / "p" / run / "run.json", {"settings": {"init": state_digest(state_of(init))}})
+            about = {"init": state_digest(state_of(init)), **settings}
+            write_record(pair / "p" / run / "run.json", {"settings": about})
             if delta is not None:
                 write_checkpoint(pair / "p" / run / "checkpoint-best.pt", "lora", state_of(delta), MADE_FOR)
             rows.append((TASKS[i], TASKS[j], dev + (0.1 if j > i else 0.0), f"{TASKS[i]}/{TASKS[j]}/p/{run}"))
@@ -272,6 +273,30 @@ def test_performance_takes_the_score_of_the_delta_that_it_merges(world):
         UserError, match=f"zero/result.tsv has no dev score of target '{TASKS[0]}', source '{TASKS[1]}'"
     ):
         world.run("Performance", zero_result_path=zero)
+
+
+@pytest.mark.parametrize("other", [{"data": {"dev": "b"}}, {"max_output_length": 9}, {"backbone": "other"}])
+def test_performance_compares_scores_of_equal_dev_lines_and_lengths(world, other):
+    settings = {"data": {"dev": "a"}, "max_output_length": 8, "backbone": "t5"}
+    scored_pairs(world, "pairs", [("one", 1, 0.5, 7)], **settings)
+    scored_pairs(world, "zero", [("one", 1, 0.2, None)], **(settings | other))
+    with pytest.raises(
+        UserError, match="has no dev score .*, with the delta that the tuned one began with, on its dev"
+    ):
+        world.run("Performance", zero_result_path=f"{world.folder}/zero/result.tsv")
+
+
+def test_euclidean_is_the_distance_from_the_start(world):
+    """Pairs that were tuned from sources of another time are refused."""
+    for i, j in permutations(range(3), 2):
+        path = task_checkpoint(world.folder / "pairs", f"{TASKS[i]}/{TASKS[j]}")
+        begun = {"init": state_digest(state_of(j))}
+        write_checkpoint(path, "lora", state_of(i + 10 * j), MADE_FOR | begun)
+    world.run("Euclidean")
+    world.source(TASKS[1], 5)
+    said = rf"pairs/{TASKS[0]}/{TASKS[1]}/checkpoint-best\.pt began with another delta than .*sources/{TASKS[1]}"
+    with pytest.raises(UserError, match=said):
+        world.run("Euclidean")
 
 
 def flip(path: Path) -> None:

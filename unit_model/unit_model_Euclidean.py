@@ -15,6 +15,8 @@ from pewe.command import main
 import torch
 
 from pewe.cli import log_to
+from pewe.deltas.checkpoint import start_of
+from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
@@ -55,11 +57,14 @@ def run(config: Config) -> None:
     tuned = read_states(config.tuned_ckpt_path, config.delta, list(pairs), like=sources)
     combiner = Combiner(config, sources, tasks, config.source_ckpt_path)
     S = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
-    for (i, j), state in zip(pairs.values(), tuned, strict=True):
+    own = digests(tasks, sources)
+    for (i, j), state, path in zip(pairs.values(), tuned, tuned.paths, strict=True):
+        if start_of(path, config.delta) not in ("", own[tasks[j]]):
+            raise UserError(f"{path} began with another delta than {sources.paths[j]}; tune the pairs again")
         S[i, j] = distance(sources[j], state)
     W, tem = ensemble_weights(config, S, config.tem, False, allowed)
     part = Part(tasks, tasks, W, f"{config.delta}: weights from Euclidean, tem {tem:g}", combiner.merge(W))
-    made_from = {"sources": digests(tasks, sources), "tuned": digests(list(pairs), tuned), "used_temperature": tem}
+    made_from = {"sources": own, "tuned": digests(list(pairs), tuned), "used_temperature": tem}
     made_from |= combiner.made_from()
     save(config, [part], made_from, sources.made_for)
 

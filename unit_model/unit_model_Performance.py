@@ -60,24 +60,26 @@ def of_the_merged(tuned: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
     several = tuned.duplicated(["target", "source"], keep=False)
     other = [more and differs(row) for more, row in zip(several, tuned.itertuples(), strict=True)]
-    return tuned[[not out for out in other]]
+    return tuned.loc[[not out for out in other]]
 
 
 def of_the_start(zero: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """The zero-shot scores without those of other deltas than the tuned ones began with."""
-    starts = tuned.dropna(subset="init").groupby(["target", "source"])["init"].agg(set)
-    known = (starts.get((row.target, row.source)) for row in zero.itertuples())
-    return zero[[not start or init is None or init in start for start, init in zip(known, zero["init"], strict=True)]]
+    """The zero-shot scores without those of other deltas than the tuned ones began with, or that were scored on others."""
+    for what in ("init", "scored_on"):
+        of_tuned = tuned.dropna(subset=what).groupby(["target", "source"])[what].agg(set)
+        known = [of_tuned.get((row.target, row.source)) for row in zero.itertuples()]
+        zero = zero.loc[[not own or one is None or one in own for own, one in zip(known, zero[what], strict=True)]]
+    return zero
 
 
-def dev_scores(table: pd.DataFrame, tasks: list[str], path: Path) -> pd.DataFrame:
-    """Dev scores by name, targets down and sources across; the best where a pair has several runs."""
+def dev_scores(table: pd.DataFrame, tasks: list[str], path: Path, of: str = "") -> pd.DataFrame:
+    """Dev scores by name, targets down and sources across; the best where a pair has several runs. `of`: which are wanted."""
     frame = table.pivot_table(index="target", columns="source", values="dev", aggfunc="max")
     frame = frame.reindex(index=tasks, columns=tasks)
     for target in tasks:
         for source in tasks:
             if target != source and pd.isna(frame.loc[target, source]):
-                raise UserError(f"{path} has no dev score of target {target!r}, source {source!r}")
+                raise UserError(f"{path} has no dev score of target {target!r}, source {source!r}{of}")
     return frame
 
 
@@ -90,7 +92,8 @@ def run(config: Config) -> None:
     read, zero = (read_scores(path, ["target", "source"], ["dev"]) for path in tables)
     tuned = of_the_merged(read, tables[0].parent)
     zero = of_the_start(zero, tuned)
-    gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1])
+    alike = ", with the delta that the tuned one began with, on its dev lines, backbone and lengths"
+    gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1], alike)
     gains = torch.tensor(gains.fillna(0.0).to_numpy())
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed)
     pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]

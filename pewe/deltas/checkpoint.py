@@ -152,6 +152,11 @@ def kind_of(path: Path, tune_method: str = "") -> tuple[str, dict]:
     return kinds[0], {name: args[name] for name in KINDS[kinds[0]].describing if name in args}
 
 
+def start_of(path: Path, tune_method: str) -> str:
+    """The fingerprint of the delta that a checkpoint's tuning began with; empty where it does not say."""
+    return open_checkpoint(path, tune_method, mapped=True, verify=False)[1].get("init", "")
+
+
 def check_seal(content: dict, state: DeltaState, path: Path) -> None:
     """Raises UserError where the content does not fit its checksum; one without checksum, of others, is taken."""
     if identity.SEAL in content and identity.unsealed(content) is None:
@@ -209,7 +214,11 @@ def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "
             continue
         if name == BACKBONE:
             what = f"on another backbone ({args.get(MODEL, 'its name is not known')})"
-            way = f"say that it is this one: pewe convert --peft {path} --model ..." if is_peft(path) else "tune it on this one"
+            way = (
+                f"say that it is this one: pewe convert --peft {path} --model ..."
+                if is_peft(path)
+                else "tune it on this one"
+            )
             raise UserError(f"{path} was tuned {what}; {advice or f'give that as --model, or {way}'}")
         raise UserError(f"{path} was tuned with --{name} {given}, not {wanted}; {advice or f'give --{name} {given}'}")
     silent = tuple(name for name in made_for if name not in args)

@@ -54,7 +54,10 @@ class Lora(Delta):
         self.insert_parallel_module(linear, delta_module=site, delta_name="lora")
 
     def held(self, side: str) -> int:
-        of_input = ("EncDecAttention.k", "EncDecAttention.v")  # cross-attention's keys and values are of the input's tokens
+        of_input = (
+            "EncDecAttention.k",
+            "EncDecAttention.v",
+        )  # cross-attention's keys and values are of the input's tokens
         reads_input = {name: name.startswith("encoder") or name.endswith(of_input) for name in self.at}
         sites = [site for name, site in self.at.items() if reads_input[name] == (side == "encoder")]
         return sum(site.lora_A.shape[2] for site in sites)

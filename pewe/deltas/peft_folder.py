@@ -27,12 +27,17 @@ from pewe.state import DeltaState, check_state, float_state
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-SITE = re.compile(
-    r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)"
-)
+SITE = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)")
 # entries that change nothing of a stored LoRA, beside those that `_scale` reads
 SILENT = {
-    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules"),
+    *(
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+    ),
     *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core"),
     *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config"),
     *("target_modules", "task_type", "use_rslora"),
@@ -140,7 +145,9 @@ def _lora(site: str, pair: Mapping[str, torch.Tensor], config: Mapping, path: Pa
 
 def _scale(site: str, config: Mapping, path: Path) -> tuple[int, float]:
     """Rank of a projection, and its scale times the rank."""
-    r, alpha = (_of_site(site, config, path, *names) for names in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")))
+    r, alpha = (
+        _of_site(site, config, path, *names) for names in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    )
     if type(r) is not int or not 1 <= r <= WIDEST:
         raise UserError(f"{path}: r is {r!r} for {site}, expected a whole number from 1")
     if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
