@@ -20,7 +20,7 @@ from data.build.rows import task_folder
 from data.build.task import Source, build_task, read_built
 from pewe.cli import log_settings, log_to
 from pewe.errors import UserError
-from pewe.files import read_json, within, write_json
+from pewe.files import hold, read_json, within, write_json
 from pewe.flags import check, flag, seed_flag
 
 log = logging.getLogger("pewe")
@@ -71,15 +71,16 @@ def run(config: BuildConfig) -> None:
     log_settings(config)
     entries = _available(config)
     failed = {}
-    with contextlib.nullcontext() if config.quiet else logging_redirect_tqdm([log]):
-        for task, record, error in _build_all(entries, settings, config):
-            if error:
-                failed[task] = error
-                log.error("%s", error)
-            else:
-                _log_record(task, record)
-    _write_checksums(config, [entry.task for entry in entries if entry.task not in failed])
-    table = summary.write(out)
+    with hold(out):
+        with contextlib.nullcontext() if config.quiet else logging_redirect_tqdm([log]):
+            for task, record, error in _build_all(entries, settings, config):
+                if error:
+                    failed[task] = error
+                    log.error("%s", error)
+                else:
+                    _log_record(task, record)
+        _write_checksums(config, [entry.task for entry in entries if entry.task not in failed])
+        table = summary.write(out)
     if table is not None and not config.quiet:
         print(summary.as_text(table))
     if failed:
