@@ -22,6 +22,7 @@ from data.build.task import Settings, Source, build_task
 from pewe.cli import ROOT, parse
 from pewe.data import Example, read_examples
 from pewe.errors import UserError
+from pewe.files import hold
 
 SIZES = {"shots": 4, "shots_per_class": 2}
 
@@ -395,6 +396,15 @@ def test_a_data_set_of_several_tasks_needs_its_configuration_folder(tmp_path):
     assert [path.name for path in out.iterdir() if path.is_dir()] == ["superglue-copa"]
     with pytest.raises(UserError, match=r"'superglue-record': .* has no folder superglue-record or aps/super_glue"):
         build(tmp_path / "in", tmp_path / "out", tasks=["superglue-record"])
+
+
+def test_two_at_once(tmp_path):
+    """The second would write its checksums over those of the first."""
+    write_source(tmp_path / "in", "boolq")
+    config = BuildConfig(tasks=["boolq"], from_dir=str(tmp_path / "in"), out=str(tmp_path / "out"), quiet=True, **SIZES)
+    with hold(tmp_path / "out"), pytest.raises(UserError, match=r"out is in use by process \d+"):
+        run(config)
+    run(config)
 
 
 def test_checksums_verify(tmp_path, capsys):

@@ -281,7 +281,7 @@ def test_performance_compares_scores_of_equal_dev_lines_and_lengths(world, other
     scored_pairs(world, "pairs", [("one", 1, 0.5, 7)], **settings)
     scored_pairs(world, "zero", [("one", 1, 0.2, None)], **(settings | other))
     with pytest.raises(
-        UserError, match="has no dev score .*, with the delta that the tuned one began with, on its dev"
+        UserError, match=r"has no dev score .*, with the delta that the tuned one began with, on its dev"
     ):
         world.run("Performance", zero_result_path=f"{world.folder}/zero/result.tsv")
 

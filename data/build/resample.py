@@ -8,7 +8,7 @@ writes <out>/<task>/<task>_<shots>_<seed>_{train,dev,test}.tsv and <task>_full_t
 The distinct lines of a full training file that stand in no other file of the task are dealt, class by class, into a train
 side and a dev side. A seed draws its train lines from the one and its dev lines from the other, so that no train line of
 any seed is a dev line of any seed, and a sample does not depend on which other seeds are asked for. The new full training
-file is the train side. A sample that FOLDER has already is copied as it is. Files of an earlier call are removed. Every draw is a function of task, seed and line
+file is the train side. A sample that FOLDER has already is copied as it is. Every draw is a function of task, seed and line
 only (data/build/sample.py).
 """
 
