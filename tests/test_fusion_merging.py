@@ -74,6 +74,14 @@ def test_integers_need_no_statistics(method):
     assert found["ids"].tolist() == [3] and torch.allclose(found["w.weight"], torch.full((2, 2), 2.0))
 
 
+def test_a_weight_left_to_the_simple_average_must_be_there():
+    own = {GRAM + "w": torch.diag(torch.tensor([1.0, 3.0])).double()}
+    models, statistics = (of(1.0), of(3.0)), [Statistics(own, {"labels": [], "conv1d": []})] * 2
+    assert merged(*models, statistics=statistics, method="regmean", regmean_exclude=["w"]).keys() == {"w.weight"}
+    with pytest.raises(UserError, match=r"--regmean_exclude 'v\.weight' matches no tensor of model 0"):
+        merged(*models, statistics=statistics, method="regmean", regmean_exclude=["v.weight"])
+
+
 NAN, INF = float("nan"), float("inf")
 REFUSED = {
     "nan": ([of(1.0), of(NAN)], r"model 1: tensor w\.weight has values that are not finite"),

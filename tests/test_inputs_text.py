@@ -120,6 +120,12 @@ def test_a_tag_is_a_tag(line, tmp_path):
         read_tags(path)
 
 
+def test_a_blank_behind_a_tag_makes_no_new_type(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("Peter\tB-PER \n\x85\tO\nBlack burn\tI-PER\nran\tO  \n", encoding="utf-8")
+    assert read_tags(path) == [(["Peter", "\x85", "Black burn", "ran"], ["B-PER", "O", "I-PER", "O"])]
+
+
 # ---- folders
 
 

@@ -131,7 +131,8 @@ def read_tags(path: Path) -> Texts:
     words: list[str] = []
     tags: list[str] = []
     for number, line in itertools.chain(read_lines(path), [(0, "")]):
-        cells = line.split("\t")
+        *before, tag = line.split("\t")
+        cells = [*before, tag.strip(" ")]  # "B-PER " is no type of its own
         if line.strip() and not (len(cells) == 2 and cells[0] and re.fullmatch("O|[BI]-.+", cells[1])):
             wanted = "expected word TAB tag, the tag O, B-TYPE or I-TYPE"
             raise UserError(f"{path}, line {number}: {wanted}, not {line[:60]!r}")

@@ -232,9 +232,10 @@ def check_coefficients(coefficients: Sequence[float], method: str) -> None:
 def check_names(models: Models, titles: Sequence[str], config: MergeConfig) -> list[str]:
     """The parameters to merge, which all models have. Raises UserError for a tensor that only some have."""
     first = models[0]
-    for pattern in config.exclude:
-        if not any(_matches([pattern], name) for name in first):
-            raise UserError(f"--exclude {pattern!r} matches no tensor of {titles[0]}")
+    for flag_name in ("exclude", *(("regmean_exclude",) if config.method == "regmean" else ())):
+        for pattern in getattr(config, flag_name):
+            if not any(_matches([pattern], name) for name in first):
+                raise UserError(f"--{flag_name} {pattern!r} matches no tensor of {titles[0]}")
     for model, title in zip(models, titles, strict=True):
         missing = [name for name in first if name not in model and not _matches(config.exclude, name)]
         extra = [name for name in model if name not in first and not _matches(config.exclude, name)]
