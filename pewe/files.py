@@ -122,11 +122,14 @@ def read_record(path: Path) -> dict | None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, wait: bool = False) -> Iterator[None]:
+def hold(folder: Path, wait: bool = False, flag: str = "") -> Iterator[None]:
     """Keep other processes from writing into a folder; the lock of a process that has died is free.
 
-    With `wait`, until whoever holds it has finished. Raises UserError that names the holder.
+    With `wait`, until whoever holds it has finished. Raises UserError that names the holder. The `flag` that names the folder
+    is given where that must not be a similarity's, whose table or orientation would be lost.
     """
+    if flag and "measure" in (read_json(folder / "config.json") or {}):
+        raise UserError(f"{flag} {folder} is the folder of a similarity, which would be lost; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".lock.owner"
     lock = filelock.FileLock(folder / ".lock", timeout=-1 if wait else 0)

@@ -14,6 +14,7 @@ from pewe.identity import state_digest
 from pewe.merging import save as ensemble
 from pewe.merging.average import merge
 from pewe.similarity.table import COLUMNS
+from pewe.tuning.tune import TuneConfig, tune
 from unit_model import (
     unit_model_average,
     unit_model_cos,
@@ -297,6 +298,23 @@ def test_euclidean_is_the_distance_from_the_start(world):
     said = rf"pairs/{TASKS[0]}/{TASKS[1]}/checkpoint-best\.pt began with another delta than .*sources/{TASKS[1]}"
     with pytest.raises(UserError, match=said):
         world.run("Euclidean")
+
+
+def test_the_folder_of_a_similarity_is_not_written_in(world):
+    """Its orientation would be lost: the same command would weigh the other way round the next time."""
+    before = world.record.read_bytes()
+    for name in WITHOUT_STATISTICS:
+        with pytest.raises(UserError, match=r"--save_ckpt_path .*similarity is the folder of a similarity"):
+            world.run(name, save_ckpt_path=str(world.table.parent))
+    with pytest.raises(UserError, match=r"--output_dir .*similarity is the folder of a similarity"):
+        tune(TuneConfig(do_train=True, output_dir=str(world.table.parent)))
+    assert world.record.read_bytes() == before
+
+
+def test_a_task_that_is_no_source_of_the_table(world):
+    world.write([(t, s, "all", 1.0) for t in TASKS for s in TASKS[:2]])
+    with pytest.raises(UserError, match=rf"result.tsv has no source '{TASKS[2]}'"):
+        world.run("others")
 
 
 def flip(path: Path) -> None:

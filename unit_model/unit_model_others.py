@@ -100,8 +100,9 @@ def run(config: Config) -> None:
 def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     wanted = ensemble_tasks(config, [])
     for task in [*wanted, *config.overview]:
-        if task not in set(table["target"]) & set(table["source"]):
-            raise UserError(f"{path} has no row for {suggest(task, pd.unique(table['target']))}")
+        for column in ("target", "source"):
+            if task not in set(table[column]):
+                raise UserError(f"{path} has no {column} {suggest(task, pd.unique(table[column]))}")
     return table[table["target"].isin(wanted) & table["source"].isin(wanted)] if wanted else table
 
 

@@ -224,7 +224,7 @@ def save(
             raise UserError(f"{path} is a folder; a file is to be written there")
     args = {**deciding(config), **made_from, **made_for}
     record = {"settings": args, "scopes": [part.scope for part in parts], "provenance": provenance()}
-    with hold(folder):
+    with hold(folder, flag="--save_ckpt_path"):
         remove_earlier(folder)
         write_record(folder / RECORD, {**record, "finished": False, "files": dict.fromkeys(files)})
         for part in parts:

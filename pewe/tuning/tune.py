@@ -74,7 +74,7 @@ def execute(config: TuneConfig, inits: Inits, finished: Callable[[int], None]) -
     config = limited(config)
     check(config)
     out = Path(config.output_dir)
-    with hold(out):
+    with hold(out, flag="--output_dir"):
         log_to(out / "log.txt", config.quiet)
         log_settings(config)
         write_config(out, config)
