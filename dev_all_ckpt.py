@@ -4,20 +4,24 @@ Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from pewe.command import main
 
 import pandas as pd
 
 from pewe.flags import flag
-from pewe.tuning.config import TuneAllConfig
+from pewe.tuning.config import TrainConfig, TuneAllConfig
 
 
 @dataclass(frozen=True)
 class Config(TuneAllConfig):
     """Flags."""
 
+    hidden = (
+        *(one.name for one in fields(TrainConfig) if one.name not in ("seed", "predict_batch_size")),
+        *("do_train", "do_predict", "train_checkpoint", "test_checkpoint"),
+    )  # accepted, because the original's script gives them
     output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv", decides=False)
 
 

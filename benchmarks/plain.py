@@ -20,12 +20,12 @@ from pewe.batches import IGNORED, Batch, collate, scoring_batches, training_upda
 from pewe.data import SPLITS, DataConfig, Encoded, find_prefixes, load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.tuning.config import TuneConfig
 from task_list import METRICS
 
 
-def matrix(measure: str, config: SimilarityConfig, tasks: list[str]) -> np.ndarray:
+def matrix(measure: str, config: TargetConfig, tasks: list[str]) -> np.ndarray:
     """The values of every source (columns) on every target (rows); of `block`, the sum over the blocks."""
     score, limit = SCORES[measure]
     values = np.zeros((len(tasks), len(tasks)))

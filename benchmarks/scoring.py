@@ -28,14 +28,14 @@ from pewe.data import find_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.flags import flag
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.similarity.loop import budgeted_batches, run
 from pewe.similarity.measure import Measure
 from pewe.similarity.table import similarity_frame
 
 
 @dataclass(frozen=True)
-class Config(measure.Embedded, SimilarityConfig):
+class Config(measure.Embedded, TargetConfig):
     """Flags of the similarity, with the embedded default, and of the benchmark."""
 
     predict_batch_size: int = flag(5, "dev lines per batch")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pewe.batches import Batch
+from pewe.similarity.config import TargetConfig
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources
@@ -44,7 +45,7 @@ def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:
     return {"all": sources.over_tokens(batch, statistic)}
 
 
-MEASURE = Measure("KL-divergence", score, higher_is_more_similar=False, needs_target=True)
+MEASURE = Measure("KL-divergence", score, higher_is_more_similar=False, needs_target=True, config=TargetConfig)
 
 if __name__ == "__main__":
     main(partial(run, MEASURE), MEASURE.config, __doc__)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pewe.batches import Batch
 from pewe.flags import flag
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.similarity.loop import run
 from pewe.similarity.measure import Measure
 from pewe.similarity.scoring import Sources
@@ -28,7 +28,7 @@ mode = "cos_withoutpad"
 
 
 @dataclass(frozen=True)
-class BlockConfig(SimilarityConfig):
+class BlockConfig(TargetConfig):
     """Similarity by hidden states."""
 
     mode: str = flag(mode, "cos_withoutpad, the only mode of the paper", choices=(mode,))

@@ -48,8 +48,9 @@ def _add_flag(
     kind: type,
     ignored: bool = False,
     own: dict | None = None,
+    hidden: bool = False,
 ) -> None:
-    """Add the flag of a field, and its second name where it has one; an ignored one has no default.
+    """Add the flag of a field, and its second name where it has one; an ignored one has no default, and is hidden.
 
     `own` are values that stand in for the defaults.
     """
@@ -60,7 +61,7 @@ def _add_flag(
         help += f" (default: {shown})"
     names = [f"--{name}" for name in (field.name, field.metadata.get("also")) if name]
     about = {"dest": field.name, "default": argparse.SUPPRESS if ignored else default, "help": help}
-    if ignored or field.metadata.get("hidden"):
+    if ignored or hidden or field.metadata.get("hidden"):
         about["help"] = argparse.SUPPRESS
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction if default else "store_true", **about)
@@ -93,7 +94,7 @@ def parse(config_class: type[C], args: list[str] | None = None, description: str
 
     The flag named `file_flag` holds a TOML file (a relative path starts at the repository root) whose values take the
     place of the defaults. Where the class has an attribute `ignored`, a dataclass, the flags that only that one (or what
-    that one ignores) has are accepted and said to be ignored.
+    that one ignores) has are accepted and said to be ignored. Its attribute `hidden` names flags that the help leaves out.
     """
     parser, kinds = _parser(config_class, description), typing.get_type_hints(config_class)
     words = sys.argv[1:] if args is None else args
@@ -128,7 +129,7 @@ def _parser(config_class: type, description: str, own: dict | None = None) -> _P
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        _add_flag(parser, field, kinds[field.name], own=own)
+        _add_flag(parser, field, kinds[field.name], own=own, hidden=field.name in getattr(config_class, "hidden", ()))
     for field, kind in _ignored(config_class):
         _add_flag(parser, field, kind, ignored=True)
     return parser

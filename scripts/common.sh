@@ -59,7 +59,7 @@ dev_all() { # DELTA: score every source on every target
 }
 
 similarity() { # DELTA MEASURE: of every source to every target, by a measure of get_similarity/
-  local deltas=(--tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data" --random_tuned_ckpt_path "checkpoints/$1/random")
+  local deltas=(--tune_method "$1" --source_ckpt_path "checkpoints/$1/full_data")
   exec "$PYTHON" -m pewe similarity "$2" "${deltas[@]}" --output_dir "checkpoints/$1/similarity/$2" "${@:3}"
 }
 

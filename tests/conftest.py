@@ -22,7 +22,7 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.tuning.config import TuneConfig
 from task_list import GROUP_OF, METRICS, TASK_LISTS, QA_task_list
 
@@ -297,7 +297,13 @@ def similarity_config(backbone: Path, data: Path, checkpoints: Path, out: Path, 
         "source_ckpt_path": str(checkpoints / method / "source"),
         "random_tuned_ckpt_path": str(checkpoints / method / "random"),
     }
-    return SimilarityConfig(**{**fields, **changes})
+    return TargetConfig(**{**fields, **changes})
+
+
+def flags_of(kind: type, config, **changes):
+    """A configuration of another class, with the flags of this one that it has."""
+    given = {**vars(config), **changes}
+    return kind(**{name: value for name, value in given.items() if name in kind.__dataclass_fields__})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LINES_OF, METHODS, SMALL, VERSIONS, similarity_config, small
+from conftest import LINES_OF, METHODS, SMALL, VERSIONS, flags_of, similarity_config, small
 from scipy.stats import entropy, spearmanr
 
 from get_similarity import (
@@ -23,7 +23,7 @@ from pewe.data import load_split
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint
 from pewe.errors import UserError
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.similarity.loop import run
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
@@ -40,21 +40,19 @@ SOME = list(LINES_OF)
 PAIR = ["web_questions", "eli5-eli5"]
 
 
-def compute(name: str, config: SimilarityConfig, **changes) -> pd.DataFrame:
+def compute(name: str, config: TargetConfig, **changes) -> pd.DataFrame:
     """The matrix of a measure by its name, one of ALL_NAMES."""
-    fields = {**vars(config), **changes}
     if name.startswith("GraNd"):
-        return run(get_GraNd.MEASURE, get_GraNd.GraNdConfig(**{**fields, "mode": name.split("_")[1]}))
-    if name == "block":
-        return run(get_block.MEASURE, get_block.BlockConfig(**fields))
-    return run(PLAIN[name], SimilarityConfig(**fields))
+        return run(get_GraNd.MEASURE, flags_of(get_GraNd.GraNdConfig, config, mode=name.split("_")[1], **changes))
+    measure = get_block.MEASURE if name == "block" else PLAIN[name]
+    return run(measure, flags_of(measure.config, config, **changes))
 
 
 @pytest.fixture
 def config_of(tiny_backbones, paper_data, tiny_checkpoints, tmp_path):
     """Settings for a delta and a version of T5."""
 
-    def config(method: str = "adapter", version: str = "v1.1", **changes) -> SimilarityConfig:
+    def config(method: str = "adapter", version: str = "v1.1", **changes) -> TargetConfig:
         return similarity_config(
             tiny_backbones[version], paper_data, tiny_checkpoints, tmp_path / "out", method, **changes
         )
@@ -290,4 +288,4 @@ def test_small_settings_cover_every_delta():
 def test_unknown_modes_are_named(config_of):
     for kind, module in ((get_GraNd.GraNdConfig, get_GraNd), (get_block.BlockConfig, get_block)):
         with pytest.raises(UserError, match="--mode"):
-            run(module.MEASURE, kind(**{**vars(config_of()), "mode": "deev"}))
+            run(module.MEASURE, flags_of(kind, config_of(), mode="deev"))

@@ -1,18 +1,12 @@
 """LoRA of the library PEFT in and out: the same function, the same numbers."""
 
-import json
-import pickle
-
 import pytest
 import torch
-from conftest import random_batch, small, tiny_t5
-from safetensors.torch import load_file, save_file
+from conftest import random_batch, tiny_t5
 
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import Checkpoints, open_checkpoint, read_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.deltas.peft_folder import CONFIG, WEIGHTS, fitted, read_peft, targets_of
-from pewe.errors import UserError
+from pewe.deltas.peft_folder import targets_of
 
 peft = pytest.importorskip("peft")
 

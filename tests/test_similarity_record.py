@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import MINI_TASKS, small, tiny_t5
 
+import dev_all_ckpt
 import pewe.similarity.loop
 import pewe.similarity.matrix
-from get_similarity import get_block, get_GraNd, get_Loss
+from get_similarity import MEASURES, get_block, get_GraNd, get_Loss
 from get_similarity.get_TextEmb import TextEmbConfig
 from pewe.cli import parse
 from pewe.data import TaskConfig
@@ -21,7 +22,7 @@ from pewe.deltas.config import ScoredDeltaConfig
 from pewe.errors import UserError
 from pewe.files import hold, read_record
 from pewe.model_files import BackboneConfig
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import SimilarityConfig, TargetDeltas
 from pewe.similarity.loop import run
 from pewe.tuning.config import TrainConfig
 
@@ -109,7 +110,27 @@ def test_flags_of_tuning_are_accepted_and_said_to_be_ignored(capsys):
     with pytest.raises(SystemExit):
         parse(SimilarityConfig, ["--help"])
     shown = capsys.readouterr().out
-    assert not any(f"--{name} " in shown for name in ("train_iters", "one_prefix", "sparsity", "apply_adapter"))
+    hidden = ("train_iters", "one_prefix", "sparsity", "apply_adapter", "random_tuned_ckpt_path")
+    assert not any(f"--{name} " in shown for name in hidden)
+
+
+def test_only_measures_that_need_the_targets_deltas_have_their_folder(capsys):
+    """The others take it as a flag that the original's scripts give."""
+    for measure in MEASURES.values():
+        assert issubclass(measure.config, TargetDeltas) == measure.needs_target
+        parse(measure.config, ["--random_tuned_ckpt_path", "x"])
+        assert ("ignored" in capsys.readouterr().err) == (not measure.needs_target)
+
+
+def test_zero_shot_scores_show_no_flag_of_training(capsys):
+    assert (
+        parse(dev_all_ckpt.Config, ["--train_iters", "7"]).train_iters == 7
+    )  # accepted: the original's script gives it
+    with pytest.raises(SystemExit):
+        parse(dev_all_ckpt.Config, ["--help"])
+    shown = capsys.readouterr().out
+    assert "--predict_batch_size " in shown and "--source_ckpt_path " in shown and "--seed " in shown
+    assert not any(f"--{name} " in shown for name in ("train_iters", "optimizer", "do_train", "train_checkpoint"))
 
 
 @pytest.mark.parametrize("stack", [1, 2, 3])

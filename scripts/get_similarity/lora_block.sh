@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # Hidden-state cosine by block of every source lora to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-similarity lora block "$@"
+similarity lora block --random_tuned_ckpt_path checkpoints/lora/random "$@"

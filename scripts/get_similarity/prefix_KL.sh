@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # KL-divergence of every source prefix to every target. Further flags are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-similarity prefix KL "$@"
+similarity prefix KL --random_tuned_ckpt_path checkpoints/prefix/random "$@"

@@ -53,7 +53,7 @@ def tuning(flags: str, script: str = "tune_hps_singletask", kind: str = "pewe.tu
 
 def measure(name: str, flags: str = "", kind: str = "SimilarityConfig") -> Command:
     """A command that scores sources on targets."""
-    return Command(f"get_similarity/get_{name}.py {SCORE} {flags}", f"pewe.similarity.loop:{kind}")
+    return Command(f"get_similarity/get_{name}.py {SCORE} {flags}", f"pewe.similarity.config:{kind}")
 
 
 def ensemble(name: str, flags: str = "") -> Command:
@@ -75,11 +75,11 @@ COMMANDS = {
     "pairs": tuning(f"{ALL} --do_predict --source_ckpt_path {{sources}}", "tune_all_ckpt", "tune_all_ckpt:Config"),
     "zero_shot": tuning(f"{ALL} --source_ckpt_path {{sources}}", "dev_all_ckpt", "dev_all_ckpt:Config"),
     "Loss": measure("Loss"),
-    "KL": measure("KL_divergence", "--random_tuned_ckpt_path {random}"),
+    "KL": measure("KL_divergence", "--random_tuned_ckpt_path {random}", "TargetConfig"),
     "EL2N": measure("EL2N"),
     "Cosine": measure("Cosine_of_Logits_and_Labels"),
     "GraNd": measure("GraNd", "--mode block"),
-    "block": measure("block", "--random_tuned_ckpt_path {random}"),
+    "block": measure("block", "--random_tuned_ckpt_path {random}", "TargetConfig"),
     "average": ensemble("average"),
     "Loss_weights": ensemble("others", "--origin_data_path {Loss} --effective 1.5"),
     "GraNd_weights": ensemble("others", "--origin_data_path {GraNd} --effective 1.5"),

@@ -15,6 +15,7 @@ from conftest import (
     VERSIONS,
     draws,
     filled,
+    flags_of,
     random_batch,
     random_state,
     similarity_config,
@@ -190,7 +191,7 @@ def similarity(name: str, method: str, version: str, changes: dict, world) -> Nu
         source_tasks=["ai2_arc", "boolq", "codah", "web_questions"],
         **changes,
     )
-    table = run(measured, measured.config(**{**vars(config), **flags}))
+    table = run(measured, flags_of(measured.config, config, **flags))
     return {f"{target} {scope}": rows["value"].tolist() for (target, scope), rows in table.groupby(["target", "scope"])}
 
 
