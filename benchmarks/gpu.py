@@ -29,6 +29,7 @@ from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.loop import load_stack, score_target
 from pewe.similarity.scoring import Sources
+from pewe.tuning.choices import ORIGINAL
 from pewe.tuning.config import TrainConfig
 from pewe.tuning.member import Member
 from pewe.tuning.session import Session
@@ -165,7 +166,7 @@ def tuning(config: Config) -> dict:
             Member(tasks[n].task, "ACC", tasks[n], tasks[n], 8, 5e-4, Path(folder) / str(n), inits[n], {}, {})
             for n in numbers
         ]
-        session = Session(base, delta, members, settings, 1, 8, 8, True)
+        session = Session(base, delta, members, settings, 1, 8, 8, ORIGINAL)
         session.start()
         session.train(config.updates, tqdm(disable=True))
         for writer in session.writers:

@@ -34,7 +34,7 @@ def matrix(measure: str, config: TargetConfig, tasks: list[str]) -> np.ndarray:
         delta = attach_delta(backbone.model, config, 1)
         prefix = find_prefixes(Path(config.task_dir), target)[0]
         encoded = load_split(backbone.tokenizer, config, target, prefix, "dev")
-        batches = list(scoring_batches(encoded, config.predict_batch_size, backbone.pad, as_original=True))
+        batches = list(scoring_batches(encoded, config.predict_batch_size, backbone.pad, flat_labels=True))
         batches = [full_length(batch, config, backbone.pad) for batch in batches[: limit(target)]]
         delta.load([read_checkpoint(task_checkpoint(Path(config.random_tuned_ckpt_path), target), config.tune_method)])
         reference = [_outputs(backbone.model, batch) for batch in batches] if measure in ("KL", "block") else []
@@ -66,7 +66,7 @@ def tune(config: TuneConfig, task: str, folder: Path) -> tuple[float, float]:
     splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
     parameters, best = list(delta.named.values()), -1.0
     optimizer = Adafactor(parameters, lr=config.learning_rate_list[0], scale_parameter=False, relative_step=False)
-    updates = training_updates(splits["train"], f"{config.seed}/{task}", config.bsz_list[0], 1, config.as_original)
+    updates = training_updates(splits["train"], f"{config.seed}/{task}", config.bsz_list[0], 1, not config.as_original)
     for number, (rows,) in enumerate(islice(updates, config.train_iters + 1)):
         if number % config.valid_interval == 0:
             score = _generated_score(backbone, config, splits["dev"])

@@ -77,21 +77,21 @@ def collate_stack(members: Sequence[Sequence[Row]], pad: int) -> Batch:
     return collate(filled, pad)
 
 
-def scoring_batches(encoded: Encoded, batch_size: int, pad: int, as_original: bool = False) -> Iterator[Batch]:
-    """The lines of a dev or test split in file order, `batch_size` at a time, with the labels of the loss."""
-    rows = list(zip(encoded.inputs, encoded.labels(as_original), strict=True))
+def scoring_batches(encoded: Encoded, batch_size: int, pad: int, flat_labels: bool = False) -> Iterator[Batch]:
+    """The lines of a dev or test split in file order, `batch_size` at a time, with the labels of the loss (`Encoded.labels`)."""
+    rows = list(zip(encoded.inputs, encoded.labels(flat_labels), strict=True))
     for start in range(0, len(rows), batch_size):
         yield collate(rows[start : start + batch_size], pad)
 
 
 def training_updates(
-    encoded: Encoded, seed: str, batch_size: int, accumulate: int, as_original: bool
+    encoded: Encoded, seed: str, batch_size: int, accumulate: int, full: bool = True
 ) -> Iterator[list[list[Row]]]:
     """For each update, forever, its micro-batches of `batch_size` rows: a pure function of the data and the seed.
 
     Each epoch is shuffled anew and each example draws one of its acceptable outputs. An update takes the next
-    `accumulate` micro-batches. The original steps after the first micro-batch of an epoch, then after every
-    `accumulate`-th, and drops the rest of the epoch: `as_original`.
+    `accumulate` micro-batches. Where updates need not be `full`, as in the original, one comes after the first micro-batch
+    of an epoch, then after every `accumulate`-th, and the rest of the epoch is dropped.
     """
     epoch, window = 0, []
     while True:
@@ -100,10 +100,9 @@ def training_updates(
         rows = [(encoded.inputs[i], generator.choice(encoded.outputs[i])) for i in order]
         for number, start in enumerate(range(0, len(rows), batch_size)):
             window.append(rows[start : start + batch_size])
-            full = number % accumulate == 0 if as_original else len(window) == accumulate
-            if full:
+            if len(window) == accumulate if full else number % accumulate == 0:
                 yield window
                 window = []
-        if as_original:
+        if not full:
             window = []
         epoch += 1

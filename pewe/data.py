@@ -77,13 +77,13 @@ class Encoded:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[tuple[int, ...], ...], ...]
 
-    def labels(self, as_original: bool = False) -> list[tuple[int, ...]]:
+    def labels(self, flat: bool = False) -> list[tuple[int, ...]]:
         """The label of each line for a loss: its first output.
 
         The original indexes the flat list of all outputs with the line's number, so that after a line with two outputs
-        every label belongs to an earlier line: `as_original`.
+        every label belongs to an earlier line: `flat`.
         """
-        if as_original:
+        if flat:
             return [output for outputs in self.outputs for output in outputs][: len(self.outputs)]
         return [outputs[0] for outputs in self.outputs]
 

@@ -113,7 +113,7 @@ def test_labels_of_the_loss():
     """The first answer of each line; the original's flat index shifts after a line with two answers."""
     split = encoded([[10], [20, 21], [30], [40]])
     assert split.labels() == [(10,), (20,), (30,), (40,)]
-    assert split.labels(as_original=True) == [(10,), (20,), (21,), (30,)]
+    assert split.labels(flat=True) == [(10,), (20,), (21,), (30,)]
 
 
 def test_scoring_batches_keep_the_order():
@@ -135,9 +135,9 @@ def rows_of(update) -> list[int]:
 
 def test_training_updates_see_every_line_once_an_epoch_and_repeat_exactly():
     split = encoded([[i] for i in range(10)])
-    first = list(islice(training_updates(split, "42/task", 4, 1, False), 6))
-    again = list(islice(training_updates(split, "42/task", 4, 1, False), 6))
-    other = list(islice(training_updates(split, "43/task", 4, 1, False), 6))
+    first = list(islice(training_updates(split, "42/task", 4, 1, True), 6))
+    again = list(islice(training_updates(split, "42/task", 4, 1, True), 6))
+    other = list(islice(training_updates(split, "43/task", 4, 1, True), 6))
     assert first == again != other
     assert [len(rows_of(update)) for update in first] == [4, 4, 2, 4, 4, 2]
     epochs = [[row for update in half for row in rows_of(update)] for half in (first[:3], first[3:])]
@@ -146,19 +146,19 @@ def test_training_updates_see_every_line_once_an_epoch_and_repeat_exactly():
 
 def test_training_draws_one_of_the_answers():
     split = encoded([[1, 2, 3]] * 50)
-    update = next(training_updates(split, "42/task", 50, 1, False))
+    update = next(training_updates(split, "42/task", 50, 1, True))
     assert {label for _, (label,) in update[0]} == {1, 2, 3}
 
 
 def test_accumulation_and_its_bug_in_the_original():
     """Three micro-batches an epoch, two per update: ours fill up across epochs; the original steps after the first."""
     split = encoded([[i] for i in range(10)])
-    ours = [len(update) for update in islice(training_updates(split, "s", 4, 2, False), 6)]
-    original = [len(update) for update in islice(training_updates(split, "s", 4, 2, True), 6)]
+    ours = [len(update) for update in islice(training_updates(split, "s", 4, 2, True), 6)]
+    original = [len(update) for update in islice(training_updates(split, "s", 4, 2, False), 6)]
     assert ours == [2] * 6
     assert original == [1, 2, 1, 2, 1, 2]
     longer = encoded([[i] for i in range(14)])  # four micro-batches: the fourth is dropped
-    assert [len(u) for u in islice(training_updates(longer, "s", 4, 2, True), 4)] == [1, 2, 1, 2]
+    assert [len(u) for u in islice(training_updates(longer, "s", 4, 2, False), 4)] == [1, 2, 1, 2]
 
 
 def test_batches_move_to_a_device():

@@ -190,7 +190,7 @@ def test_the_order_of_deltas_does_not_matter_and_padding_does_not_count(name):
         for i in range(4)
     ]
     alone, together, counted = (
-        collect_delta(model, delta, kind, [Batch(**one) for one in data], as_original=flag).tensors
+        collect_delta(model, delta, kind, [Batch(**one) for one in data], padding=flag).tensors
         for data, flag in ((rows, False), ([batch], False), ([batch], True))
     )
     grams = [key for key in together if key.startswith(GRAM)]

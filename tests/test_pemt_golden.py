@@ -206,7 +206,7 @@ def test_evaluation_of_a_split(golden_pemt):
         labels += [(tuple(row[row != -100].tolist()),) for row in label]
     encoded = Encoded("task", tuple(Example("x", ("y",)) for _ in inputs), tuple(inputs), tuple(labels))
     backbone = Backbone(model, None, torch.device("cpu"))
-    loss, gates = measure(backbone, delta, encoded, 4, as_original=True)
+    loss, gates = measure(backbone, delta, encoded, 4, over_batches=True)
     assert loss == pytest.approx(expected["test_loss"], abs=TOLERANCE)
     for number, weight in enumerate(gates.mean(0).tolist()):
         assert weight == pytest.approx(expected[f"test_moe_weight_{number}"], abs=TOLERANCE)

@@ -41,7 +41,8 @@ def test_a_similarity_script_is_one_line_of_work_with_the_settings_of_the_measur
     for name in MEASURES:
         script = ROOT / "scripts" / "get_similarity" / f"{method}_{name}.sh"
         work = [line for line in script.read_text().splitlines() if not line.startswith("#")]
-        assert work[1:] == [f'similarity {method} {name} "$@"']
+        tuned = f"--random_tuned_ckpt_path checkpoints/{method}/random " if MEASURES[name].needs_target else ""
+        assert work[1:] == [f'similarity {method} {name} {tuned}"$@"']
         shown = subprocess.run(["bash", script, "--quiet"], env=environment, capture_output=True, text=True, check=True)
         dash_m, module, *words = shown.stdout.splitlines()
         assert (dash_m, module) == ("-m", "pewe")

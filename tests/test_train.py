@@ -33,6 +33,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.files import read_record, read_table, write_record
 from pewe.losses import member_losses
+from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.member import Member
 from pewe.tuning.optimizers import StackedAdafactor, clip_gradients, make_optimizer
@@ -181,7 +182,7 @@ def slow_steps(config: TuneConfig, task: str, accumulate: int) -> tuple[list[flo
     delta.initialise([f"{config.seed}/{task}"])
     split = load_split(backbone.tokenizer, config, task, f"{task}_64_42", "train")
     updates = training_updates(
-        split, f"{config.seed}/{task}", config.bsz_list[0] // accumulate, accumulate, config.as_original
+        split, f"{config.seed}/{task}", config.bsz_list[0] // accumulate, accumulate, not config.as_original
     )
     parameters, losses = list(delta.named.values()), []
     optimizer = Adafactor(parameters, lr=config.learning_rate_list[0], scale_parameter=False, relative_step=False)
@@ -341,13 +342,13 @@ def test_tensorboard_scalars_and_log_are_there(clean):
 class FakeSession(Session):
     """A session without a model: feeds dev scores to the rules of the best checkpoint."""
 
-    def __init__(self, as_original):
-        self.as_original, self.accumulate = as_original, 1
+    def __init__(self, choices):
+        self.choices, self.accumulate = choices, 1
 
 
-def run_scores(tmp_path, scores, as_original=False):
+def run_scores(tmp_path, scores, choices=OURS):
     member = Member("t", "EM", None, None, 4, 1e-2, tmp_path, {}, {}, {"tune_method": "adapter"})
-    session = FakeSession(as_original)
+    session = FakeSession(choices)
     for number, score in enumerate(scores):
         member.progress.updates = number * 10
         session._compare(member, score, {"x": torch.tensor(float(number))})
@@ -370,8 +371,8 @@ def test_rules_of_the_best_step(tmp_path, scores, expected):
 
 
 def test_rules_of_the_original(tmp_path):
-    assert run_scores(tmp_path, [0.2, 0.5, 0.5], as_original=True) == (0.5, 2, 0)
-    best, step, waited = run_scores(tmp_path, [0.2, NAN, 0.1], as_original=True)
+    assert run_scores(tmp_path, [0.2, 0.5, 0.5], ORIGINAL) == (0.5, 2, 0)
+    best, step, waited = run_scores(tmp_path, [0.2, NAN, 0.1], ORIGINAL)
     assert (best, step, waited) == (0.1, 2, 0)
 
 

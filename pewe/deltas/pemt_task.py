@@ -105,11 +105,11 @@ class PemtDelta(Delta):
 
 @torch.no_grad()
 def measure(
-    backbone: Backbone, delta: PemtDelta, encoded: Encoded, batch_size: int, as_original: bool
+    backbone: Backbone, delta: PemtDelta, encoded: Encoded, batch_size: int, over_batches: bool
 ) -> tuple[float, Tensor | None]:
     """Mean loss of the lines, with the sparsity term, and for stage 2 the mean gates (layers, E).
 
-    Gates are averaged over lines; in the original over batches, a smaller last batch counting as much: `as_original`.
+    Gates are averaged over lines; in the original over batches, a smaller last batch counting as much: `over_batches`.
     A line has the loss of its batch.
     """
     backbone.model.eval()
@@ -121,7 +121,7 @@ def measure(
         if (own := delta.gates()) is not None:
             gates.append(own.mean(1).cpu())
     weights = torch.tensor(lines) / sum(lines)
-    share = torch.full_like(weights, 1 / len(lines)) if as_original else weights
+    share = torch.full_like(weights, 1 / len(lines)) if over_batches else weights
     mean = torch.einsum("n,nle->le", share, torch.stack(gates)) if gates else None
     return float(weights @ torch.tensor(losses)), mean
 

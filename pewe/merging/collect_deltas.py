@@ -55,11 +55,11 @@ def collect_delta(
     kind: str,
     batches: Iterable[Batch],
     examples: int = 1000,
-    as_original: bool = False,
+    padding: bool = False,
 ) -> Statistics:
     """Statistics of the one delta that is attached and loaded, up to the batch that reaches `examples` examples.
 
-    `as_original` counts padding. Raises UserError for a stack of several or no batches.
+    Padding counts with `padding`, as in the original. Raises UserError for a stack of several or no batches.
     """
     if kind not in WATCHES or delta.stack != 1:
         raise UserError(f"statistics are taken of one adapter, lora or prefix at a time, not {delta.stack} of {kind!r}")
@@ -69,14 +69,14 @@ def collect_delta(
         for batch in batches:
             if seen >= examples:
                 break
-            loss, leaves = loss_and_leaves(delta, kind, batch, grams, as_original)
+            loss, leaves = loss_and_leaves(delta, kind, batch, grams, padding)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 _add_square(squares, kind, name, gradient)
             used, seen = used + 1, seen + len(batch.input_ids)
     if not used:
         raise UserError("there are no batches to collect statistics from")
     shapes = {stack: list(network.shape) for stack, network in delta.networks.items()} if kind == "prefix" else {}
-    info = {"fisher": "empirical", "batches": used, "examples": seen, "padding": as_original, "shapes": shapes}
+    info = {"fisher": "empirical", "batches": used, "examples": seen, "padding": padding, "shapes": shapes}
     return Statistics({**grams.means(GRAM), **squares.means(FISHER)}, info)
 
 

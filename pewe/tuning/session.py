@@ -24,6 +24,7 @@ from pewe.flags import SEED
 from pewe.losses import member_losses
 from pewe.progress import Bar
 from pewe.state import DeltaState
+from pewe.tuning.choices import OURS, Choices
 from pewe.tuning.config import TrainConfig
 from pewe.tuning.evaluate import evaluate, log_likelihoods
 from pewe.tuning.member import Member, write_best
@@ -47,7 +48,7 @@ def fit(
     accumulate: int,
     batch_size: int,
     max_length: int,
-    as_original: bool,
+    choices: Choices = OURS,
     quiet: bool = False,
 ) -> None:
     """Tune all members, which must have the same number of updates behind them, to the end.
@@ -56,7 +57,7 @@ def fit(
     validation, and leaves the result in `member.progress`. A member whose loss or tensors are no longer finite leaves the
     stack with the cause in `member.failed`.
     """
-    session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, as_original)
+    session = Session(backbone, delta, list(members), config, accumulate, batch_size, max_length, choices)
     planned = config.train_iters * len(members)
     done = sum(member.progress.updates for member in members)
     stops = config.early_stop * config.valid_interval < config.train_iters
@@ -87,18 +88,19 @@ class Session:
         accumulate: int,
         batch_size: int,
         max_length: int,
-        as_original: bool,
+        choices: Choices = OURS,
     ):
         self.backbone, self.delta, self.members, self.config = backbone, delta, members, config
-        self.accumulate, self.max_length, self.as_original = accumulate, max_length, as_original
+        self.accumulate, self.max_length, self.choices = accumulate, max_length, choices
         self.streams = []
         for member in members:
-            stream = training_updates(member.train, f"{config.seed}/{member.task}", batch_size, accumulate, as_original)
+            seed = f"{config.seed}/{member.task}"
+            stream = training_updates(member.train, seed, batch_size, accumulate, choices.full_updates)
             self.streams.append(islice(stream, member.progress.updates, None))
         self.writers = [Scalars(m.folder / "tensorboard", purge_step=m.progress.updates) for m in members]
 
     def start(self) -> None:
-        """Load inits or resume files; the starting delta is a candidate for the best checkpoint (not `as_original`)."""
+        """Load inits or resume files; the starting delta may be a candidate for the best checkpoint."""
         resumed = [member.saved for member in self.members]
         self.delta.load([saved["delta"] if saved else m.init for saved, m in zip(resumed, self.members, strict=True)])
         rates = [member.learning_rate for member in self.members]
@@ -110,7 +112,7 @@ class Session:
                 member.saved = None  # no longer needed
             return
         self.trace(0)
-        if not self.as_original:
+        if self.choices.start_is_scored:
             self.validate([float("nan")] * len(self.members))
 
     def trace(self, updates: int) -> None:
@@ -159,9 +161,9 @@ class Session:
         return total / torch.tensor([len(window) for window in windows], device=total.device)
 
     def _dropout(self, number: int) -> OwnStreams | None:
-        """The dropout of an update: of every member from its own stream; `as_original` torch's, of seed and update."""
+        """The dropout of an update: of every member from its own stream, or torch's, of seed and update."""
         torch.manual_seed((self.config.seed * 1_000_003 + number) % SEED)  # of a prompt too
-        if self.as_original:
+        if not self.choices.own_dropout:
             return None
         seeds = [f"{self.config.seed}/{member.task}/{number}" for member in self.members]
         return OwnStreams(self.backbone.model.config.dropout_rate, seeds, self.backbone.device)
@@ -222,7 +224,7 @@ class Session:
         progress = member.progress
         if progress.best is None:
             better = True
-        elif self.as_original:
+        elif not self.choices.first_of_equals:
             better = not progress.best > score
         else:
             better = score > progress.best or (math.isnan(progress.best) and not math.isnan(score))

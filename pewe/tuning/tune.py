@@ -24,6 +24,7 @@ from pewe.errors import UserError
 from pewe.files import hold, write_config
 from pewe.inputs import check_files
 from pewe.state import DeltaState, Shapes, check_state
+from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
@@ -164,7 +165,7 @@ def tune_together(backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run,
         begin(run, member, config)
     if config.do_train and not head.progress.finished:
         micro = min(first.batch_size, config.micro_batch_size)
-        quirks = config.as_original and KINDS[config.tune_method].papers
+        choices = ORIGINAL if config.as_original and KINDS[config.tune_method].papers else OURS
         fit(
             backbone,
             delta,
@@ -173,7 +174,7 @@ def tune_together(backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run,
             first.batch_size // micro,
             micro,
             delta.generation_length(config),
-            quirks,
+            choices,
             config.quiet,
         )
     failed = {run.folder: member.failed for run, member in pairs if member.failed}

@@ -276,8 +276,8 @@ def orders(world) -> Numbers:
         "task", tuple(Example(str(i), ("x",)) for i in range(10)), lines, tuple(((5,), (6,)) for _ in lines)
     )
     found = {}
-    for name, accumulate, as_original in (("plain", 1, False), ("accumulated", 2, False), ("original", 2, True)):
-        updates = itertools.islice(training_updates(encoded, "42/task", 4, accumulate, as_original), 6)
+    for name, accumulate, full in (("plain", 1, True), ("accumulated", 2, True), ("original", 2, False)):
+        updates = itertools.islice(training_updates(encoded, "42/task", 4, accumulate, full), 6)
         rows = [row for update in updates for micro in update for row in micro]
         found[name] = [number for (line, _), label in rows for number in (line, *label)]
     classes = [["a", "b", "c", None][i % 7 % 4] for i in range(40)]
