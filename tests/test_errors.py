@@ -203,7 +203,7 @@ CASES = {
         lambda w: w.tune(
             "--model", broken_model(w, lambda c: (c / "config.json").write_text('{"model_type": "bert"}'))
         ),
-        "a T5 is needed, this is a 'bert' model",
+        "a T5 is needed (t5, mt5, umt5), this is a 'bert' model",
     ),
     # checkpoints
     "missing source": (lambda w: (shutil.rmtree(w.sources / TASK), w.similarity()), "tune the sources first"),

@@ -178,7 +178,9 @@ def compare_checkpoints(ours, golden_folder, method):
 
 def test_average_of_the_original(golden, golden_checkpoints, tmp_path):
     config = unit_model_average.Config(
-        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"), save_ckpt_path=str(tmp_path)
+        task_list="QA_task_list",
+        source_ckpt_path=str(golden_checkpoints / "adapter" / "source"),
+        save_ckpt_path=str(tmp_path),
     )
     unit_model_average.run(config)
     compare_checkpoints(tmp_path, golden / "adapter" / "unit" / "average", "adapter")
@@ -237,7 +239,9 @@ def check_ensemble(out, target: str, weights: dict[str, float], method: str, fol
 def test_average_by_a_slow_loop(tiny_checkpoints, tmp_path, method):
     folder = tiny_checkpoints / method / "source"
     unit_model_average.run(
-        unit_model_average.Config(delta=method, source_ckpt_path=str(folder), save_ckpt_path=str(tmp_path))
+        unit_model_average.Config(
+            task_list="QA_task_list", delta=method, source_ckpt_path=str(folder), save_ckpt_path=str(tmp_path)
+        )
     )
     assert len(list(tmp_path.glob("without_*_checkpoint.pt"))) == 32
     for target in ("dream", "wiqa"):
