@@ -3,7 +3,6 @@
 Writes `<output_dir>/result.tsv` (target, source, ..., dev). Resumes; `--stack N` scores N pairs in one forward.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from pewe.command import main
@@ -25,11 +24,16 @@ class Config(TuneAllConfig):
     output_dir: str = flag("checkpoints/adapter/zero_shot", "folder of result.tsv", decides=False)
 
 
-def run(config: Config, *progress: Callable[[int], None]) -> pd.DataFrame:
+def untuned(config: Config) -> Config:
     """Score only, whatever the flags of training say (the original's script gives them)."""
+    return replace(config, do_train=False, do_predict=False)
+
+
+def run(config: Config, *how) -> pd.DataFrame:
+    """As pewe.tuning.tune, which loads the model's code."""
     from pewe.tuning.tune import tune_all
 
-    return tune_all(replace(config, do_train=False, do_predict=False), *progress)
+    return tune_all(untuned(config), *how)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ class Config(TuneAllConfig):
     output_dir: str = flag("checkpoints/adapter/tuned_all", "folder of the tuned pairs", decides=False)
 
 
-def run(config: Config, *progress):
+def run(config: Config, *how):
     """As pewe.tuning.tune, which loads the model's code."""
     from pewe.tuning.tune import tune_all
 
-    return tune_all(config, *progress)
+    return tune_all(config, *how)
 
 
 if __name__ == "__main__":

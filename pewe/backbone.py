@@ -1,5 +1,6 @@
 """Load the frozen T5 and its tokenizer."""
 
+import copy
 import functools
 import zipfile
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pewe.cli import log
 from pewe.errors import UserError
 from pewe.flags import check
 from pewe.hardware import bfloat16_gain, device_of
+from pewe.identity import model_digest
 from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
 
 transformers.logging.set_verbosity_error()
@@ -68,6 +70,24 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     model = _load_model(config.model, DTYPES[config.dtype])
     _check_tokens(config.model, model, tokenizer)
     return Backbone(model.to(device), tokenizer, device)
+
+
+def frozen_backbone(config: BackboneConfig) -> Backbone:
+    """As `load_backbone`, with the weights that this process has loaded for an earlier call where they are the same ones.
+
+    The modules are new, so that another delta can be attached; the weights, which are shared, may not be changed.
+    """
+    key = (config.model, config.tokenizer_path, config.device, config.dtype)
+    key += (model_digest(config.model, config.tokenizer_path),)
+    if key not in _kept:
+        _kept.clear()  # one at a time
+        _kept[key] = load_backbone(config)
+    kept = _kept[key]
+    shared = {id(weight): weight for weight in (*kept.model.parameters(), *kept.model.buffers())}
+    return Backbone(copy.deepcopy(kept.model, shared), kept.tokenizer, kept.device)
+
+
+_kept: dict[tuple, Backbone] = {}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -27,6 +27,7 @@ from pewe.cli import log
 from pewe.errors import UserError, write_fault
 from pewe.flags import checked_name
 
+PARTS = ".parts"  # folder in that of a step, for what belongs to one part of its work; gone when the step is done
 _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "here"  # of this machine, in the names of temporary folders
 
 
@@ -121,20 +122,41 @@ def read_record(path: Path) -> dict | None:
     return found
 
 
+_patience = [False]
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Until the block ends, whoever wants to hold a folder waits for it: another of ours may be about to end there."""
+    before, _patience[0] = _patience[0], True
+    try:
+        yield
+    finally:
+        _patience[0] = before
+
+
 @contextlib.contextmanager
 def hold(folder: Path, wait: bool = False, flag: str = "") -> Iterator[None]:
     """Keep other processes from writing into a folder; the lock of a process that has died is free.
 
-    With `wait`, until whoever holds it has finished. Raises UserError that names the holder. The `flag` that names the folder
-    is given where that must not be a similarity's, whose table or orientation would be lost.
+    With `wait`, until whoever holds it has finished; it is said who. Raises UserError that names the holder. The `flag` that
+    names the folder is given where that must not be a similarity's, whose table or orientation would be lost.
     """
     if flag and "measure" in (read_json(folder / "config.json") or {}):
         raise UserError(f"{flag} {folder} is the folder of a similarity, which would be lost; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".lock.owner"
-    lock = filelock.FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            if not (wait or _patience[0]):
+                raise
+            log.warning("%s is in use by %s; waiting", folder, holder_in(owner))
+            lock.acquire(timeout=-1)
         with lock:
+            lock.release()  # acquired twice
             owner.write_text(
                 f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8"
             )
@@ -145,8 +167,12 @@ def hold(folder: Path, wait: bool = False, flag: str = "") -> Iterator[None]:
             finally:
                 owner.unlink(missing_ok=True)
     except filelock.Timeout:
-        holder = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
-        raise UserError(f"{folder} is in use by {holder}; wait for it, or give another folder") from None
+        raise UserError(f"{folder} is in use by {holder_in(owner)}; wait for it, or give another folder") from None
+
+
+def holder_in(owner: Path) -> str:
+    """Who holds a folder, by the file that says so."""
+    return owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -36,6 +36,8 @@ TESTS = {  # file -> the tests that should notice
     "pewe/grid/steps.py": STEPS,
     "pewe/grid/step.py": STEPS,
     "pewe/grid/run.py": STEPS,
+    "pewe/grid/gather.py": STEPS,
+    "pewe/grid/schedule.py": STEPS,
     "pewe/reporting/page.py": ("test_stats", "test_report"),
     "pewe/reporting/stats.py": ("test_stats",),
     "pewe/reporting/tables.py": ("test_stats", "test_report", "test_errors"),

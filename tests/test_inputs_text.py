@@ -16,7 +16,7 @@ from pewe.deltas.pemt_task import descriptions
 from pewe.errors import UserError
 from pewe.flags import check as check_flags
 from pewe.fusion.domains import read_domains, read_tags
-from pewe.grid.run import material
+from pewe.grid.experiment import material
 from pewe.similarity.config import SimilarityConfig
 from pewe.texts import read_lines, visible
 from pewe.tokens import tokenise

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pewe.grid.progress import Progress
-from pewe.grid.step import Made
+from pewe.grid.progress import Place, Progress, Watch
+from pewe.grid.schedule import Unit
 from pewe.progress import Bar, listening
 
 
@@ -20,10 +20,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def step(cells: int, run):
-    """A step that does this."""
-    folder = Path("checkpoints/mini/adapter/seed_42/sources")
-    return SimpleNamespace(folder=folder, cells=cells, missing=lambda: "new", carry_out=run)
+def a_step(cells: int):
+    """A step of so many cells."""
+    return SimpleNamespace(folder=Path("checkpoints/mini/adapter/seed_42/sources"), name="sources", cells=cells)
 
 
 def test_a_hidden_bar_counts_and_tells():
@@ -35,26 +34,27 @@ def test_a_hidden_bar_counts_and_tells():
     assert told == [(1, 0.25), (3, 0.75)]
 
 
-def half_way(progress: Progress, seen: list) -> Made:
-    """Two deltas of four in lockstep, half of their updates done; then a pause in which no update comes."""
-    with Bar(total=200, unit="update", disable=True, parts=2) as bar:
-        bar.update(100)
-        seen.append((progress.at, progress.doing()))
-        time.sleep(0.3)
-    progress._finished(2)
-    seen.append((progress.at, progress.doing()))
-    return Made([], {"boolq": "diverged"}, ["boolq"])
-
-
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO], ids=["terminal", "file"])
-def test_the_bar_moves_within_a_step(stream, monkeypatch):
+def test_the_bar_moves_within_a_unit(stream, monkeypatch):
+    """Two deltas of four in lockstep, half of their updates done; then a pause in which no update comes."""
     monkeypatch.setattr(sys, "stderr", stream())
-    progress, seen = Progress(8, every=0.05), []
+    watch, seen = Watch(), []
+    progress = Progress(8, lambda: {"": watch.place()}, every=0.05)
     assert progress.left() == "?"
-    with progress.shown():
-        assert progress.carry_out(step(4, lambda finished: half_way(progress, seen))) == ["boolq"]
-    assert seen == [(1.0, "update 100/200"), (2.0, "")] and progress.at == 4
-    assert progress.failed == {"mini/adapter/seed_42/sources/boolq": "diverged"}
+    with progress.shown(), listening(watch.listen):
+        watch.begin("sources [0]")
+        with Bar(total=200, unit="update", disable=True, parts=2) as bar:
+            bar.update(100)
+            seen.append((progress.at, watch.place().doing))
+            time.sleep(0.3)
+        watch.finished(2)
+        seen.append((progress.at, watch.place().doing))
+        progress.ended(Unit(a_step(4), "0"), watch.place())
+        watch.begin("")
+        seen.append((progress.at, watch.place().unit))
+    assert seen == [(1.0, "update 100/200"), (2.0, ""), (2.0, "")]
+    progress.ended(Unit(a_step(4)), Place())
+    assert progress.at == 4
     text = sys.stderr.getvalue()
     lines = [
         line for line in text.replace("\r", "\n").split("\n") if "1.0/8 cells" in line and "update 100/200" in line
@@ -63,10 +63,15 @@ def test_the_bar_moves_within_a_step(stream, monkeypatch):
     assert "\r" in text if stream is Terminal else "so far, 00:00 left" in text or "so far, 00:01 left" in text
 
 
-def test_a_step_that_fails_counts_as_done(monkeypatch):
-    def fails(finished):
-        raise MemoryError
+def test_several_devices_share_one_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    places = {"a": Place("sources [0]", 1.5, "update 3/4"), "b": Place("sources [1]", 0.5)}
+    progress = Progress(4, lambda: places)
+    progress.draw()
+    assert progress.at == 2 and "2.0/4 cells" in sys.stderr.getvalue()
 
-    progress = Progress(3)
-    assert progress.carry_out(step(3, fails)) == [] and progress.at == 3
-    assert "out of memory" in progress.failed["mini/adapter/seed_42/sources"]
+
+def test_a_step_that_fails_counts_as_done():
+    progress = Progress(3, dict)
+    progress.ended(Unit(a_step(3)), Place())
+    assert progress.at == 3

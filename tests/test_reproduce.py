@@ -17,8 +17,9 @@ from pewe.errors import UserError
 from pewe.files import read_json
 from pewe.grid import run as reproduce
 from pewe.grid.config import Config
+from pewe.grid.experiment import grids
 from pewe.grid.steps import Grid, plan
-from pewe.grid.suite import read_suite
+from pewe.grid.suite import Suite, read_suite
 from pewe.reporting import page as report
 from pewe.reporting import stats
 from pewe.reporting.stored import SOURCES
@@ -60,7 +61,7 @@ def here(tiny_backbone, tiny_data, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     (tmp_path / "tiny.toml").write_text(SUITE.format(model=tiny_backbone, data=data))
-    monkeypatch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
+    monkeypatch.setattr(Suite, "tasks", lambda self: list(MINI_TASKS))
 
     def run(**flags):
         reproduce.run(
@@ -146,7 +147,7 @@ def test_a_second_call_does_nothing_and_a_removed_result_is_redone_alone(here, m
     assert (here.folder / "results/tiny/table.txt").read_text() == table
     monkeypatch.undo()
     monkeypatch.chdir(here.folder)
-    monkeypatch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
+    monkeypatch.setattr(Suite, "tasks", lambda self: list(MINI_TASKS))
     runs = sorted((here.folder / "checkpoints/tiny/adapter/seed_1").rglob("run.json"))
     times = {run: run.stat().st_mtime_ns for run in runs}
     gone = next(run for run in runs if "from_Average" in str(run))
@@ -296,11 +297,11 @@ def test_unknown_names_are_refused(here):
 
 
 def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
-    monkeypatch.chdir(reproduce.Path(reproduce.__file__).parents[2])
+    monkeypatch.chdir(Path(reproduce.__file__).parents[2])
     for name, tasks in (("mini", 12), ("qa32", 32), ("all51", 51)):
         suite = read_suite(name)
         assert len(suite.tasks()) == tasks and suite.deltas == ["adapter", "lora", "prefix"]
-        grid = reproduce.grids(Config(suite=name), suite)[0]
+        grid = grids(Config(suite=name), suite)[0]
         folders = [step.folder for step in plan(grid, [*DEFAULT_INITS, *of_group(MODULES)])]
         assert len(folders) == len(set(folders))
         for number, step in enumerate(plan(grid, list(DEFAULT_INITS))):
@@ -308,7 +309,7 @@ def test_the_suites_of_the_repository_can_be_planned(monkeypatch):
 
 
 def test_the_best_source_is_the_first_of_the_loss_and_texts_need_no_deltas(here):
-    grid = reproduce.grids(Config(suite="tiny.toml", seeds=[1]), read_suite("tiny.toml"))[0]
+    grid = grids(Config(suite="tiny.toml", seeds=[1]), read_suite("tiny.toml"))[0]
     best, text = grid.step("weights", "Best_source"), grid.step("similarity", "TextEmb")
     assert best.config.top_k == 1 and best.config.origin_data_path.endswith("seed_1/similarity/Loss")
     assert [need.folder.name for need in best.needs] == ["sources", "Loss"] and text.needs == ()

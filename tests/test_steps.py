@@ -12,15 +12,17 @@ import pytest
 from conftest import MINI_TASKS, ROOT, tiny_t5
 
 import pewe.merging.save
+import pewe.tuning.parts
 import pewe.tuning.session
-import pewe.tuning.tune
 from pewe.data import read_examples
 from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint
 from pewe.errors import UserError
 from pewe.files import hold, read_json, read_record, write_json, write_record
 from pewe.grid import run as reproduce
 from pewe.grid.config import Config
+from pewe.grid.step import Step
 from pewe.grid.steps import SOURCES
+from pewe.grid.suite import Suite
 from pewe.identity import digest, state_digest
 
 SUITE = """
@@ -89,7 +91,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reproduce.report, "write", lambda out: (out / "table.txt").write_text(""))
     patch.setattr(pewe.merging.save, "heat_map", lambda frame, path, *args, **flags: path.write_text(""))
     patch.setattr("pewe.similarity.matrix.heat_map", lambda frame, path, *args, **flags: None)
-    patch.setattr(reproduce.Suite, "tasks", lambda self: list(MINI_TASKS))
+    patch.setattr(Suite, "tasks", lambda self: list(MINI_TASKS))
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +120,13 @@ def world(finished, tmp_path, monkeypatch) -> World:
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """Names of the steps that are carried out from here on."""
-    done, carry_out = [], reproduce.Step.carry_out
+    done, carry_out = [], Step.carry_out
 
-    def noted(step, finished):
+    def noted(step, finished, again=True):
         done.append("/".join(step.folder.parts[-(2 if step.folder.parent.name in ("weights", "similarity") else 1) :]))
-        return carry_out(step, finished)
+        return carry_out(step, finished, again)
 
-    monkeypatch.setattr(reproduce.Step, "carry_out", noted)
+    monkeypatch.setattr(Step, "carry_out", noted)
     return done
 
 
@@ -184,7 +186,7 @@ def test_a_finished_experiment_is_left_alone(world, calls):
 
 
 INTERRUPTED = {
-    "tuning": ("train_iters = 6", "train_iters = 9", "tune_stack", pewe.tuning.tune, "sources"),
+    "tuning": ("train_iters = 6", "train_iters = 9", "tune_stack", pewe.tuning.parts, "sources"),
     "weights": ("effective = 1.5", "effective = 1.3", "write_checkpoint", pewe.merging.save, "weights/Loss"),
 }
 

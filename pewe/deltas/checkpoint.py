@@ -7,6 +7,7 @@
 of the original code.
 """
 
+import contextlib
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -80,8 +81,15 @@ def write_checkpoint(
 
 def save_sealed(path: Path, content: Mapping) -> None:
     """Write tensors and plain values with their checksum in torch's format, atomically; equal content gives equal bytes."""
-    with replacing(path) as temporary, temporary.open("wb") as file:  # of a path, torch would store the name
-        torch.save(identity.sealed(content), file)
+    save_together({path: content})
+
+
+def save_together(contents: Mapping[Path, Mapping]) -> None:
+    """The same for several files, none of which takes its place before all of them are written."""
+    with contextlib.ExitStack() as written:
+        for path, content in contents.items():
+            with written.enter_context(replacing(path)).open("wb") as file:  # of a path, torch would store the name
+                torch.save(identity.sealed(content), file)
 
 
 def read_checkpoint(

@@ -22,6 +22,7 @@ class Kind:
     by_content: tuple[str, ...] = ()  # of `flags`, those that name deltas, of which a record holds the fingerprints
     texts: tuple[str, ...] = ()  # of `flags`, those that name a file of text which is read
     papers: bool = True  # tuned by the paper, so that --as_original restores the quirks of its trainer
+    frozen: bool = True  # does not change the weights of the backbone
     scored: bool = True  # similarities and ensembles are of this kind
     stacks: bool = True  # several states at once
     sources: str = ""  # the kind of its source deltas, where that is another
@@ -67,6 +68,6 @@ KINDS = {
         tables={"gates": GATES},
         shown=("gates.png", "test_metrics.txt"),
     ),
-    "model": Kind("pewe.deltas.full:FullModel", scored=False, stacks=False),
+    "model": Kind("pewe.deltas.full:FullModel", frozen=False, scored=False, stacks=False),
 }
 SCORED = tuple(name for name, kind in KINDS.items() if kind.scored)

@@ -1,27 +1,63 @@
-"""How far the grid is: one bar over the cells of all steps, which moves with the updates of the running step."""
+"""How far the grid is: one bar over the cells of all steps, which moves with the updates of the running units."""
 
 import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
-from pewe.cli import cause_of
-from pewe.grid.step import Step
-from pewe.progress import Bar, listening
+from pewe.grid.schedule import Unit
+from pewe.progress import Bar
 
 IN_A_TERMINAL, IN_A_FILE = 1.0, 60.0  # seconds between two looks
 _SHAPE = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} cells [{elapsed}<{remaining}{postfix}]"
 
 
-class Progress:
-    """The bar, redrawn by a thread of its own, in a file a line a minute; and the cells that failed with their causes."""
+@dataclass(frozen=True)
+class Place:
+    """Where a running unit stands: the cells of it that are done, in part or in whole, and what it does."""
 
-    def __init__(self, cells: int, every: float = 0.0):
-        self.cells, self.done, self.name, self.running = cells, 0, "", None
-        self.failed: dict[str, str] = {}
+    unit: str = ""
+    cells: float = 0.0
+    doing: str = ""  # in the unit's own measure, e.g. "update 120/3000"
+
+
+class Watch:
+    """Where the unit stands that is carried out in this process; its cells and bars tell it."""
+
+    def __init__(self):
+        self.unit, self.done, self.bar = "", 0, None
+
+    def begin(self, unit: str) -> None:
+        """Another unit begins."""
+        self.unit, self.done, self.bar = unit, 0, None
+
+    def finished(self, cells: int) -> None:
+        """So many cells more have ended."""
+        self.done, self.bar = self.done + cells, None
+
+    def listen(self, bar: Bar) -> None:
+        """The bar of what is being done has moved."""
+        self.bar = bar
+
+    def place(self) -> Place:
+        """As it is now."""
+        bar = self.bar
+        doing = f"{bar.unit} {bar.n:.0f}/{bar.total:.0f}" if bar and bar.total else ""
+        return Place(self.unit, self.done + (bar.share * bar.parts if bar else 0.0), doing)
+
+
+class Progress:
+    """The bar, redrawn by a thread of its own, in a file a line a minute; `look` says where the units in work stand."""
+
+    def __init__(self, cells: int, look: Callable[[], dict[str, Place]], every: float = 0.0):
+        self.cells, self.look = cells, look
+        self.of: dict[Path, float] = {}  # step in work -> its cells that are done
+        self.done = 0.0  # of the steps that have ended
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.every = every or (IN_A_TERMINAL if self.terminal else IN_A_FILE)
         self.start = time.monotonic()
@@ -32,42 +68,28 @@ class Progress:
         """Show it until the block ends."""
         ended = threading.Event()
         thread = threading.Thread(target=self._redraw, args=(ended,), daemon=True)
-        with listening(self._listen):
-            thread.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                thread.join()
-                self.draw()
-                self.bar.close()
-
-    def carry_out(self, step: Step) -> list[str]:
-        """Do a step unless it is done; returns the tasks that have no result in it."""
-        if not step.missing():
-            return []
-        before, without = self.done, []
-        self.name, self.running = "/".join(step.folder.parts[1:]), None
+        thread.start()
         try:
-            made = step.carry_out(self._finished)
-            without = made.without
-            self.failed |= {f"{self.name}/{cell}": cause for cell, cause in made.failed.items()}
-        except Exception as error:
-            self.failed[self.name] = cause_of(error)
-        self.done, self.running = before + step.cells, None
-        return without
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.draw()
+            self.bar.close()
 
-    def _finished(self, cells: int) -> None:
-        self.done, self.running = self.done + cells, None
-
-    def _listen(self, bar: Bar) -> None:
-        self.running = bar
+    def ended(self, unit: Unit, place: Place) -> None:
+        """A unit has ended there; a step counts with all of its cells then, whether they failed or not."""
+        if unit.part:
+            self.of[unit.step.folder] = min(unit.step.cells, self.of.get(unit.step.folder, 0) + place.cells)
+        else:
+            self.of.pop(unit.step.folder, None)
+            self.done += unit.step.cells
 
     @property
     def at(self) -> float:
         """Cells that are done, and the part that is done of those that are in work."""
-        running = self.running
-        return min(self.cells, self.done + (running.share * running.parts if running else 0.0))
+        running = sum(place.cells for place in self.look().values())
+        return min(self.cells, self.done + sum(list(self.of.values())) + running)
 
     def left(self) -> str:
         """How long the rest will take, if cells go on as so far; "?" where nothing is done yet."""
@@ -75,24 +97,20 @@ class Progress:
         seconds = (time.monotonic() - self.start) * (self.cells - at) / at if at else None
         return "?" if seconds is None else tqdm.format_interval(seconds)
 
-    def doing(self) -> str:
-        """Where the running step stands in its own unit, e.g. "update 120/3000"."""
-        running = self.running
-        return f"{running.unit} {running.n:.0f}/{running.total:.0f}" if running and running.total else ""
-
     def draw(self) -> None:
-        """Redraw the bar, or write a line."""
-        doing = self.doing()
+        """Redraw the bar, or write a line; with several devices, one for each beside it."""
+        places = self.look()
+        first = next(iter(places.values()), Place())
         if self.terminal:
             self.bar.n = self.at
-            self.bar.set_description_str(self.name, refresh=False)
-            self.bar.set_postfix_str(doing, refresh=False)
+            self.bar.set_description_str(first.unit if len(places) < 2 else f"{len(places)} units", refresh=False)
+            self.bar.set_postfix_str(first.doing if len(places) < 2 else "", refresh=False)
             self.bar.refresh()
         elif sys.stderr is not None:
             spent = tqdm.format_interval(time.monotonic() - self.start)
             parts = [
-                f"{self.name or 'start'}: {self.at:.1f}/{self.cells} cells",
-                doing,
+                f"{first.unit or 'start'}: {self.at:.1f}/{self.cells} cells",
+                first.doing,
                 f"{spent} so far, {self.left()} left",
             ]
             with contextlib.suppress(OSError):  # a closed pipe is the main thread's to notice

@@ -6,12 +6,13 @@ of that is so today; one that is not done computes only what is missing.
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pewe.errors import UserError
-from pewe.files import read_json, write_record
+from pewe.files import PARTS, read_json, write_record
 from pewe.identity import deciding, difference, digest, file_print, has_print, unsealed
 
 STAMP = "step.json"
@@ -30,16 +31,37 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """How several processes can share the work of a step: the names of the parts, and one of them carried out.
+
+    What a part holds follows from the configuration and what the step is made from. The step itself, carried out afterwards,
+    finds the work done and makes what belongs to the whole.
+    """
+
+    names: Callable[[object], list[str]]  # of the configuration; asked when the step may begin
+    carry_out: Callable[[object, str, Callable[[int], None]], None]  # configuration, name, finished
+
+
+WHOLE = Parts(lambda config: [], lambda config, name, finished: None)
+
+
+@dataclass(frozen=True)
 class Step:
     """One folder of the experiment."""
 
     folder: Path
     config: object  # the configuration of its command
-    run: Callable[..., Made]  # (config, finished)
+    run: Callable[..., Made]  # (config, finished, again: whether to try what has failed)
     needs: tuple["Step", ...] = ()
     cells: int = 1
     row: str = ""  # of the table, where the step makes cells
     material: str = ""  # a fingerprint of data and backbone
+    parts: Parts = WHOLE
+
+    @property
+    def name(self) -> str:
+        """Its place below checkpoints/."""
+        return "/".join(self.folder.parts[1:])
 
     def made_from(self) -> dict:
         """Everything that decides what the step makes, the content of what it needs included."""
@@ -70,15 +92,29 @@ class Step:
         failed = stamp["failed"] if serves is None else [task for task in serves if task in stamp["without"]]
         return f"{next(iter(failed))} failed" if failed else ""
 
-    def carry_out(self, finished: Callable[[int], None]) -> Made:
-        """Compute what is missing, and note what was made from what, before and after."""
+    def lacking(self) -> str:
+        """Which step that this one needs is missing, and why; empty where none is."""
         for need in self.needs:
             if why := need.missing(self.config.tasks):
-                raise UserError(f"needs {need.folder}, which failed ({why})")
-        made_from = self.made_from()
-        write_record(self.folder / STAMP, {"made_from": made_from, "state": "started", "files": {}})
-        made = self.run(self.config, finished)
+                return f"needs {need.folder}, which failed ({why})"
+        return ""
+
+    def begin(self) -> dict:
+        """Note what the step is made from before its work begins; returns that."""
+        made_from, stamp = self.made_from(), self.stamp()
+        if not stamp or stamp["state"] != "started" or difference(stamp["made_from"], made_from):
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+            write_record(self.folder / STAMP, {"made_from": made_from, "state": "started", "files": {}})
+        return made_from
+
+    def carry_out(self, finished: Callable[[int], None], again: bool = True) -> Made:
+        """Compute what is missing, and note what was made from what, before and after."""
+        if why := self.lacking():
+            raise UserError(why)
+        made_from = self.begin()
+        made = self.run(self.config, finished, again)
         files = {os.path.relpath(path, self.folder): file_print(path) for path in made.files}
         about = {"made_from": made_from, "state": "done", "failed": made.failed, "without": made.without}
         write_record(self.folder / STAMP, {**about, "files": files})
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return made

@@ -18,7 +18,8 @@ from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST
 from pewe.deltas.kinds import KINDS
 from pewe.files import read_record
-from pewe.grid.step import Made, Step
+from pewe.grid.parts import PAIRS, PAIRS_AS_THEY_ARE, SCOPES, STACKS, blocks, by_scope
+from pewe.grid.step import WHOLE, Made, Parts, Step
 from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
 from pewe.merging.save import RECORD
@@ -82,9 +83,11 @@ class Grid:
         """The folder of this step."""
         return self.base / (f"from_{of}" if kind == "tuned" else f"{kind}/{of}")
 
-    def _step(self, kind: str, of: str, config, run, needs: tuple = (), cells: int = 1, row: str = "") -> Step:
+    def _step(
+        self, kind: str, of: str, config, run, needs: tuple = (), cells: int = 1, row: str = "", parts: Parts = WHOLE
+    ) -> Step:
         needed = tuple(self.step(*need) for need in needs)
-        return Step(self.folder(kind, of), config, run, needed, cells, row, self.material)
+        return Step(self.folder(kind, of), config, run, needed, cells, row, self.material, parts)
 
     def _tuning(self, section: str, output_dir: Path, **flags) -> TuneConfig:
         return self.config(
@@ -94,18 +97,20 @@ class Grid:
     def _sources(self) -> Step:
         kind = KINDS[self.delta].sources or self.delta
         config = self._tuning("sources", self.folder("sources"), full_train=True, tune_method=kind)
-        return self._step("sources", "", config, tune_tasks, (), runs(config, self.tasks), SOURCES)
+        return self._step("sources", "", config, tune_tasks, (), runs(config, self.tasks), SOURCES, STACKS)
 
     def _pairs(self) -> Step:
-        return self._of_pairs("pairs", tune_all_ckpt.Config, tune_all_ckpt.run)
+        return self._of_pairs("pairs", tune_all_ckpt.Config, tune_all_ckpt.run, PAIRS)
 
     def _zero_shot(self) -> Step:
-        return self._of_pairs("zero_shot", dev_all_ckpt.Config, dev_all_ckpt.run)
+        return self._of_pairs("zero_shot", dev_all_ckpt.Config, dev_all_ckpt.run, PAIRS_AS_THEY_ARE)
 
-    def _of_pairs(self, kind: str, config_class: type, command: Callable) -> Step:
+    def _of_pairs(self, kind: str, config_class: type, command: Callable, parts: Parts) -> Step:
         paths = {"source_ckpt_path": str(self.folder("sources")), "output_dir": str(self.folder(kind))}
         config = self.config(config_class, "tuning", "pairs", **paths)
-        return self._step(kind, "", config, tuned_by(command), (("sources",),), runs(config, self.tasks**2))
+        return self._step(
+            kind, "", config, tuned_by(command), (("sources",),), runs(config, self.tasks**2), parts=parts
+        )
 
     def _statistics(self) -> Step:
         config = self.config(collect_deltas.Config, source_ckpt_path=str(self.folder("sources")), full_train=True)
@@ -113,6 +118,7 @@ class Grid:
 
     def _tuned(self, init: str) -> Step:
         config, needs, run = self._tuning("targets", self.folder("tuned", init)), (), tune_tasks
+        parts = STACKS
         own = KINDS[self.delta].inits
         if init in own:
             config = replace(config, expert_path=str(self.folder("sources")), **own[init])
@@ -120,8 +126,9 @@ class Grid:
         elif init != "Random":
             config = replace(config, train_checkpoint=str(self.folder("weights", init)))
             needs = (("weights", init),)
-            run = tune_scopes if ENSEMBLES[init].group == MODULES else tune_tasks
-        return self._step("tuned", init, config, run, needs, runs(config, self.tasks), init)
+            if ENSEMBLES[init].group == MODULES:
+                run, parts = tune_scopes, SCOPES
+        return self._step("tuned", init, config, run, needs, runs(config, self.tasks), init, parts)
 
     def _similarity(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
@@ -135,7 +142,8 @@ class Grid:
             measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
         )
         needs = (("sources",),) * (not measure.matrix) + (("tuned", "Random"),) * measure.needs_target
-        return self._step("similarity", init, config, at_once(partial(loop.run, measure), matrix_of), needs)
+        run, parts = at_once(partial(loop.run, measure), matrix_of), WHOLE if measure.matrix else blocks(measure)
+        return self._step("similarity", init, config, run, needs, parts=parts)
 
     def _weights(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
@@ -166,7 +174,7 @@ def runs(config: TuneConfig, inits: int) -> int:
 def at_once(command: Callable, files_of: Callable[[object], list[Path]]) -> Callable[..., Made]:
     """A command without cells of its own, as a step carries it out; `files_of` its configuration are what it made."""
 
-    def carry_out(config, finished) -> Made:
+    def carry_out(config, finished, again=True) -> Made:
         command(config)
         return Made(files_of(config))
 
@@ -192,9 +200,9 @@ def statistics_of(config) -> list[Path]:
 def tuned_by(command: Callable) -> Callable[..., Made]:
     """A tuning command as a step carries it out: runs that diverged are cells that failed."""
 
-    def carry_out(config, finished) -> Made:
+    def carry_out(config, finished, again=True) -> Made:
         try:
-            return Made(files_of_runs(config, command(config, finished)))
+            return Made(files_of_runs(config, command(config, finished, again)))
         except FailedRuns as error:
             failed = {str(folder.relative_to(config.output_dir)): cause for folder, cause in error.causes.items()}
             return Made(files_of_runs(config, error.table), failed, list(error.tasks))
@@ -211,23 +219,22 @@ def files_of_runs(config: TuneConfig, table: pd.DataFrame) -> list[Path]:
     return [out / RESULT, *(path for path in (*found, *sorted(best)) if path.is_file())]
 
 
-def tune_tasks(config: TuneConfig, finished: Callable[[int], None]) -> Made:
+def tune_tasks(config: TuneConfig, finished: Callable[[int], None], again: bool = True) -> Made:
     """Tune all tasks; where that fails, every task by itself, so that one bad task costs one cell."""
     tasks = task_names(config)
     try:
-        return tuned_by(tune)(config, finished)
+        return tuned_by(tune)(config, finished, again)
     except Exception as error:
         if len(tasks) == 1:
             return Made([], {tasks[0]: cause_of(error)}, tasks)
-    return sum((tune_tasks(replace(config, tasks=[task]), finished) for task in tasks), Made([]))
+    return sum((tune_tasks(replace(config, tasks=[task]), finished, again) for task in tasks), Made([]))
 
 
-def tune_scopes(config: TuneConfig, finished: Callable[[int], None]) -> Made:
+def tune_scopes(config: TuneConfig, finished: Callable[[int], None], again: bool = True) -> Made:
     """Tune from the ensemble of every block or layer, each into its own folder."""
-    made, ensembles = Made([]), Path(config.train_checkpoint)
-    for scope in read_record(ensembles / RECORD)["scopes"]:
-        own = replace(config, train_checkpoint=str(ensembles / scope), output_dir=f"{config.output_dir}/{scope}")
-        one = tune_tasks(own, finished)
+    made = Made([])
+    for scope, own in by_scope(config).items():
+        one = tune_tasks(own, finished, again)
         made += Made(one.files, {f"{scope}/{cell}": cause for cell, cause in one.failed.items()}, one.without)
     return made
 

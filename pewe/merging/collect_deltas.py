@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pewe.backbone import Backbone, BackboneConfig, load_backbone
+from pewe.backbone import Backbone, BackboneConfig, frozen_backbone
 from pewe.batches import Batch, scoring_batches
 from pewe.cli import log, log_to
 from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
@@ -174,7 +174,7 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     if config.tune_method not in WATCHES:
         raise UserError(f"--tune_method {config.tune_method}: statistics are taken of {', '.join(WATCHES)} only")
-    backbone = load_backbone(config)
+    backbone = frozen_backbone(config)
     delta = attach_delta(backbone.model, config)
     folder, tasks = Path(config.source_ckpt_path), task_names(config)
     paths, made_for = [task_checkpoint(folder, task) for task in tasks], delta_identity(config)

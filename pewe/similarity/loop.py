@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pewe.backbone import Backbone, load_backbone
+from pewe.backbone import Backbone, frozen_backbone
 from pewe.batches import Batch, scoring_batches
 from pewe.cli import log, log_settings, log_to
 from pewe.data import Encoded, load_split, sampled_prefixes, split_digest, task_names
@@ -29,7 +29,7 @@ from pewe.deltas.config import unread_flags
 from pewe.deltas.kinds import SCORED
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
-from pewe.files import hold, provenance
+from pewe.files import PARTS, hold, provenance
 from pewe.flags import check as check_flags
 from pewe.identity import deciding, model_digest, state_digest
 from pewe.inputs import check_backbone, check_data, check_files
@@ -55,7 +55,7 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
 
 def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
     targets, source_names = task_names(config, scored=False), task_names(config, "source_tasks", scored=False)
-    backbone = load_backbone(config)
+    backbone = frozen_backbone(config)
     delta = attach_delta(backbone.model, config)
     states = read_sources(config, delta, config.source_ckpt_path, source_names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
@@ -68,6 +68,7 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     }
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
     rows = Matrix(out, record, targets, source_names)
+    rows.adopt(out / PARTS)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
 

@@ -12,6 +12,8 @@ from pewe.identity import difference, file_digest
 from pewe.reporting.plots import heat_map
 from pewe.similarity.table import COLUMNS, RESULT, similarity_frame
 
+BY_TARGET = ("dev", "tuned")  # entries of the settings that have one for each target
+
 
 def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     """The rows that an interrupted run left, made from the same; any other matrix is set aside."""
@@ -36,13 +38,25 @@ class Matrix:
     """
 
     def __init__(self, out: Path, record: dict, targets: Sequence[str], sources: Sequence[str]):
-        table = previous_rows(out, record["settings"])
-        self.rows = {(r.target, r.source, r.scope): r.value for r in table.itertuples()}
-        self.pairs = {(target, source) for target, source, _ in self.rows}
+        self.rows: dict[tuple[str, str, str], float] = {}
+        self.pairs: set[tuple[str, str]] = set()
+        self._take(previous_rows(out, record["settings"]))
         self.out, self.targets, self.sources = out, list(targets), list(sources)
         there = [file_digest(out / RESULT)] if (out / RESULT).is_file() else []
         self.record = {**record, "finished": False, "tables": {RESULT: there}}
         self.written = time.monotonic()
+
+    def _take(self, table: pd.DataFrame) -> None:
+        self.rows |= {(r.target, r.source, r.scope): r.value for r in table.itertuples()}
+        self.pairs |= {(target, source) for target, source, _ in self.rows}
+
+    def adopt(self, parts: Path) -> None:
+        """Take over the matrices of some of the targets that lie below this folder, as far as they are made from the same."""
+        settings = self.record["settings"]
+        for part in sorted(parts.glob("*")):
+            saved = (read_record(part / "config.json") or {}).get("settings", {})
+            own = {name: {t: v for t, v in settings[name].items() if t in saved.get(name, ())} for name in BY_TARGET}
+            self._take(previous_rows(part, {**settings, **own}))
 
     def has(self, target: str, sources: Sequence[str]) -> bool:
         return all((target, source) in self.pairs for source in sources)

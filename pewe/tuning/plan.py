@@ -1,9 +1,10 @@
 """Which runs a configuration asks for, from which init, and in which stacks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
+from typing import TypeVar
 
 from pewe.backbone import Backbone
 from pewe.data import SPLITS, chosen_prefixes, few_lines, load_split, task_names
@@ -18,9 +19,8 @@ from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.member import Member, read_resume
 from pewe.tuning.runs import Run, folder_of, run_settings
 
-Inits = Callable[
-    [Tunable, str, Shapes], dict[str, DeltaState]
-]  # of a task: the source's name, if any -> where it starts
+One = TypeVar("One", "Cell", Run)
+Inits = Callable[[Tunable, str, str, Shapes], DeltaState]  # of a task and the source, if any: where a run starts
 
 
 def check(config: TuneConfig) -> None:
@@ -71,30 +71,43 @@ def check_use(config: TuneConfig) -> None:
         raise UserError("--train_checkpoint is where tuning starts: give --do_train, and no --test_checkpoint")
 
 
-def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits) -> Iterator[Run]:
-    """Every run of the configuration, with its data read and its init checked before anything is tuned."""
-    for task in task_names(config):
+@dataclass(frozen=True)
+class Cell:
+    """What names a run of a configuration."""
+
+    task: str
+    source: str  # of its init, where the task has several
+    prefix: str
+    batch_size: int
+    learning_rate: float
+
+
+def cells(config: TuneConfig, sources: Sequence[str] = ("",)) -> list[Cell]:
+    """Every run of the configuration, from each of these inits."""
+    return [
+        Cell(task, source, prefix, batch_size, rate)
+        for task in task_names(config)
+        for prefix in chosen_prefixes(config, task)
+        for source, batch_size, rate in product(sources, config.bsz_list, config.learning_rate_list)
+    ]
+
+
+def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits, chosen: Sequence[Cell]) -> Iterator[Run]:
+    """The runs of these cells, each with its data read and its init checked before anything is tuned."""
+    for task, group in groupby(chosen, key=lambda cell: cell.task):
         delta.for_task(config, task, backbone.tokenizer)
-        shapes = shapes_of(delta)
-        prefixes, states = chosen_prefixes(config, task), inits(delta, task, shapes)
-        for prefix in prefixes:
+        shapes, states = shapes_of(delta), {}
+        for cell in group:
+            if cell.source not in states:
+                states[cell.source] = inits(delta, task, cell.source, shapes)
+            prefix, init = cell.prefix, states[cell.source]
             splits = {split: load_split(backbone.tokenizer, config, task, prefix, split) for split in SPLITS}
             lines, largest = len(splits["train"].inputs), max(config.bsz_list)
             if config.do_train and lines < largest:
                 raise UserError(f"task {task!r}: {few_lines(lines, largest)}")
-            for source, batch_size, rate in product(states, config.bsz_list, config.learning_rate_list):
-                settings = run_settings(config, delta, task, prefix, batch_size, rate, splits, states[source])
-                cell = {
-                    "task": task,
-                    "source": source,
-                    "prefix": prefix,
-                    "batch_size": batch_size,
-                    "learning_rate": rate,
-                }
-                folder = folder_of(Path(config.output_dir), {**cell, "seed": config.seed})
-                yield Run(
-                    **cell, folder=folder, splits=splits, init=states[source], settings=settings, model=config.model
-                )
+            settings = run_settings(config, delta, task, prefix, cell.batch_size, cell.learning_rate, splits, init)
+            folder = folder_of(Path(config.output_dir), {**asdict(cell), "seed": config.seed})
+            yield Run(**asdict(cell), folder=folder, splits=splits, init=init, settings=settings, model=config.model)
 
 
 def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes) -> DeltaState:
@@ -112,21 +125,32 @@ def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes)
     return delta.states()[0]
 
 
-def stacks(runs: Sequence[Run], config: TuneConfig) -> Iterator[list[tuple[Run, Member]]]:
-    """Groups of at most `config.largest_stack` runs that have the same batch size and the same number of updates behind them.
+def stacks(chosen: Sequence[One], length_of: Callable[[One], float], config: TuneConfig) -> list[list[One]]:
+    """Groups of at most `config.largest_stack` cells or runs of the same batch size, whether they are finished or not.
 
-    Runs of like input lengths come together, since attention pads to the longest input.
+    Those of like input lengths come together, since attention pads to the longest input.
     """
-    pairs = [(run, prepare(run)) for run in runs]
+    found, size = [], config.largest_stack
+    for _, group in groupby(sorted(chosen, key=lambda one: one.batch_size), lambda one: one.batch_size):
+        together = sorted(group, key=length_of)
+        found += [together[start : start + size] for start in range(0, len(together), size)]
+    return found
 
-    def key(pair: tuple[Run, Member]) -> tuple[int, bool, bool, int]:
-        run, member = pair
-        return run.batch_size, member.resumes, member.progress.finished, member.progress.updates
 
-    for _, group in groupby(sorted(pairs, key=key), key):
-        together = sorted(group, key=lambda pair: pair[0].splits["train"].mean_length())
-        for start in range(0, len(together), config.largest_stack):
-            yield together[start : start + config.largest_stack]
+def length_of(run: Run) -> float:
+    """Tokens of a training input of a run, on average."""
+    return run.splits["train"].mean_length()
+
+
+def in_lockstep(stack: Sequence[Run]) -> Iterator[list[tuple[Run, Member]]]:
+    """The runs of a stack that have the same number of updates behind them; after a kill between two files, not all have."""
+
+    def key(pair: tuple[Run, Member]) -> tuple[bool, bool, int]:
+        _, member = pair
+        return member.resumes, member.progress.finished, member.progress.updates
+
+    for _, group in groupby(sorted([(run, prepare(run)) for run in stack], key=key), key):
+        yield list(group)
 
 
 def prepare(run: Run) -> Member:

@@ -154,6 +154,12 @@ def stored_result(run: Run, tested: bool) -> dict | None:
     return None if reason else result
 
 
+def stored_failure(run: Run) -> str:
+    """The cause of the failure of a run with exactly these settings; empty where it has not failed."""
+    record = read_record(run.folder / RECORD) or {}
+    return "" if identity.difference(record.get("settings"), run.settings) else record.get("failed", "")
+
+
 def _result_in(record: Mapping) -> dict | None:
     """The result in a sound record, with the times that were measured."""
     return {**record["result"], **record[identity.PROVENANCE]} if "result" in record else None

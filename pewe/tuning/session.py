@@ -17,7 +17,7 @@ from pewe import identity
 from pewe.backbone import Backbone
 from pewe.batches import collate_stack, training_updates
 from pewe.cli import log
-from pewe.deltas.checkpoint import save_sealed
+from pewe.deltas.checkpoint import save_together
 from pewe.deltas.tunable import Tunable
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED
@@ -236,8 +236,9 @@ class Session:
         return better
 
     def _write_resume_files(self, states: list[DeltaState]) -> None:
+        files = {}
         for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
-            saved = {
+            files[member.resume_file] = saved = {
                 "settings": member.settings,
                 "delta": state,
                 "best": member.best,
@@ -245,7 +246,7 @@ class Session:
                 "progress": dataclasses.asdict(member.progress),
             }
             saved[identity.PROVENANCE] = {"seconds": saved["progress"].pop("seconds")}
-            save_sealed(member.resume_file, saved)
+        save_together(files)
 
     def retire(self) -> list[Member]:
         """Take the members that have finished or failed out of the stack; returns them."""

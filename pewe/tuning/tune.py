@@ -13,22 +13,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pewe.backbone import Backbone, load_backbone
+from pewe.backbone import Backbone, frozen_backbone, load_backbone
 from pewe.cli import log, log_settings, log_to
-from pewe.data import task_names
 from pewe.deltas.attach import attach_delta
-from pewe.deltas.checkpoint import BEST, checksum, delta_identity, read_checkpoint, sources_hint, task_checkpoint
+from pewe.deltas.checkpoint import BEST, checksum, read_checkpoint
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import MEASURED, Tested, Tunable
 from pewe.errors import UserError
 from pewe.files import hold, write_config
-from pewe.inputs import check_files
-from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
-from pewe.tuning.plan import Inits, check, check_use, initial_state, limited, plan, prepare, stacks
+from pewe.tuning.plan import cells, check, in_lockstep, length_of, limited, plan, prepare, stacks
 from pewe.tuning.room import parts
 from pewe.tuning.runs import (
     COLUMNS,
@@ -37,12 +34,14 @@ from pewe.tuning.runs import (
     other_rows,
     place_best,
     renew,
+    stored_failure,
     stored_result,
     tables_print,
     write_results,
     write_run,
 )
 from pewe.tuning.session import fit, outcomes
+from pewe.tuning.work import Work, pairs_of, work_of
 
 __all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
 
@@ -59,52 +58,63 @@ class FailedRuns(UserError):
         self.causes, self.tasks, self.table = causes, tasks, table
 
 
-def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
+def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None, again: bool = True) -> pd.DataFrame:
     """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results.
 
-    `finished` is told how many runs have a result now that had none, or none known, before.
+    `finished` is told how many runs have a result now that had none, or none known, before. Without `again`, runs that
+    failed are not tried again.
     """
-    return execute(config, lambda delta, task, shapes: {"": initial_state(config, delta, task, shapes)}, finished)
+    return execute(work_of(config), finished, again)
 
 
-def execute(config: TuneConfig, inits: Inits, finished: Callable[[int], None]) -> pd.DataFrame:
-    """Plan the runs of every task from each of its inits (source -> state), carry out those without a result.
+def execute(work: Work, finished: Callable[[int], None], again: bool = True) -> pd.DataFrame:
+    """Plan the runs of every task from each of its inits, carry out those without a result.
 
     No other process may write into the folder meanwhile. Raises FailedRuns at the end where some diverged.
     """
-    config = limited(config)
+    config = limited(work.config)
     check(config)
     out = Path(config.output_dir)
     with hold(out, flag="--output_dir"):
         log_to(out / "log.txt", config.quiet)
         log_settings(config)
         write_config(out, config)
-        backbone = load_backbone(config)
-        delta = attach_delta(backbone.model, config, config.largest_stack)
-        runs = list(plan(config, backbone, delta, inits))
-        return carry_out(config, backbone, delta, runs, finished)
+        backbone, delta = attached(config)
+        runs = list(plan(config, backbone, delta, work.inits, cells(config, work.sources)))
+        return carry_out(config, backbone, delta, runs, finished, again)
+
+
+def attached(config: TuneConfig) -> tuple[Backbone, Tunable]:
+    """The backbone with a delta of this kind."""
+    load = frozen_backbone if KINDS[config.tune_method].frozen else load_backbone
+    backbone = load(config)
+    return backbone, attach_delta(backbone.model, config, config.largest_stack)
 
 
 def carry_out(
-    config: TuneConfig, backbone: Backbone, delta: Tunable, runs: Sequence[Run], finished: Callable[[int], None]
+    config: TuneConfig,
+    backbone: Backbone,
+    delta: Tunable,
+    runs: Sequence[Run],
+    finished: Callable[[int], None],
+    again: bool = True,
 ) -> pd.DataFrame:
     """Those of the runs that have no result yet, stack by stack; the table is written after each."""
-    out, causes = Path(config.output_dir), {}
-    results = {run.folder: result for run in runs if (result := stored_result(run, config.do_predict)) is not None}
+    out = Path(config.output_dir)
+    causes = {} if again else {run.folder: cause for run in runs if (cause := stored_failure(run))}
+    results = stored(runs, config)
     others = list(other_rows(out, runs))
-    pending = [run for run in runs if run.folder not in results]
-    if results:
-        log.info("%d of %d runs are finished already", len(results), len(runs))
     finished(len(results))
     place_best(runs, results, causes)
-    for stack in stacks(pending, config):
-        ended, failed = tune_stack(backbone, delta, stack, config)
-        results |= ended
-        causes |= failed
-        touched = {run.of_task for run, _ in stack}
-        place_best([run for run in runs if run.of_task in touched], results, causes)
-        write_results(out, runs, results, others)
-        finished(len(ended))
+    for stack in stacks(runs, length_of, config):
+        for pairs in in_lockstep([run for run in stack if run.folder not in (results | causes)]):
+            ended, failed = tune_stack(backbone, delta, pairs, config)
+            results |= ended
+            causes |= failed
+            touched = {run.of_task for run, _ in pairs}
+            place_best([run for run in runs if run.of_task in touched], results, causes)
+            write_results(out, runs, results, others)
+            finished(len(ended))
     table = write_results(out, runs, results, others)
     if not config.quiet:
         print(table.to_string(index=False))
@@ -113,6 +123,14 @@ def carry_out(
         tasks = {run.task: causes[run.folder] for run in runs if run.folder in causes and run.task not in good}
         raise FailedRuns(causes, tasks, table)
     return table
+
+
+def stored(runs: Sequence[Run], config: TuneConfig) -> dict[Path, dict]:
+    """The results that are there, by folder."""
+    results = {run.folder: result for run in runs if (result := stored_result(run, config.do_predict)) is not None}
+    if results:
+        log.info("%d of %d runs are finished already", len(results), len(runs))
+    return results
 
 
 def begin(run: Run, member: Member, config: TuneConfig) -> None:
@@ -268,30 +286,11 @@ def _result(run: Run, member: Member, test: float | None) -> dict:
     return result
 
 
-def tune_all(config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None) -> pd.DataFrame:
+def tune_all(
+    config: TuneAllConfig, finished: Callable[[int], None] = lambda runs: None, again: bool = True
+) -> pd.DataFrame:
     """Tune (`--do_train`) or only score every source delta on every target; rows (target, source, ..., dev, test).
 
     The tuned delta of a pair is copied to `<output_dir>/<target>/<source>/checkpoint-best.pt`.
     """
-    check_use(config)
-    names = task_names(config, "source_tasks", scored=False)
-    states: dict[str, DeltaState] = {}
-    folder = Path(config.source_ckpt_path)
-    check_files((task_checkpoint(folder, name) for name in names), "sources", sources_hint(config.tune_method, folder))
-
-    def inits(delta: Tunable, task: str, shapes: Shapes) -> dict[str, DeltaState]:
-        for name in names:
-            path = task_checkpoint(folder, name)
-            if name not in states:
-                states[name] = read_checkpoint(
-                    path,
-                    config.tune_method,
-                    shapes,
-                    sources_hint(config.tune_method, folder),
-                    built_on=delta.built_on,
-                    made_for=delta_identity(config),
-                )
-            check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
-        return states
-
-    return execute(config, inits, finished)
+    return execute(pairs_of(config), finished, again)

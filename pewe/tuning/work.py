@@ -1,0 +1,46 @@
+"""The runs that a tuning command asks for: of which configuration, and where each begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pewe.data import task_names
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint, task_checkpoint
+from pewe.deltas.tunable import Tunable
+from pewe.inputs import check_files
+from pewe.state import DeltaState, Shapes, check_state
+from pewe.tuning.config import TuneAllConfig, TuneConfig
+from pewe.tuning.plan import Inits, check_use, initial_state
+
+
+@dataclass(frozen=True)
+class Work:
+    """The runs of a configuration, and where each begins."""
+
+    config: TuneConfig
+    inits: Inits
+    sources: Sequence[str] = ("",)  # where a task has several inits
+
+
+def work_of(config: TuneConfig) -> Work:
+    """The runs from an ensemble, or from nothing, or without any tuning."""
+    return Work(config, lambda delta, task, source, shapes: initial_state(config, delta, task, shapes))
+
+
+def pairs_of(config: TuneAllConfig) -> Work:
+    """The runs of every target from every source. Raises UserError where a source is not there."""
+    check_use(config)
+    names, folder = task_names(config, "source_tasks", scored=False), Path(config.source_ckpt_path)
+    states: dict[str, DeltaState] = {}
+    hint = sources_hint(config.tune_method, folder)
+    check_files((task_checkpoint(folder, name) for name in names), "sources", hint)
+
+    def init(delta: Tunable, task: str, name: str, shapes: Shapes) -> DeltaState:
+        path = task_checkpoint(folder, name)
+        if name not in states:
+            like = {"built_on": delta.built_on, "made_for": delta_identity(config)}
+            states[name] = read_checkpoint(path, config.tune_method, shapes, hint, **like)
+        check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
+        return states[name]
+
+    return Work(config, init, names)
