@@ -120,7 +120,7 @@ def model_digest(model: str, tokenizer: str = "") -> str:
 
 
 def _folder_prints(name: str) -> dict[str, str] | str:
-    folder = Path(name) if Path(name).is_dir() else _cached_folder(name)
+    folder = Path(name) if Path(name).is_dir() else cached_folder(name)
     if folder is None:
         return name
     paths = [path for path in folder.iterdir() if path.suffix in _OF_A_MODEL and path.name != _UNREAD]
@@ -128,7 +128,8 @@ def _folder_prints(name: str) -> dict[str, str] | str:
     return files_digests(path for path in paths if not (safe and path.suffix == ".bin"))
 
 
-def _cached_folder(name: str) -> Path | None:
+def cached_folder(name: str) -> Path | None:
+    """The folder of a hub's model in the cache; None where it is not there. Nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     try:

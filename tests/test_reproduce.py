@@ -242,7 +242,9 @@ def test_a_model_that_is_not_there_is_said_before_any_step(here):
 def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):
     reproduce.run(Config(suite="tiny.toml", seeds=[1], init=["Loss"], dry_run=True))
     printed = capsys.readouterr().out
-    assert "to do   tiny/prefix/seed_1/from_Loss  3 cells\n" in printed and "not timed yet" in printed
+    assert "to do   tiny/prefix/seed_1/from_Loss  3 cells, 3 runs, 12 updates, " in printed
+    assert "the whole: 15 runs, 60 updates, " in printed and "GFLOP/s of a matrix product here, cpu" in printed
+    assert "missing" not in printed
     assert not (here.folder / "checkpoints").exists()
 
 
@@ -258,10 +260,28 @@ def test_the_estimated_time_is_of_runs_like_those_that_wait(here, capsys):
         return capsys.readouterr().out
 
     # three sources; three tasks with two learning rates
-    assert f"estimated time of the tuning: {(3 * 120 + 6 * 60) // 60} minutes\n" in printed("adapter")
-    assert "estimated time of the tuning: 0 minutes, and runs of a kind not timed yet\n" in printed("prefix")
-    (out / "cells.tsv").write_text(f"delta\tinit\tseconds\n{rows}prefix\t{SOURCES}\t0\n")
-    assert "estimated time of the tuning: 0 minutes\n" in printed("prefix")
+    assert f"the whole: 9 runs, 36 updates, {(3 * 120 + 6 * 60) / 60:.1f} minutes of one device" in printed("adapter")
+    assert "times: finished runs of adapter, cpu\n" in printed("adapter")
+    assert "GFLOP/s of a matrix product here, cpu" in printed("prefix")
+    (out / "provenance.json").write_text('{"provenance": {"device": "another"}}')
+    assert "finished runs" not in printed("adapter")
+
+
+def test_a_plan_names_what_is_missing_and_the_time_on_devices(here, capsys):
+    flags = {"suite": "tiny.toml", "delta": ["adapter"], "seeds": [1, 2], "init": ["Random", "Loss"], "dry_run": True}
+    reproduce.run(Config(**flags, devices="3"))
+    printed = capsys.readouterr().out
+    assert "critical path: " in printed and "sources > tiny/adapter/seed_" in printed.split("critical path: ")[1]
+    assert [line.split(" device")[0] for line in printed.splitlines() if line.startswith("on ")] == [
+        f"on {count}" for count in (1, 3, 8, 64)
+    ]
+    shutil.rmtree(here.folder / "data" / MINI_TASKS[0])
+    text = (here.folder / "tiny.toml").read_text()
+    (here.folder / "tiny.toml").write_text(text.replace("model = ", 'model = "some/hub_name" #'))
+    reproduce.run(Config(**flags))
+    printed = capsys.readouterr().out
+    assert "missing: --model some/hub_name: not on this machine" in printed and "the whole: 30 runs" in printed
+    assert f"missing: no data for task {MINI_TASKS[0]!r}" in printed
 
 
 def test_a_reduced_run_is_kept_apart(here):
