@@ -392,5 +392,7 @@ def test_a_plan_says_why_a_step_is_made_again(world, capsys):
     world.change("train_iters = 6", "train_iters = 9")
     reproduce.run(Config(suite="steps.toml", delta=["adapter"], seeds=[1], init=INITS, dry_run=True))
     printed = capsys.readouterr().out
-    (line,) = [line for line in printed.splitlines() if line.startswith("to do   steps/adapter/seed_1/sources  3 cells, ")]
+    (line,) = [
+        line for line in printed.splitlines() if line.startswith("to do   steps/adapter/seed_1/sources  3 cells, ")
+    ]
     assert line.endswith("  ('train_iters' was 6, is 9)")

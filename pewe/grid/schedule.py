@@ -48,7 +48,8 @@ class Unit:
 
     def published(self) -> bool:
         """Whether a part has been carried out from what the step is made from now."""
-        return (read_record(self.record) or {}).get("made_from") == digest(self.step.made_from())
+        saved = read_record(self.record)
+        return saved is not None and saved["made_from"] == digest(self.step.made_from())
 
     def carry_out(self, finished: Callable[[int], None]) -> Outcome:
         """Do it; what goes wrong is in the outcome. Where a part fails, the step itself tries again and says why."""
