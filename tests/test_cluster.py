@@ -48,7 +48,7 @@ def ray():
     return pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-cluster.txt")
 
 
-def place(folder: Path, sources: int = 60, targets: int = 40) -> Path:
+def place(folder: Path, sources: int = 20, targets: int = 10) -> Path:
     """A folder with the suite."""
     folder.mkdir()
     (folder / "suite.toml").write_text(SUITE.format(root=ROOT, sources=sources, targets=targets))

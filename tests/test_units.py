@@ -14,12 +14,13 @@ from conftest import ROOT
 from test_steps import SUITE, World, without_pictures
 
 from pewe.backbone import load_tokenizer
+from pewe.data import SPLITS, task_names
 from pewe.errors import UserError
 from pewe.files import PARTS, hold, patient
 from pewe.grid import cluster
 from pewe.grid import run as reproduce
 from pewe.grid.config import Config
-from pewe.grid.cost import Lines, Shapes, of_run, share_of_peak
+from pewe.grid.cost import Lines, Shapes, of_run, share_of_peak, split_lines
 from pewe.grid.schedule import Outcome, Schedule, Unit
 from pewe.grid.simulate import in_time
 from pewe.grid.split import part_of
@@ -221,7 +222,11 @@ def test_the_model_of_cost_is_near_the_stored_seconds():
         own = stored[stored["delta"] == delta]
         for full, flags, batch in ((True, sources, 16), (False, targets, 8)):
             seconds = own["seconds"][(own["init"] == "Full data") == full].median()
-            model = of_run(MINI, TuneConfig(**flags), splits, batch) / (145e9 * share_of_peak(MINI))
+            own_flags = {**flags, "full_train": full, "task_dir": str(ROOT / "data/mini_gym"), "tune_method": delta}
+            config = suite.config(TuneConfig, delta, **own_flags)
+            tasks = [{one: split_lines(config, tokenizer, task, one) for one in SPLITS} for task in task_names(config)]
+            flop = sum(of_run(MINI, config, splits, batch) for splits in tasks) / len(tasks)
+            model = flop / (145e9 * share_of_peak(MINI))
             assert 1 / 1.5 < model / seconds < 1.5
     flan = pd.read_csv(ROOT / "results/reference/flan_t5_small/cells.tsv", sep="\t")
     seconds = flan["seconds"][flan["init"] != "Full data"].median()
