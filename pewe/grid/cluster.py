@@ -83,9 +83,9 @@ def connected(devices: str, address: str, on_gpu: bool) -> Iterator[tuple[Module
     cores, cards = os.cpu_count() or 1, _cards() if on_gpu and not address else 0
     wanted = int(devices) if devices.isdecimal() else cards or cores
     local = {"num_cpus": max(cores, wanted), "num_gpus": min(cards, wanted) if cards else 0, "include_dashboard": False}
-    about = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}}
-    }
+    ours = {name: value for name, value in os.environ.items() if name.startswith("PEWE_")}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    about = {"runtime_env": {"env_vars": {**ours, "PYTHONPATH": path}}}
     ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **about, **({} if address else local))
     try:
         there = ray.cluster_resources()

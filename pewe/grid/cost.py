@@ -63,12 +63,6 @@ class Shapes:
         decoder = self.decoder_layers * (2 * attention + self.feed_forward)
         return encoder + decoder + 2 * self.vocabulary * self.d_model
 
-    def activations(self, lines: "Lines", rows: int) -> float:
-        """Numbers that an update of so many rows keeps for its backward pass: of every layer, and of the head."""
-        position = 8 * self.d_model + 4 * self.d_ff + 2 * self.inner / 16 * lines.inputs
-        tokens = self.layers * lines.inputs + self.decoder_layers * lines.outputs
-        return rows * (tokens * position + 3 * lines.outputs * self.vocabulary)
-
 
 def shapes_in(folder: Path) -> Shapes:
     """Of a model's folder. Raises UserError where there is no config.json, or it is no T5's."""
@@ -86,11 +80,12 @@ def shapes_in(folder: Path) -> Shapes:
 
 @dataclass(frozen=True)
 class Lines:
-    """A data file: its lines, and the tokens of an input and of an answer, on average, after they are cut."""
+    """A data file: its lines, the tokens of an input and of an answer on average, and the most of each, after they are cut."""
 
     count: int
     inputs: float
     outputs: float
+    longest: tuple[int, int] = (0, 0)
 
 
 @cache
@@ -100,7 +95,8 @@ def lines_of(path: Path, tokenizer, longest_input: int, longest_output: int) -> 
     seen = examples[:: max(1, len(examples) // SAMPLE)]
     inputs = tokenise(tokenizer, [f" [{path.parent.name}] {example.input}" for example in seen], longest_input)
     outputs = tokenise(tokenizer, [f"<extra_id_0>{example.outputs[0]}" for example in seen], longest_output)
-    return Lines(len(examples), sum(map(len, inputs)) / len(seen), sum(map(len, outputs)) / len(seen))
+    longest = max(map(len, inputs)), max(map(len, outputs))
+    return Lines(len(examples), sum(map(len, inputs)) / len(seen), sum(map(len, outputs)) / len(seen), longest)
 
 
 def split_lines(config: TaskConfig, tokenizer, task: str, split: str) -> Lines:

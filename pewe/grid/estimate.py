@@ -1,7 +1,7 @@
 """What an experiment will take (`--dry_run`): runs, updates, hours, memory and disk of every step, and what is missing for it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from pewe.backbone import load_tokenizer
 from pewe.data import SPLITS, sampled_prefixes, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.files import provenance, read_json, within
 from pewe.grid import cost
@@ -28,6 +29,7 @@ from pewe.model_files import check_folder
 from pewe.reporting.stored import SOURCES
 from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig
+from pewe.tuning.memory import Shape, generation_bytes, update_bytes
 from unit_model import ENSEMBLES
 
 STATES = 3  # of a delta in a resume file: where it stands, its best, statistics of the optimiser
@@ -180,27 +182,40 @@ def of_tuning(grid: Grid, step: Step, known: Timings) -> Estimate:
     seconds, how = step.cells * (timed or 0.0), f"finished runs of {grid.delta}, {known.device}"
     if timed is None:
         seconds, how = by_flop(shapes, flop)
-    rows = min(config.stack, step.cells) * min(max(config.bsz_list), config.micro_batch_size)
-    kept = max(shapes.activations(splits[task]["train"], rows) for task in tasks)
     size = state_bytes(config)
-    return Estimate(
-        step.cells, updates_of(step), seconds, memory(config, shapes, kept), step.cells * size * (1 + STATES), how
+    kept = max(held(config, min(config.largest_stack, step.cells), splits[task]) for task in tasks)
+    disk = step.cells * size * (1 + STATES)
+    return Estimate(step.cells, updates_of(step), seconds, weights(config, shapes) + kept, disk, how)
+
+
+def held(config: TuneConfig, members: int, splits: Mapping[str, cost.Lines]) -> float:
+    """Bytes of a stack beside the weights, at its peak: an update of the longest lines, or answers to them."""
+    delta = on_meta(config)
+
+    def shape(split: str, rows: int) -> Shape:
+        (inputs, answers), rows = splits[split].longest, members * min(rows, splits[split].count)
+        return Shape.of([inputs] * rows, [answers] * rows)
+
+    update = shape("train", min(max(config.bsz_list), config.micro_batch_size))
+    answers = shape("test", config.predict_batch_size)
+    return max(
+        update_bytes(delta, update, members) if config.do_train else 0,
+        generation_bytes(delta, answers, config.max_output_length),
     )
 
 
 def of_similarity(step: Step) -> Estimate:
-    """Of a similarity: every source on the lines of every target that its measure takes."""
+    """Of a similarity: every source on the lines of every target that its measure takes; of memory, what is free."""
     config, shapes, tasks = step.config, shapes_of(step.config), task_names(step.config)
     measure = next(MEASURES[one.measure] for name, one in ENSEMBLES.items() if name == step.folder.name)
-    flop, kept = 0.0, 0.0
+    flop = 0.0
     for task in tasks:
         dev = lines(config, task, "dev")
         batches = config.max_batches or measure.max_batches(config, task) or -1
         count = dev.count if batches < 0 else min(dev.count, batches * config.predict_batch_size)
         flop += len(tasks) * count * shapes.forward(dev) * (2 if measure.gradients else 1)
-        kept = max(kept, shapes.activations(dev, count) / (1 if measure.gradients else shapes.layers))
     seconds, how = by_flop(shapes, flop)
-    return Estimate(seconds=seconds, memory=memory(config, shapes, kept), disk=100.0 * len(tasks) ** 2, how=how)
+    return Estimate(seconds=seconds, memory=weights(config, shapes), disk=100.0 * len(tasks) ** 2, how=how)
 
 
 def by_flop(shapes: cost.Shapes, flop: float) -> tuple[float, str]:
@@ -250,20 +265,23 @@ def lines(config, task: str, split: str) -> cost.Lines:
 
 
 def state_bytes(config: TuneConfig) -> float:
-    """Of one delta in float32, attached to a backbone without numbers."""
-    folder = folder_of(config.model)
+    """Of one delta in float32."""
+    return 4.0 * sum(tensor.numel() for tensor in on_meta(config).named.values())
+
+
+def on_meta(config: TuneConfig) -> Tunable:
+    """A delta of this kind on a backbone without numbers."""
     kind = part(config, DeltaConfig)
-    if (config.model, repr(kind)) not in _bytes:
+    if (config.model, repr(kind)) not in _deltas:
         with torch.device("meta"):
-            backbone = T5ForConditionalGeneration(AutoConfig.from_pretrained(folder))
-        numbers = sum(tensor.numel() for tensor in attach_delta(backbone, kind).named.values())
-        _bytes[config.model, repr(kind)] = 4.0 * numbers
-    return _bytes[config.model, repr(kind)]
+            backbone = T5ForConditionalGeneration(AutoConfig.from_pretrained(folder_of(config.model)))
+        _deltas[config.model, repr(kind)] = attach_delta(backbone, kind)
+    return _deltas[config.model, repr(kind)]
 
 
-_bytes: dict[tuple[str, str], float] = {}
+_deltas: dict[tuple[str, str], Tunable] = {}
 
 
-def memory(config, shapes: cost.Shapes, kept: float) -> float:
-    """Bytes at the peak: the weights, and what is kept for a backward pass."""
-    return shapes.parameters * (2 if config.dtype == "bfloat16" else 4) + 4.0 * kept
+def weights(config, shapes: cost.Shapes) -> float:
+    """Bytes of the backbone."""
+    return shapes.parameters * (2.0 if config.dtype == "bfloat16" else 4.0)

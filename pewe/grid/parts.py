@@ -27,7 +27,7 @@ def stacks(work: Callable[[TuneConfig], Work], flag: str = "") -> Parts:
     """The stacks of a tuning command; where a task has several inits, `flag` names them."""
 
     def names(config) -> list[str]:
-        return numbered(number_of_parts(config, task_names(config, flag) if flag else ("",)))
+        return numbered(number_of_parts(config, task_names(config, flag, scored=False) if flag else ("",)))
 
     return Parts(names, lambda config, name, finished: tune_part(work(config), int(name), finished))
 
@@ -62,11 +62,11 @@ def blocks(measure: Measure) -> Parts:
     """Blocks of targets of a similarity, each with all sources."""
 
     def names(config) -> list[str]:
-        return numbered(-(-len(task_names(config)) // BLOCK))
+        return numbered(-(-len(task_names(config, scored=False)) // BLOCK))
 
     def carry_out(config, name: str, finished: Callable[[int], None]) -> None:
-        tasks, start = task_names(config), int(name) * BLOCK
-        sources = task_names(config, "source_tasks")
+        tasks, start = task_names(config, scored=False), int(name) * BLOCK
+        sources = task_names(config, "source_tasks", scored=False)
         out = str(Path(config.output_dir) / PARTS / name)
         own = {"tasks": tasks[start : start + BLOCK], "source_tasks": sources, "output_dir": out, "pictures": False}
         loop.run(measure, replace(config, **own))

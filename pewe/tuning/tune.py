@@ -59,7 +59,7 @@ class FailedRuns(UserError):
 
 
 def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None, again: bool = True) -> pd.DataFrame:
-    """All runs that are not finished yet, `config.stack` at a time; returns and writes the table of results.
+    """All runs that are not finished yet, `config.largest_stack` at a time; returns and writes the table of results.
 
     `finished` is told how many runs have a result now that had none, or none known, before. Without `again`, runs that
     failed are not tried again.
