@@ -34,5 +34,6 @@ MEASURES = Measures(
     Cosine_of_Logits_and_Labels="get_Cosine_of_Logits_and_Labels",
     GraNd="get_GraNd",
     TextEmb="get_TextEmb",
+    Length="get_Length",
     block="get_block",
 )

@@ -63,10 +63,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         log.warning(
             "--dtype bfloat16: its products take %.1f times as long as those of float32 on this machine", 1 / gain
         )
-    check_t5(config.model)
-    if config.tokenizer_path:
-        check_folder(config.tokenizer_path, "--tokenizer_path", needs="")
-    tokenizer = _t5_tokenizer(config.tokenizer_path or config.model)
+    tokenizer = t5_tokenizer(config)
     model = _load_model(config.model, DTYPES[config.dtype])
     _check_tokens(config.model, model, tokenizer)
     return Backbone(model.to(device), tokenizer, device)
@@ -88,6 +85,14 @@ def frozen_backbone(config: BackboneConfig) -> Backbone:
 
 
 _kept: dict[tuple, Backbone] = {}
+
+
+def t5_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; raises UserError for a model that is no T5, or a tokenizer that is not one of a T5."""
+    check_t5(config.model)
+    if config.tokenizer_path:
+        check_folder(config.tokenizer_path, "--tokenizer_path", needs="")
+    return _t5_tokenizer(config.tokenizer_path or config.model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

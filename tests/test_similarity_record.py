@@ -13,7 +13,6 @@ import dev_all_ckpt
 import pewe.similarity.loop
 import pewe.similarity.matrix
 from get_similarity import MEASURES, get_block, get_GraNd, get_Loss
-from get_similarity.get_TextEmb import TextEmbConfig
 from pewe.cli import parse
 from pewe.data import TaskConfig
 from pewe.deltas.attach import attach_delta
@@ -24,6 +23,7 @@ from pewe.files import hold, read_record
 from pewe.model_files import BackboneConfig
 from pewe.similarity.config import SimilarityConfig, TargetDeltas
 from pewe.similarity.loop import run
+from pewe.similarity.tasks import TasksConfig
 from pewe.tuning.config import TrainConfig
 
 RESULT = "result.tsv"
@@ -105,7 +105,7 @@ def test_flags_of_tuning_are_accepted_and_said_to_be_ignored(capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="unknown flag '--train_itters'; did you mean '--train_iters'"):
         parse(SimilarityConfig, ["--train_itters", "5"])
-    assert parse(TextEmbConfig, ["--apply_lora", "--one_prefix", "--as_original"]) == TextEmbConfig()
+    assert parse(TasksConfig, ["--apply_lora", "--one_prefix", "--as_original"]) == TasksConfig()
     assert capsys.readouterr().err.strip().endswith("--apply_lora, --as_original, --one_prefix")
     with pytest.raises(SystemExit):
         parse(SimilarityConfig, ["--help"])

@@ -7,18 +7,20 @@ import pytest
 import torch
 from conftest import MINI_TASKS
 
-from get_similarity.get_TextEmb import TextEmbConfig, run
+from get_similarity.get_TextEmb import MEASURE
 from pewe.backbone import load_backbone
 from pewe.cli import parse
 from pewe.data import load_split
 from pewe.files import read_json
 from pewe.merging.save import read_similarity
+from pewe.similarity.loop import run
 from pewe.similarity.table import similarity_frame
+from pewe.similarity.tasks import TasksConfig
 
 
 @pytest.fixture
-def config(tiny_backbone, tiny_data, tmp_path) -> TextEmbConfig:
-    return TextEmbConfig(
+def config(tiny_backbone, tiny_data, tmp_path) -> TasksConfig:
+    return TasksConfig(
         model=str(tiny_backbone),
         task_dir=str(tiny_data),
         tasks=list(MINI_TASKS),
@@ -43,7 +45,7 @@ def test_cosines_by_a_slow_loop(config):
             with torch.no_grad():
                 lines = [backbone.model.encoder(torch.tensor([line])).last_hidden_state[0].mean(0) for line in inputs]
             means[split, task] = torch.stack(lines).mean(0)
-    frame = similarity_frame(run(config))
+    frame = similarity_frame(run(MEASURE, config))
     for target in MINI_TASKS:
         for source in MINI_TASKS:
             expected = torch.cosine_similarity(means["dev", target], means["train", source], dim=0).item()
@@ -53,16 +55,18 @@ def test_cosines_by_a_slow_loop(config):
 
 
 def test_what_decides_a_matrix(config):
-    first = run(config)
+    first = run(MEASURE, config)
     record = Path(config.output_dir) / "config.json"
     settings = read_json(record)["settings"]
-    assert run(replace(config, predict_batch_size=50))["value"].to_numpy() == pytest.approx(first["value"].to_numpy())
+    assert run(MEASURE, replace(config, predict_batch_size=50))["value"].to_numpy() == pytest.approx(
+        first["value"].to_numpy()
+    )
     assert read_json(record)["settings"] == settings
     for change in ({"text_lines": 2}, {"max_input_length": 5}, {"full_train": False}):
-        assert not run(replace(config, **change))["value"].equals(first["value"])
+        assert not run(MEASURE, replace(config, **change))["value"].equals(first["value"])
         assert read_json(record)["settings"] != settings
 
 
 def test_flags_of_the_other_measures_are_accepted(capsys):
-    config = parse(TextEmbConfig, ["--tune_method", "lora", "--source_ckpt_path", "x", "--full_train"])
+    config = parse(TasksConfig, ["--tune_method", "lora", "--source_ckpt_path", "x", "--full_train"])
     assert config.full_train and "--source_ckpt_path, --tune_method" in capsys.readouterr().err

@@ -50,6 +50,7 @@ ENSEMBLES = {
     "Cosine_of_Logits_and_Labels": by_measure("Cosine_of_Logits_and_Labels"),
     "GraNd": by_measure("GraNd"),
     "TextEmb": by_measure("TextEmb", RIVALS),
+    "Length": by_measure("Length", RIVALS),
     "Best_source": Ensemble("unit_model_others", (("similarity", "Loss"),), {"top_k": 1}, group=RIVALS),
     "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
     "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
