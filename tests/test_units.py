@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ import pytest
 from conftest import ROOT
 from test_steps import SUITE, World, without_pictures
 
-from pewe.backbone import load_tokenizer
+from pewe.backbone import frozen_backbone, load_backbone, load_tokenizer
 from pewe.data import SPLITS, task_names
+from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
 from pewe.files import PARTS, hold, patient
 from pewe.grid import cluster
@@ -73,7 +75,8 @@ def test_what_a_stack_holds_does_not_depend_on_what_is_finished():
     ]
 
 
-def test_three_parts_make_the_tables_of_one_run(once, empty, capsys):
+def test_three_parts_make_the_tables_of_one_run(once, empty, capsys, monkeypatch):
+    monkeypatch.setattr("pewe.grid.parts.BLOCK", 2)  # the matrix in two parts
     for _ in range(8):
         for number in (1, 2, 3):
             reproduce.run(config(part=f"{number}/3"))
@@ -88,7 +91,7 @@ def test_three_parts_make_the_tables_of_one_run(once, empty, capsys):
 def test_each_unit_belongs_to_one_part(empty, capsys):
     reproduce.run(config(part="1/1"))
     assert (
-        capsys.readouterr().out == "part 1/1: 8 units done; 0 wait for it or for others\n"
+        capsys.readouterr().out == "part 1/1: 11 units done; 0 wait for it or for others\n"
     )  # 2 of 2 and itself, 2 more
 
 
@@ -137,6 +140,16 @@ def test_results_of_elsewhere_are_taken_where_they_fit(once, empty, capsys, monk
     assert "refused: other/adapter/seed_1/sources: 'train_iters' was 6, is 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="--collect_from nowhere: there is no such folder"):
         reproduce.run(config(collect_from=["nowhere"]))
+
+
+def test_a_frozen_backbone_is_loaded_once_and_takes_any_delta(tiny_backbone):
+    config = TuneConfig(model=str(tiny_backbone), device="cpu", adapter_size=4, prefix_num=5, prefix_r=4)
+    one, other = frozen_backbone(config), frozen_backbone(config)
+    delta = attach_delta(one.model, config)
+    attach_delta(other.model, replace(config, tune_method="prefix"))
+    names = {name for name, _ in one.model.named_parameters()} - {name for name, _ in other.model.named_parameters()}
+    assert len(names) == len(delta.named) and one.model.shared.weight is other.model.shared.weight
+    assert load_backbone(config).model.shared.weight is not one.model.shared.weight
 
 
 def test_without_ray_a_clear_word(monkeypatch):
