@@ -89,10 +89,9 @@ def test_three_parts_make_the_tables_of_one_run(once, empty, capsys, monkeypatch
 
 
 def test_each_unit_belongs_to_one_part(empty, capsys):
+    """Three tunings of two stacks and what puts them together, a matrix, an ensemble."""
     reproduce.run(config(part="1/1"))
-    assert (
-        capsys.readouterr().out == "part 1/1: 11 units done; 0 wait for it or for others\n"
-    )  # 2 of 2 and itself, 2 more
+    assert capsys.readouterr().out == "part 1/1: 11 units done; 0 wait for it or for others\n"
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
