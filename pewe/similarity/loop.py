@@ -91,13 +91,14 @@ def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: S
 
 def check_inputs(measure: Measure, config: SimilarityConfig) -> None:
     """Raises UserError for data, deltas or a backbone that are not there."""
-    targets, own = task_names(config, scored=False), Path(config.random_tuned_ckpt_path)
+    targets = task_names(config, scored=False)
     sources = Path(config.source_ckpt_path)
     check_data(config, targets, ["dev"], first=True)
     check_backbone(config)
     paths = [task_checkpoint(sources, name) for name in task_names(config, "source_tasks", scored=False)]
     check_files(paths, "sources", sources_hint(config.tune_method, sources))
     if measure.needs_target:
+        own = Path(config.random_tuned_ckpt_path)
         paths = [task_checkpoint(own, name) for name in targets]
         check_files(paths, "tuned targets", f"tune them first: bash scripts/{config.tune_method}.sh --output_dir {own}")
 
