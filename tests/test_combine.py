@@ -9,6 +9,7 @@ from pewe.errors import UserError
 from pewe.files import read_record
 from pewe.identity import state_digest
 from pewe.merging.rules import RULES
+from unit_model import ENSEMBLES, listed
 
 CASES = [
     ("task_arithmetic", {"scale": 0.7}, "zero"),
@@ -19,6 +20,7 @@ CASES = [
     ("knots", {}, ""),
 ]
 TIES = {"combine": "ties", "base": "zero"}
+TIES_FLAG = {"combine": "ties"}
 
 
 @pytest.fixture
@@ -109,3 +111,27 @@ def test_products_are_of_lora_only(world):
         )
     with pytest.raises(UserError, match="--combine svd is for lora, not --delta adapter"):
         world.run("average", delta="adapter", combine="svd")
+
+
+def test_a_row_with_a_combiner_is_a_listed_init_with_a_flag():
+    row = ENSEMBLES["Loss+ties"]
+    assert (row.script, row.needs, row.flags) == (ENSEMBLES["Loss"].script, (("similarity", "Loss"),), TIES_FLAG)
+    best = ENSEMBLES["Best_source+svd"]
+    assert best.needs == (("similarity", "Loss"),) and best.flags == {"top_k": 1, "combine": "svd"} and not best.measure
+    assert "Loss+ties" not in list(ENSEMBLES) and "Los+ties" not in ENSEMBLES and "Random+ties" not in ENSEMBLES
+    assert [listed(name) for name in ("Loss", "Loss+ties", "GraNd_block+ties/encoder.block.0")] == [
+        "Loss",
+        "Loss",
+        "GraNd_block",
+    ]
+
+
+def test_sources_that_began_with_different_deltas_are_recorded_as_such(world):
+    def inits(base: str) -> str:
+        world.run("average", combine="ties", base=base)
+        return read_record(world.out / "config.json")["settings"]["combined"]["inits"]
+
+    assert inits("zero") == "unlike or unknown"
+    assert inits(common(world, 0.5)) == inits("zero") == "common"
+    world.source(TASKS[0], 0, init="another")
+    assert inits("zero") == "unlike or unknown"

@@ -396,3 +396,39 @@ def test_a_plan_says_why_a_step_is_made_again(world, capsys):
         line for line in printed.splitlines() if line.startswith("to do   steps/adapter/seed_1/sources  3 cells, ")
     ]
     assert line.endswith("  ('train_iters' was 6, is 9)")
+
+
+# rows with a combiner, and a start that all sources share
+
+
+def test_a_row_with_a_combiner_takes_differences_from_the_start_that_all_sources_share(world, calls):
+    world.change("[weights]", "[sources]\ncommon_init = true\n[weights]")
+    cells = world.run(init=["Random", "Loss+ties"])
+    assert set(cells["init"]) == {"Full data", "Random", "Loss+ties"}  # the others are of the sources as they were
+    assert "weights/Loss+ties" in calls and "similarity/Loss" in calls and "similarity/Loss+ties" not in calls
+    start = state_digest(read_checkpoint(world.base / "sources/common_init.pt", "adapter"))
+    assert {world.settings("sources", task)["init"] for task in MINI_TASKS} == {start}
+    combined = read_record(world.base / "weights/Loss+ties/config.json")["settings"]["combined"]
+    assert combined["rule"] == "ties" and (combined["base"], combined["inits"]) == (start, "common")
+    assert "Loss+ties" in set(pd.read_csv(world.results / "weights.tsv", sep="\t")["init"])
+    calls.clear()
+    assert len(world.run(init=["Random"])) == len(cells) and not calls
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("Loss+tise", "--init Loss[+]tise: its combiner cannot be 'tise'; did you mean 'ties'"),
+        ("Fisher+ties", "--init Fisher[+]ties: its combiner cannot be 'ties'. Known: fisher"),
+        ("Random+ties", "--init cannot be 'Random[+]ties'"),
+    ],
+)
+def test_a_combiner_that_cannot_be_is_named_before_any_step(world, calls, init, message):
+    with pytest.raises(UserError, match=message):
+        world.run(init=[init])
+    assert not calls
+
+
+def test_a_combiner_for_another_kind_of_delta_makes_no_row(world, calls):
+    world.run(init=["Average+svd"])
+    assert not calls

@@ -3,8 +3,8 @@
 No script is imported before it is used, so that tables know the inits without torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -28,6 +28,11 @@ class Ensemble:
     measure_flags: Mapping = field(default_factory=dict)
     group: str = PAPER
 
+    def combined(self, name: str, rule: str) -> "Ensemble":
+        """The same weights, those of the init `name`, with another combiner (`--combine`)."""
+        needs = (("similarity", name),) if self.measure else self.needs
+        return replace(self, needs=needs, flags={**self.flags, "combine": rule}, measure="", measure_flags={})
+
     def load(self) -> ModuleType:
         """The script."""
         return import_module(f"unit_model.{self.script}")
@@ -38,26 +43,50 @@ def by_measure(measure: str, group: str = PAPER, **flags) -> Ensemble:
     return Ensemble("unit_model_others", measure=measure, measure_flags=flags, group=group)
 
 
-ENSEMBLES = {
-    "Average": Ensemble("unit_model_average"),
-    "Manual": Ensemble("unit_model_average", flags={"manual_division": True}),
-    "Cosine": Ensemble("unit_model_cos", (RANDOM,)),
-    "Euclidean": Ensemble("unit_model_Euclidean", (("pairs", ""),)),
-    "Performance": Ensemble("unit_model_Performance", (("pairs", ""), ("zero_shot", ""))),
-    "Loss": by_measure("Loss"),
-    "KL": by_measure("KL"),
-    "EL2N": by_measure("EL2N"),
-    "Cosine_of_Logits_and_Labels": by_measure("Cosine_of_Logits_and_Labels"),
-    "GraNd": by_measure("GraNd"),
-    "TextEmb": by_measure("TextEmb", RIVALS),
-    "Length": by_measure("Length", RIVALS),
-    "Best_source": Ensemble("unit_model_others", (("similarity", "Loss"),), {"top_k": 1}, group=RIVALS),
-    "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
-    "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
-    "GraNd_block": by_measure("GraNd", MODULES, mode="block"),
-    "GraNd_layer": by_measure("GraNd", MODULES, mode="layer"),
-    "block": by_measure("block", MODULES),
-}
+class Ensembles(Mapping[str, Ensemble]):
+    """Name -> init. NAME+RULE is known too, though not listed: the weights of NAME with the combiner RULE (`--combine`)."""
+
+    def __init__(self, entries: Mapping[str, Ensemble]):
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> Ensemble:
+        base, plus, rule = name.partition("+")
+        return self.entries[base].combined(base, rule) if plus else self.entries[base]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def listed(row: str) -> str:
+    """The listed init of a row of the table: of NAME+RULE, and of NAME/SCOPE, which has a row for every scope, NAME."""
+    return row.split("/")[0].split("+")[0]
+
+
+ENSEMBLES = Ensembles(
+    {
+        "Average": Ensemble("unit_model_average"),
+        "Manual": Ensemble("unit_model_average", flags={"manual_division": True}),
+        "Cosine": Ensemble("unit_model_cos", (RANDOM,)),
+        "Euclidean": Ensemble("unit_model_Euclidean", (("pairs", ""),)),
+        "Performance": Ensemble("unit_model_Performance", (("pairs", ""), ("zero_shot", ""))),
+        "Loss": by_measure("Loss"),
+        "KL": by_measure("KL"),
+        "EL2N": by_measure("EL2N"),
+        "Cosine_of_Logits_and_Labels": by_measure("Cosine_of_Logits_and_Labels"),
+        "GraNd": by_measure("GraNd"),
+        "TextEmb": by_measure("TextEmb", RIVALS),
+        "Length": by_measure("Length", RIVALS),
+        "Best_source": Ensemble("unit_model_others", (("similarity", "Loss"),), {"top_k": 1}, group=RIVALS),
+        "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
+        "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
+        "GraNd_block": by_measure("GraNd", MODULES, mode="block"),
+        "GraNd_layer": by_measure("GraNd", MODULES, mode="layer"),
+        "block": by_measure("block", MODULES),
+    }
+)
 
 
 def of_group(group: str) -> list[str]:

@@ -27,6 +27,7 @@ from pewe.files import replacing
 from pewe.state import DeltaState, Shapes, check_state, float_state, shapes_of_state
 
 BEST = "checkpoint-best.pt"
+COMMON_INIT = "common_init.pt"  # in a folder of runs: the delta that all of them began with (--common_init)
 BACKBONE, MODEL = "backbone", "model"  # entries of `args`: fingerprint of the backbone's content, and its name
 NOTHING: Mapping = MappingProxyType({})
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
-from pewe.flags import check, suggest
+from pewe.flags import check, complaint, suggest
 from pewe.grid.config import Config
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
 from pewe.identity import digest, files_digests, model_digest
 from pewe.tuning.config import TuneConfig
+from unit_model import ENSEMBLES
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,21 @@ def resolve(config: Config) -> Experiment:
     for delta in config.delta:
         if delta not in suite.deltas:
             raise UserError(f"--delta cannot be {suggest(delta, suite.deltas)}")
+    check_combiners(config.init)
     name = name_of(config, suite)
     everything = dataclasses.replace(config, delta=[], seeds=sorted({*config.seeds, *seeds_of(name)}))
     todo = grids(config, suite)
     models = {suite.config(TuneConfig, grid.delta, tune_method=grid.delta).model for grid in todo}
     return Experiment(config, suite.title, name, sorted(models), todo, grids(everything, suite))
+
+
+def check_combiners(inits: list[str]) -> None:
+    """Raises UserError for a combiner (NAME+RULE) that there is not, or that the script of its init does not take."""
+    for init in inits:
+        if "+" in init:
+            ensemble = ENSEMBLES[init]
+            if wrong := complaint(ensemble.load().Config, "combine", ensemble.flags["combine"]):
+                raise UserError(f"--init {init}: its combiner {wrong}")
 
 
 def seeds_of(name: str) -> set[int]:

@@ -39,13 +39,13 @@ def collect(grids: Sequence[Grid], out: Path, about: dict) -> None:
 
 def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
     """(table, rows) of every step of a grid that holds today, failed cells aside."""
-    for step in (grid.step("sources"), *(grid.step("tuned", init) for init in grid.inits())):
+    for step in (grid.step("sources"), *(grid.step("tuned", init) for init in grid.rows())):
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
             if step.row in KINDS[grid.delta].inits:
                 gates = gates_of([path.parent for path in files_of(step, "run.json")])
                 yield "weights", mean_gates(gates).assign(init=step.row)
-    for init in [init for init in grid.inits() if init in ENSEMBLES]:
+    for init in [init for init in grid.rows() if init in ENSEMBLES]:
         if not (step := grid.step("weights", init)).missing():
             for path in files_of(step, WEIGHTS):
                 table = read_table(path, ["target", "source", "weight"])

@@ -15,20 +15,22 @@ import tune_all_ckpt
 from get_similarity import MEASURES
 from pewe.cli import cause_of
 from pewe.data import task_names
-from pewe.deltas.checkpoint import BEST
+from pewe.deltas.checkpoint import BEST, COMMON_INIT
 from pewe.deltas.kinds import KINDS
 from pewe.files import read_record
 from pewe.grid.parts import PAIRS, PAIRS_AS_THEY_ARE, SCOPES, STACKS, blocks, by_scope
-from pewe.grid.step import WHOLE, Made, Parts, Step
+from pewe.grid.step import STAMP, WHOLE, Made, Parts, Step
 from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
+from pewe.merging.combine import ZERO
+from pewe.merging.rules import RULES
 from pewe.merging.save import RECORD
 from pewe.reporting.stored import SOURCES
 from pewe.similarity import loop
 from pewe.similarity.table import RESULT
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import FailedRuns, tune
-from unit_model import ENSEMBLES, MODULES
+from unit_model import ENSEMBLES, MODULES, listed
 
 
 @dataclass
@@ -60,8 +62,23 @@ class Grid:
         self.steps = {("sources", ""): self.step("sources")}  # as it was made
 
     def inits(self) -> list[str]:
-        """The rows of the table that this kind of delta has."""
+        """The rows of the table that this kind of delta has, those with another combiner (NAME+RULE) aside."""
         return list(KINDS[self.delta].inits or ("Random", *ENSEMBLES))
+
+    def has(self, init: str) -> bool:
+        """Whether this kind of delta has the row."""
+        if init not in ENSEMBLES or "+" not in init:
+            return init in self.inits()
+        kinds = RULES[ENSEMBLES[init].flags["combine"]].kinds
+        return listed(init) in self.inits() and (not kinds or self.delta in kinds)
+
+    def rows(self) -> list[str]:
+        """`inits`, and the rows with another combiner that this or an earlier call has begun."""
+        others = [f"{init}+{rule}" for init in ENSEMBLES for rule in RULES]
+        return [
+            *self.inits(),
+            *(row for row in others if self.has(row) and (self.folder("tuned", row) / STAMP).is_file()),
+        ]
 
     def config(self, kind: type, *sections: str, **flags):
         """The configuration of a command of the suite for this delta and seed."""
@@ -145,6 +162,11 @@ class Grid:
         run, parts = at_once(partial(loop.run, measure), matrix_of), WHOLE if measure.matrix else blocks(measure)
         return self._step("similarity", init, config, run, needs, parts=parts)
 
+    def _base(self) -> str:
+        """What differences of the sources are taken from: the init that they share (--common_init), else zero."""
+        sources = self.step("sources")
+        return str(sources.folder / COMMON_INIT) if sources.config.common_init else ZERO
+
     def _weights(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
         script = ensemble.load()
@@ -163,6 +185,11 @@ class Grid:
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
         config = replace(config, effective=min(config.effective, self.tasks / 2))
+        rule = RULES[config.combine]
+        if rule.differences:
+            config = replace(config, base=self._base())
+        if rule.statistics and ("statistics", "") not in needs:
+            needs = (*needs, ("statistics", ""))
         return self._step("weights", init, config, at_once(script.run, ensembles_of), (("sources",), *needs))
 
 
@@ -216,7 +243,7 @@ def files_of_runs(config: TuneConfig, table: pd.DataFrame) -> list[Path]:
     folders = [out / run for run in table["run"]]
     found = [folder / name for folder in folders for name in names]
     best = {folder.parents[1] / BEST for folder in folders}
-    return [out / RESULT, *(path for path in (*found, *sorted(best)) if path.is_file())]
+    return [out / RESULT, *(path for path in (*found, *sorted(best), out / COMMON_INIT) if path.is_file())]
 
 
 def tune_tasks(config: TuneConfig, finished: Callable[[int], None], again: bool = True) -> Made:
@@ -250,6 +277,6 @@ def plan(grid: Grid, inits: list[str]) -> list[Step]:
 
     add(grid.step("sources"))
     for init in inits:
-        if init in grid.inits():
+        if grid.has(init):
             add(grid.step("tuned", init))
     return list(ordered.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pewe.cli import parse
+from pewe.cli import log, parse
 from pewe.deltas.checkpoint import Checkpoints, open_checkpoint
 from pewe.errors import UserError
 from pewe.flags import flag
@@ -23,6 +23,7 @@ from pewe.merging.statistics import Statistics, check_finite
 from pewe.state import DeltaState, check_state
 
 ZERO = "zero"  # as a base
+COMMON, UNLIKE = "common", "unlike or unknown"  # what sources began with
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Combiner:
                 name: digest(one.info) for name, one in zip(self.names, self.statistics, strict=True)
             }
         if self.base is not None:
-            about["base"] = state_digest(self.base) if self.base else ZERO
+            about["base"], about["inits"] = state_digest(self.base) if self.base else ZERO, starts_of(self.states)
         return {"combined": about}
 
     def merge(self, W: Tensor, columns: Sequence[int] | None = None) -> Iterable[DeltaState]:
@@ -122,6 +123,8 @@ def common_base(config, states: Checkpoints) -> DeltaState:
     Raises UserError where `--base` is not given, or a source does not say that it began with this one.
     """
     if config.base == ZERO:
+        if starts_of(states) != COMMON:
+            log.info("--base zero: sources that began with %s deltas are taken as they are, not as differences", UNLIKE)
         return {}
     why = f"--combine {config.combine} takes differences from the start that all sources share"
     if not config.base:
@@ -135,6 +138,14 @@ def common_base(config, states: Checkpoints) -> DeltaState:
             what = "began with another delta" if found else "does not say which delta it began with"
             raise UserError(f"{path} {what}; expected --base {config.base}, or give --base {ZERO}")
     return base
+
+
+def starts_of(states: Checkpoints) -> str:
+    """Whether all sources say that they began with one and the same delta: what differences of them mean depends on it."""
+    starts = {
+        open_checkpoint(path, states.tune_method, mapped=True, verify=False)[1].get("init") for path in states.paths
+    }
+    return COMMON if len(starts) == 1 and None not in starts else UNLIKE
 
 
 def statistics_of(config, folder: str, names: Sequence[str], states: Sequence[DeltaState]) -> list[Statistics]:

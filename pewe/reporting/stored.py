@@ -13,10 +13,19 @@ from pewe.own_tasks import declare
 from pewe.reporting import stats
 from pewe.reporting.stats import OUTCOMES
 from task_list import METRICS
-from unit_model import ENSEMBLES
+from unit_model import ENSEMBLES, listed
 
 SOURCES = "Full data"  # the row of the source deltas themselves
-INITS = ("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits))
+
+
+class Rows(tuple[str, ...]):
+    """Names of rows. NAME+RULE is one of them too, though not listed, where NAME is an ensemble."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in ENSEMBLES
+
+
+INITS = Rows(("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits)))
 BASELINES = ("Random", "Average")
 COLUMNS = {  # of the tables: names and numbers
     "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
@@ -56,7 +65,7 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
     """
     if not path.is_file():
         return pd.DataFrame()
-    table, order = read_table(path, [*names, *numbers]), (*INITS, SOURCES)
+    table, order = read_table(path, [*names, *numbers]), Rows((*INITS, SOURCES))
     if table.empty:
         raise UserError(f"{path} has no rows")
     checked = {column: numeric(table, column, path) for column in numbers}
@@ -66,7 +75,7 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
         for line, name in enumerate(table[column].fillna(""), start=2):
             if (name.split("/")[0] if column == "init" else name) not in known[column]:
                 raise UserError(f"{path}, line {line}: {column} cannot be {suggest(name, known[column])}")
-    return table.sort_values("init", key=lambda names: names.str.split("/").str[0].map(order.index), kind="stable")
+    return table.sort_values("init", key=lambda names: names.map(listed).map(order.index), kind="stable")
 
 
 def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:

@@ -58,6 +58,10 @@ class TuneConfig(BackboneConfig, DataConfig, DeltaConfig, TrainConfig):
     train_checkpoint: str = flag(
         "", "folder of ensembles, DIR/without_<task>_checkpoint.pt: init (default: random)", decides=False
     )
+    common_init: bool = flag(
+        False,
+        "where deltas begin at random: all tasks with the same, of the seed alone; it is stored as <output_dir>/common_init.pt",
+    )
     test_checkpoint: str = flag(
         "", "checkpoint file, or folder with <task>/checkpoint-best.pt, to test without tuning", decides=False
     )

@@ -8,10 +8,20 @@ from typing import TypeVar
 
 from pewe.backbone import Backbone
 from pewe.data import SPLITS, chosen_prefixes, few_lines, load_split, task_names
-from pewe.deltas.checkpoint import delta_identity, ensemble_checkpoint, read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import (
+    COMMON_INIT,
+    MODEL,
+    delta_identity,
+    ensemble_checkpoint,
+    read_checkpoint,
+    task_checkpoint,
+    write_checkpoint,
+)
+from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check as check_flags
+from pewe.identity import state_digest
 from pewe.inputs import check_backbone, check_data, check_files
 from pewe.setting import LIMIT_TRAIN_ITERS
 from pewe.state import DeltaState, Shapes, shapes_of
@@ -29,6 +39,10 @@ def check(config: TuneConfig) -> None:
     check_use(config)
     if config.train_epochs and config.largest_stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
+    if config.common_init and not KINDS[config.tune_method].scored:
+        raise UserError(
+            f"--common_init: deltas of --tune_method {config.tune_method} begin with what their task gives them"
+        )
     if config.trace_test and not config.do_predict:
         raise UserError("--trace_test scores the test lines: give --do_predict")
     if not config.train_epochs and max(config.trace_test, default=0) > config.train_iters:
@@ -111,7 +125,10 @@ def plan(config: TuneConfig, backbone: Backbone, delta: Tunable, inits: Inits, c
 
 
 def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes) -> DeltaState:
-    """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only."""
+    """The ensemble for this target, the checkpoint to test, or a random delta that depends on seed and task only.
+
+    With --common_init on the seed only.
+    """
     use = {"shapes": shapes, "built_on": delta.built_on, "made_for": delta_identity(config)}
     if not config.do_train:
         path = Path(config.test_checkpoint)
@@ -121,7 +138,7 @@ def initial_state(config: TuneConfig, delta: Tunable, task: str, shapes: Shapes)
     if config.train_checkpoint:
         path = ensemble_checkpoint(Path(config.train_checkpoint), task)
         return read_checkpoint(path, config.tune_method, hint="make it with a script of unit_model/", **use)
-    delta.initialise([f"{config.seed}/{task}"])
+    delta.initialise([f"{config.seed}" if config.common_init else f"{config.seed}/{task}"])
     return delta.states()[0]
 
 
@@ -171,3 +188,11 @@ def prepare(run: Run) -> Member:
     if saved := read_resume(member.resume_file, run.settings):
         member.progress, member.resumes = saved["progress"], True
     return member
+
+
+def keep_common_init(config: TuneConfig, runs: Sequence[Run]) -> None:
+    """Write the delta that all runs begin with (--common_init): what differences of theirs are taken from."""
+    starts = {state_digest(run.init) for run in runs}
+    if config.common_init and config.do_train and len(starts) == 1:
+        about = {**delta_identity(config), MODEL: config.model, "seed": config.seed}
+        write_checkpoint(Path(config.output_dir) / COMMON_INIT, config.tune_method, runs[0].init, about)

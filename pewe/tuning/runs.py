@@ -106,7 +106,7 @@ def run_settings(
         one_prefix=True,
         do_predict=True,
     )
-    ignored = {"source_tasks", *unread_flags(config.tune_method)}  # the source is the init
+    ignored = {"source_tasks", "common_init", *unread_flags(config.tune_method)}  # both are told by the init
     return {
         "task": task,
         "prefix": prefix,

@@ -25,7 +25,7 @@ from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
-from pewe.tuning.plan import cells, check, in_lockstep, length_of, limited, plan, prepare, stacks
+from pewe.tuning.plan import cells, check, in_lockstep, keep_common_init, length_of, limited, plan, prepare, stacks
 from pewe.tuning.room import parts
 from pewe.tuning.runs import (
     COLUMNS,
@@ -81,6 +81,7 @@ def execute(work: Work, finished: Callable[[int], None], again: bool = True) -> 
         write_config(out, config)
         backbone, delta = attached(config)
         runs = list(plan(config, backbone, delta, work.inits, cells(config, work.sources)))
+        keep_common_init(config, runs)
         return carry_out(config, backbone, delta, runs, finished, again)
 
 
