@@ -18,6 +18,7 @@ from pewe.command import main
 import torch
 from torch import Tensor
 
+from pewe import state
 from pewe.batches import Batch
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED, flag
@@ -73,8 +74,7 @@ def scope_of(name: str, mode: str) -> str:
     """`decoder.block.3.layer.2.adapter.adapter_A` -> all, decoder.block.3 or decoder.block.3.layer.2."""
     if mode == "dev":
         return "all"
-    parts = name.split(".")
-    return ".".join(parts[: MODES[mode]]) if parts[1] == "block" else parts[0]
+    return state.scope_of(name, MODES[mode])
 
 
 def score(sources: Sources, batch: Batch) -> dict[str, Tensor]:

@@ -13,6 +13,15 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Shapes = Mapping[str, torch.Size]
 
 
+def scope_of(name: str, parts: int) -> str:
+    """`decoder.block.3.layer.2.adapter.adapter_A` -> decoder.block.3 (3 leading parts), decoder.block.3.layer.2 (5).
+
+    A prefix has one network for each side of the model, whose scope is that side.
+    """
+    words = name.split(".")
+    return ".".join(words[:parts]) if words[1] == "block" else words[0]
+
+
 def float_state(state: Mapping, path: Path) -> DeltaState:
     """The tensors as float32, without gradients. Raises UserError for anything but dense tensors of floats in the file."""
     if not state:

@@ -23,7 +23,6 @@ from pewe.merging.combine import Combiner
 from pewe.merging.save import (
     EnsembleConfig,
     Part,
-    as_tensor,
     digests,
     ensemble_tasks,
     ensemble_weights,
@@ -31,7 +30,7 @@ from pewe.merging.save import (
     read_states,
     save,
 )
-from pewe.merging.weights import allowed_sources
+from pewe.merging.weights import allowed_sources, as_tensor
 from pewe.similarity.table import RESULT, similarity_frame
 
 delta = "adapter"

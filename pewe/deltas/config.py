@@ -32,8 +32,13 @@ class DeltaConfig(*_flags_of(tuple(KINDS)), MethodConfig):
 
 
 @dataclass(frozen=True)
-class ScoredDeltaConfig(*_flags_of(SCORED), MethodConfig):
-    """The same of the kinds that similarities and ensembles are of."""
+class SizeConfig(*_flags_of(SCORED)):
+    """Sizes of the kinds that similarities and ensembles are of."""
+
+
+@dataclass(frozen=True)
+class ScoredDeltaConfig(SizeConfig, MethodConfig):
+    """Kind and size of such a delta."""
 
 
 def unread_flags(tune_method: str) -> set[str]:

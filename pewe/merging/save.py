@@ -2,6 +2,7 @@
 
 <save_ckpt_path>/without_<target>_checkpoint.pt   the initialisation for each target
 <save_ckpt_path>/final_weight.tsv                 target, source, weight
+<save_ckpt_path>/layer_weight.tsv                 target, layer, source, weight, where every layer has its own
 <save_ckpt_path>/hot_pic_all.png                  targets down, sources across, effective number of sources at the side
 <save_ckpt_path>/config.json                      what they were made from: flags, digests of sources, tables, ...; its files
 
@@ -13,7 +14,7 @@ and, of a similarity by block or layer, whose ensembles lie in a folder per scop
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def ensemble_weights(
     return W, temperature
 
 
-WEIGHTS, RECORD = "final_weight.tsv", "config.json"
+WEIGHTS, LAYER_WEIGHTS, RECORD = "final_weight.tsv", "layer_weight.tsv", "config.json"
 
 
 def digests(tasks: Sequence[str], states: Sequence[DeltaState]) -> dict[str, str]:
@@ -182,8 +183,9 @@ def _about(beside: Path, table: Path) -> bool | None:
 class Part:
     """The ensembles of one scope of the similarity: weights W (T, n), and the merged states in the order of the targets.
 
-    `merged` may make them when they are asked for; it is None where only the weights are wanted. `scope` is the folder of
-    its files, empty where there is one scope only.
+    `layers` are weights of each layer (T, n), where these differ: W is then their mean. `merged` may make the states when
+    they are asked for; it is None where only the weights are wanted. `scope` is the folder of its files, empty where there
+    is one scope only.
     """
 
     targets: Sequence[str]
@@ -192,15 +194,22 @@ class Part:
     title: str
     merged: Iterable[DeltaState] | None
     scope: str = ""
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """The weights by name, targets down and sources across."""
         return pd.DataFrame(self.W.numpy(), index=list(self.targets), columns=list(self.sources))
 
+    def long(self, W: Tensor) -> pd.DataFrame:
+        """Weights (T, n) as rows target, source, weight."""
+        frame = pd.DataFrame(W.numpy(), index=pd.Index(list(self.targets), name="target"), columns=list(self.sources))
+        return frame.reset_index().melt("target", var_name="source", value_name="weight")
+
     def files(self) -> list[str]:
         """Names of its files, from the folder of the ensemble."""
         targets = self.targets if self.merged is not None else []
-        names = [WEIGHTS, "hot_pic_all.png", *(ensemble_checkpoint(Path(), target).name for target in targets)]
+        layers = [LAYER_WEIGHTS] if self.layers else []
+        names = [WEIGHTS, *layers, "hot_pic_all.png", *(ensemble_checkpoint(Path(), target).name for target in targets)]
         return [f"{self.scope}/{name}" if self.scope else name for name in names]
 
 
@@ -250,8 +259,10 @@ def remove_earlier(folder: Path) -> None:
 def _save_part(config: EnsembleConfig, folder: Path, part: Part, args: Mapping) -> None:
     """The files of one part, in its folder."""
     frame = part.frame()
-    long = frame.rename_axis("target").reset_index().melt("target", var_name="source", value_name="weight")
-    write_table(folder / WEIGHTS, long)
+    write_table(folder / WEIGHTS, part.long(part.W))
+    if part.layers:
+        rows = [part.long(W).assign(layer=layer) for layer, W in part.layers.items()]
+        write_table(folder / LAYER_WEIGHTS, pd.concat(rows)[["target", "layer", "source", "weight"]])
     effective = pd.Series(effective_numbers(part.W.numpy()), index=frame.index)
     heat_map(frame, folder / "hot_pic_all.png", part.title, effective, "effective\nsources")
     log.info(
@@ -285,8 +296,3 @@ def save_overview(config: EnsembleConfig, weights: dict[str, pd.DataFrame], targ
 def _spread(frame: pd.DataFrame) -> float:
     """Mean over targets of the standard deviation of the weights of the other tasks."""
     return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
-
-
-def as_tensor(frame: pd.DataFrame) -> Tensor:
-    """The values of a matrix as float64, 0 on the diagonal where it is missing."""
-    return torch.tensor(frame.fillna(0.0).to_numpy(dtype=float, copy=True))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -96,3 +97,8 @@ def warn_of_collapse(S: Tensor, W: Tensor, temperature: float, higher: bool, all
 def _exp(logarithm: float) -> float:
     """e^x, within the range of positive floats."""
     return math.exp(min(max(logarithm, -740.0), 709.0))
+
+
+def as_tensor(frame: pd.DataFrame) -> Tensor:
+    """The values of a matrix as float64, 0 on the diagonal where it is missing."""
+    return torch.tensor(frame.fillna(0.0).to_numpy(dtype=float, copy=True))

@@ -184,5 +184,10 @@ def importance(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def effective_numbers(W: np.ndarray) -> np.ndarray:
-    """exp(entropy) of each row of weights (T, n), (T,): 1 if one source has all the weight, n if n share it equally."""
+    """exp(entropy) of each row of weights (T, n), (T,): 1 if one source has all the weight, n if n share it equally.
+
+    Weights below 0, or beyond a sum of 1, count by their share of all absolute values.
+    """
+    if (W < 0).any() or (W.sum(1) > 1.001).any():
+        W = np.abs(W) / np.maximum(np.abs(W).sum(1, keepdims=True), np.finfo(float).tiny)
     return np.exp(scipy.special.entr(W).sum(1))

@@ -1,0 +1,286 @@
+"""Weights by the target's few-shot lines: LoraHub, greedy soup, gradient, scale; one by one and by slow loops."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MINI_TASKS, SMALL, draws
+from scipy.optimize import minimize
+from torch.nn.functional import cross_entropy
+
+from pewe.backbone import BackboneConfig, load_backbone
+from pewe.batches import collate
+from pewe.data import load_split
+from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import ensemble_checkpoint, read_checkpoint, task_checkpoint, write_checkpoint
+from pewe.deltas.config import ScoredDeltaConfig
+from pewe.errors import UserError
+from pewe.files import read_record, read_table, write_table
+from pewe.losses import member_losses
+from pewe.merging.average import merge
+from pewe.merging.few_shot import FewShot, layers_of, merged_by_layer
+from pewe.merging.rules.task_arithmetic import TaskArithmeticFlags, task_arithmetic
+from pewe.merging.save import read_states
+from unit_model import unit_model_gradient, unit_model_LoraHub, unit_model_scale, unit_model_soup
+
+METHODS = ("adapter", "lora", "prefix")
+TASKS = list(MINI_TASKS)
+
+
+class World:
+    """Random sources on the tiny backbone, and the scripts on them."""
+
+    def __init__(self, folder, backbone, data):
+        self.folder, self.backbone, self.data = folder, backbone, data
+
+    def config(self, module, method: str = "lora", **flags):
+        known = {
+            **{name: value for name, value in SMALL[method].items() if name != "tune_method"},
+            "delta": method,
+            "model": str(self.backbone),
+            "task_dir": str(self.data),
+            "device": "cpu",
+            "tasks": TASKS,
+            "quiet": True,
+            "max_input_length": 32,
+            "max_output_length": 6,
+            "source_ckpt_path": str(self.folder / method),
+            "save_ckpt_path": str(self.folder / f"{method}_{module.__name__.split('.')[-1]}"),
+        }
+        fields = module.Config.__dataclass_fields__
+        return module.Config(**{name: value for name, value in (known | flags).items() if name in fields})
+
+    def few_shot(self, method: str = "lora", **flags) -> FewShot:
+        config = self.config(unit_model_LoraHub, method, **flags)
+        return FewShot(config, read_states(config.source_ckpt_path, method, TASKS), TASKS)
+
+    def weights(self, config) -> pd.DataFrame:
+        table = read_table(Path(config.save_ckpt_path) / "final_weight.tsv", ["target", "source", "weight"])
+        return (
+            table.astype({"weight": float}).pivot(index="target", columns="source", values="weight").loc[TASKS, TASKS]
+        )
+
+    def merged(self, config, task: str) -> dict[str, torch.Tensor]:
+        return read_checkpoint(ensemble_checkpoint(Path(config.save_ckpt_path), task), config.delta)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_backbone, tiny_data, tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("few_shot")
+    for method in METHODS:
+        about = ScoredDeltaConfig(**SMALL[method])
+        delta = attach_delta(load_backbone(BackboneConfig(model=str(tiny_backbone), device="cpu")).model, about)
+        for task in TASKS:
+            state = {name: 0.3 * draws(f"{task}/{name}", *p.shape[1:]) for name, p in delta.named.items()}
+            write_checkpoint(task_checkpoint(folder / method, task), method, state, {})
+    return World(folder, tiny_backbone, tiny_data)
+
+
+# ---- candidates in a stack
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_line_losses_are_those_of_transformers_one_by_one(world, method):
+    few_shot = world.few_shot(method, stack=2)
+    W = torch.tensor([[0.0, 0.7, 0.3], [0.0, -0.4, 1.2], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    candidates = few_shot.mixtures(W)
+    lines = few_shot.split(TASKS[0], "train")
+    sums, tokens = few_shot.line_losses(candidates, lines)
+    assert sums.shape == (3, len(lines.inputs)) and tokens.tolist() == [len(label) for label in lines.labels()]
+    backbone = load_backbone(BackboneConfig(model=str(world.backbone), device="cpu"))
+    delta = attach_delta(backbone.model, ScoredDeltaConfig(**SMALL[method]))
+    for candidate, found in zip(candidates, sums, strict=True):
+        delta.load([candidate])
+        for number in (0, 5):
+            ids, labels = torch.tensor([lines.inputs[number]]), torch.tensor([lines.labels()[number]])
+            with torch.no_grad():
+                logits = backbone.model(input_ids=ids, labels=labels).logits[0]
+            assert found[number].item() == pytest.approx(
+                cross_entropy(logits, labels[0], reduction="sum").item(), rel=1e-4
+            )
+
+
+# ---- LoraHub
+
+
+def quadratic(size: int, seed: int, towards: float = 0.3):
+    """A function whose first steps along the axes get worse or better by the sign of `towards`."""
+    rng = np.random.default_rng(seed)
+    A, goal = rng.normal(size=(size, size)) / size, towards * rng.normal(size=size)
+
+    def many(points: np.ndarray) -> np.ndarray:
+        return np.square((points - goal) @ (np.eye(size) + A)).sum(1)
+
+    return many
+
+
+@pytest.mark.parametrize("towards", [0.02, 0.3])
+@pytest.mark.parametrize("size", [1, 2, 20])
+def test_points_in_stacks_are_those_that_cobyla_asks_for(size, towards):
+    many, asked = quadratic(size, size, towards), []
+
+    def one(x):
+        asked.append(x.copy())
+        return many(x[None])[0]
+
+    options = {"rhobeg": 0.5, "maxiter": 40}
+    minimize(one, np.zeros(size), method="COBYLA", options=options)
+    stacked = unit_model_LoraHub.InStacks(many, 0.5, size)
+    minimize(stacked, np.zeros(size), method="COBYLA", options=options)
+    assert len(stacked.asked) == len(asked) <= 40
+    assert all(np.allclose(x, y, atol=1e-9) for (_, x), y in zip(stacked.asked, asked, strict=True))
+    best = min(asked, key=lambda x: many(x[None])[0])
+    assert np.allclose(stacked.best(), best, atol=1e-9)
+    if towards < 0.1:  # no axis is better than the start: the whole first simplex is one call
+        assert stacked.calls <= 1 + len(asked) - (size + 1)
+
+
+def test_points_beyond_a_bound_are_reflected():
+    points = np.array([2.055, -2.055, 1.5, -1.5, 0.3, 4.6, 7.0])
+    assert unit_model_LoraHub.reflected(points, 1.5) == pytest.approx([0.945, -0.945, 1.5, -1.5, 0.3, -1.4, 1.0])
+
+
+def test_the_loss_is_that_of_the_release():
+    sums, tokens = draws("sums", 2, 7).abs().double(), torch.tensor([2.0, 3, 4, 5, 2, 3, 4], dtype=torch.float64)
+    expected = [(s[:5].sum() / 16 + s[5:].sum() / 7) / 7 for s in sums]
+    assert torch.allclose(unit_model_LoraHub.batch_loss(sums, tokens, 5), torch.stack(expected))
+
+
+def test_lorahub_weighs_the_others_by_the_loss_of_the_merged_delta(world):
+    config = world.config(unit_model_LoraHub, evaluations=12)
+    unit_model_LoraHub.run(config)
+    W = world.weights(config)
+    assert np.diag(W.to_numpy()).tolist() == [0, 0, 0] and np.abs(W.to_numpy()).max() <= 1.5
+    few_shot = world.few_shot()
+    lines = few_shot.split(TASKS[1], "train")
+
+    def value(row) -> float:
+        row = torch.tensor(row, dtype=torch.float64)[None]
+        loss = unit_model_LoraHub.batch_loss(*few_shot.line_losses(few_shot.mixtures(row), lines), 5)
+        return loss.item() + 0.05 * row.abs().sum().item() / 2  # of two sources
+
+    found = value(W.loc[TASKS[1]].to_list())
+    assert found <= min(value([0, 0, 0]), value([0.5, 0, 0]), value([0, 0, 0.5])) + 1e-9
+    expected = next(iter(merge(few_shot.states, torch.tensor(W.loc[[TASKS[1]]].to_numpy()))))
+    assert all(
+        torch.allclose(expected[name], tensor, atol=1e-6) for name, tensor in world.merged(config, TASKS[1]).items()
+    )
+    settings = read_record(Path(config.save_ckpt_path) / "config.json")["settings"]
+    assert settings["few_shot"].keys() == set(TASKS) and settings["evaluations"] == 12
+    with pytest.raises(UserError, match=r"lora_A has shape"):
+        world.few_shot(lora_r=2)
+
+
+# ---- greedy soup
+
+
+def test_a_soup_by_hand():
+    zero = torch.tensor([[9.0, 0.5, 0.7, 0.6], [0.2, 9.0, 0.2, 0.1]], dtype=torch.float64)
+    allowed = torch.tensor([[False, True, True, True], [True, False, True, True]])
+    told = {(0, (2, 3)): 0.65, (0, (1, 2)): 0.7, (1, (0, 2)): 0.3, (1, (0, 2, 3)): 0.29}
+    rounds = []
+
+    def score(W, targets):
+        rounds.append(len(targets))
+        return [told[i, tuple(row.nonzero().flatten().tolist())] for i, row in zip(targets, W, strict=True)]
+
+    chosen = unit_model_soup.soups(zero, allowed, score)
+    assert chosen.tolist() == [[False, True, True, False], [True, False, True, False]]  # a tie stays, a fall does not
+    assert rounds == [2, 2, 0]
+
+
+def test_a_soup_has_the_dev_score_that_it_was_chosen_for(world):
+    table = [(t, s, float(i == (j + 1) % 3)) for i, t in enumerate(TASKS) for j, s in enumerate(TASKS) if i != j]
+    write_table(world.folder / "zero.tsv", pd.DataFrame(table, columns=["target", "source", "dev"]))
+    config = world.config(unit_model_soup, zero_result_path=str(world.folder / "zero.tsv"))
+    unit_model_soup.run(config)
+    W = world.weights(config).to_numpy()
+    assert np.allclose(W.sum(1), 1) and not np.diag(W).any()
+    assert all(W[i, (i - 1) % 3] > 0 for i in range(3))  # the best zero-shot source is always in it
+    assert len(read_record(Path(config.save_ckpt_path) / "config.json")["settings"]["tables"]) == 1
+
+
+# ---- gradient
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_weights_by_gradient_are_those_of_one_target_at_a_time(world, method, by_layer):
+    config = world.config(unit_model_gradient, method, updates=2, by_layer=by_layer, learning_rate=0.3, batch_size=4)
+    unit_model_gradient.run(config)
+    W = world.weights(config)
+    assert np.allclose(W.to_numpy().sum(1), 1, atol=1e-6) and not np.diag(W.to_numpy()).any()
+    assert np.abs(W.to_numpy() - (1 - np.eye(3)) / 2).max() > 0.01  # they have moved
+    alone = replace(config, stack=1, save_ckpt_path=f"{config.save_ckpt_path}_alone")
+    unit_model_gradient.run(alone)
+    assert np.allclose(world.weights(alone).to_numpy(), W.to_numpy(), atol=1e-4)
+    if by_layer:
+        table = read_table(Path(config.save_ckpt_path) / "layer_weight.tsv", ["target", "layer", "source", "weight"])
+        means = table.astype({"weight": float}).groupby(["target", "source"])["weight"].mean()
+        assert means.loc[(TASKS[0], TASKS[1])] == pytest.approx(W.loc[TASKS[0], TASKS[1]], abs=1e-6)
+
+
+def test_the_gradient_of_the_weights_by_finite_differences(world):
+    few_shot = world.few_shot("adapter")
+    layers = [list(few_shot.states[0])[:4], list(few_shot.states[0])[4:]]
+    mixed = unit_model_gradient.Mixed(few_shot, layers)
+    lines = few_shot.split(TASKS[0], "train")
+    batch = collate(list(zip(lines.inputs, lines.labels(), strict=True))[:4], few_shot.backbone.pad)
+
+    def loss(W):
+        mixed.load(W)
+        return member_losses(few_shot.delta, batch).sum()
+
+    W = torch.full((1, 2, 3), 1 / 3)
+    loss(W).backward()
+    found = mixed.gradient()
+    for place in ((0, 0, 1), (0, 1, 2)):
+        step = torch.zeros_like(W)
+        step[place] = 1e-2
+        expected = (loss(W + step) - loss(W - step)).item() / 2e-2
+        assert found[place].item() == pytest.approx(expected, rel=0.02, abs=1e-3)
+
+
+def test_equal_weights_in_all_layers_are_the_merge(world):
+    states = list(world.few_shot().states)
+    W = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64)
+    (merged,) = merged_by_layer(states, dict.fromkeys(layers_of(states[0]), W))
+    (expected,) = merge(states, W)
+    assert list(merged) == list(expected) and all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
+# ---- scale
+
+
+def test_the_scale_of_the_best_dev_score_is_taken(world, monkeypatch):
+    told = iter([[0.1, 0.4, 0.4], [0.5, 0.1, 0.2], [0.0, 0.0, 0.3]])
+    monkeypatch.setattr(FewShot, "dev_scores", lambda self, candidates, tasks: next(told))
+    config = world.config(unit_model_scale, scales=[0.25, 0.5, 1.0], base="zero")
+    unit_model_scale.run(config)
+    settings = read_record(Path(config.save_ckpt_path) / "config.json")["settings"]
+    assert settings["scales"] == {TASKS[0]: 0.5, TASKS[1]: 0.25, TASKS[2]: 1.0}  # of equal scores the first
+    states = [read_checkpoint(task_checkpoint(world.folder / "lora", task), "lora") for task in TASKS]
+    expected = task_arithmetic(states[1:], torch.tensor([0.5, 0.5]), TaskArithmeticFlags(scale=0.5))
+    assert all(torch.allclose(expected[n].float(), t, atol=1e-6) for n, t in world.merged(config, TASKS[0]).items())
+
+
+def test_candidates_of_one_stack_score_as_alone(world):
+    few_shot, W = world.few_shot(), torch.tensor([[0.0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    together = few_shot.dev_scores(few_shot.mixtures(W), TASKS)
+    alone = [few_shot.dev_scores(few_shot.mixtures(row[None]), [task])[0] for row, task in zip(W, TASKS, strict=True)]
+    assert together == pytest.approx(alone)
+    with pytest.raises(UserError, match="--combine svd has no scale"):
+        unit_model_scale.run(world.config(unit_model_scale, combine="svd"))
+    with pytest.raises(UserError, match="for the weighted average alone"):
+        unit_model_gradient.run(
+            world.config(unit_model_gradient, by_layer=True, updates=1, combine="ties", base="zero", batch_size=2)
+        )
+
+
+def test_the_lines_are_those_of_the_target(world):
+    few_shot = world.few_shot()
+    expected = load_split(few_shot.backbone.tokenizer, few_shot.config, TASKS[0], f"{TASKS[0]}_64_42", "train")
+    assert few_shot.split(TASKS[0], "train") == expected
