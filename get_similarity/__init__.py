@@ -35,5 +35,7 @@ MEASURES = Measures(
     GraNd="get_GraNd",
     TextEmb="get_TextEmb",
     Length="get_Length",
+    TaskEmb="get_TaskEmb",
+    LogME="get_LogME",
     block="get_block",
 )

@@ -8,7 +8,7 @@ full training file). Inputs are those that tuning sees: with the task's name in 
 
 import pewe_environment  # noqa: F401
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,9 +42,9 @@ def reader(config: LengthConfig) -> Reader:
     return Reader(t5_tokenizer(config), partial(mean_length, config.text_lines))
 
 
-def distances(targets: Sequence[float], sources: Sequence[float]) -> Tensor:
+def distances(targets: Mapping[str, float], sources: Mapping[str, float]) -> Tensor:
     """|l_i - l_j| of T targets and n sources in tokens, (T, n)."""
-    of = [torch.tensor(lengths, dtype=torch.float64) for lengths in (targets, sources)]
+    of = [torch.tensor(list(lengths.values()), dtype=torch.float64) for lengths in (targets, sources)]
     return (of[0][:, None] - of[1]).abs()
 
 

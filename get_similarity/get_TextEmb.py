@@ -9,7 +9,7 @@ full training file). Inputs are those that tuning sees, with the task's name in 
 
 import pewe_environment  # noqa: F401
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from pewe.command import main
@@ -47,9 +47,9 @@ def reader(config: TasksConfig) -> Reader:
     return Reader(backbone.tokenizer, partial(embedding, backbone, config))
 
 
-def cosines(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Tensor:
+def cosines(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Tensor:
     """(d,) of each of T targets and n sources give (T, n)."""
-    unit = [torch.nn.functional.normalize(torch.stack(list(rows)), dim=1) for rows in (targets, sources)]
+    unit = [torch.nn.functional.normalize(torch.stack(list(rows.values())), dim=1) for rows in (targets, sources)]
     return unit[0] @ unit[1].T
 
 

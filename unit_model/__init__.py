@@ -79,6 +79,8 @@ ENSEMBLES = Ensembles(
         "GraNd": by_measure("GraNd"),
         "TextEmb": by_measure("TextEmb", RIVALS),
         "Length": by_measure("Length", RIVALS),
+        "TaskEmb": by_measure("TaskEmb", RIVALS),
+        "LogME": by_measure("LogME", RIVALS),
         "Best_source": Ensemble("unit_model_others", (("similarity", "Loss"),), {"top_k": 1}, group=RIVALS),
         "Soup": Ensemble("unit_model_soup", (("zero_shot", ""),), group=RIVALS),
         "LoraHub": Ensemble("unit_model_LoraHub", group=RIVALS),

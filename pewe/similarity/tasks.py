@@ -5,7 +5,7 @@ the default: of its full training file); the measure says how alike these are. L
 task's name in front.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from pewe.backbone import BackboneConfig
 from pewe.cli import log_settings, log_to
 from pewe.data import Encoded, TaskConfig, load_split, sampled_prefixes, split_digest, task_names
+from pewe.deltas.config import unread_flags
 from pewe.files import hold, provenance
 from pewe.flags import check, flag
 from pewe.identity import deciding, model_digest
@@ -58,7 +59,7 @@ class OfTasks:
     higher_is_more_similar: bool
     config: type[TasksConfig]
     reader: Callable[[Any], Reader]
-    compare: Callable[[Sequence, Sequence], Tensor]
+    compare: Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor]
     unread: tuple[str, ...] = ()  # flags that it does not look at
 
     def measure(self) -> Measure:
@@ -85,7 +86,7 @@ def matrix_of_tasks(about: OfTasks, config: TasksConfig) -> pd.DataFrame:
             "higher_is_more_similar": about.higher_is_more_similar,
             "provenance": provenance(),
         }
-        targets, sources = ([reader.read(encoded) for encoded in own.values()] for own in texts.values())
+        targets, sources = ({task: reader.read(encoded) for task, encoded in own.items()} for own in texts.values())
         rows = Matrix(out, record, list(texts["dev"]), list(texts["train"]))
         for target, row in zip(texts["dev"], about.compare(targets, sources).tolist(), strict=True):
             rows.add(target, list(texts["train"]), {"all": row})
@@ -99,6 +100,7 @@ def _split(reader: Reader, config: TasksConfig, task: str, split: str) -> Encode
 def identity(about: OfTasks, config: TasksConfig, texts: Mapping[str, Mapping[str, Encoded]]) -> dict:
     """What decides a value of the matrix."""
     told = {"tasks", "source_tasks", "sample", "seed", "full_train", *about.unread}  # by the digests, or not read
+    told |= unread_flags(config.tune_method) if hasattr(config, "tune_method") else set()
     return {
         "measure": about.name,
         **{flag: value for flag, value in deciding(config).items() if flag not in told},
