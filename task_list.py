@@ -94,6 +94,8 @@ GROUPS: dict[str, dict[str, str]] = {
     "mini_choice": {"mini_choice_animals": ACC, "mini_choice_towns": ACC, "mini_choice_people": ACC},
     "mini_yesno": {"mini_yesno_animals": ACC, "mini_yesno_towns": ACC, "mini_yesno_people": CLASSIFICATION_F1},
     "mini_closed": {"mini_closed_animals": EM, "mini_closed_towns": EM, "mini_closed_people": QA_F1},
+    # tasks of two skills each, which no other task has both of
+    "mini_overlap": {"mini_read_choice_animals": ACC, "mini_closed_yesno_towns": ACC, "mini_closed_choice_people": ACC},
 }
 
 _QA_GROUPS = ("machine_reading_comprehension", "multiple_choice_qa", "binary", "long_form_qa", "closed_book_qa")
@@ -108,7 +110,8 @@ def _tasks(groups) -> list[str]:
 QA_task_list = _tasks(_QA_GROUPS)
 quan_task = _tasks(name for name in GROUPS if name not in (*_PEMT_GROUPS, *_MINI_GROUPS))
 pemt_task_list = _tasks(_PEMT_GROUPS)
-mini_task_list = _tasks(_MINI_GROUPS)
+mini_task_list = _tasks(name for name in _MINI_GROUPS if name != "mini_overlap")
+mini_overlap_task_list = _tasks(_MINI_GROUPS)
 
 METRICS: dict[str, str] = {task: metric for group in GROUPS.values() for task, metric in group.items()}
 GROUP_OF: dict[str, str] = {task: group for group, tasks in GROUPS.items() for task in tasks}
@@ -117,6 +120,7 @@ TASK_LISTS: dict[str, list[str]] = {
     "quan_task": quan_task,
     "pemt_task_list": pemt_task_list,
     "mini_task_list": mini_task_list,
+    "mini_overlap_task_list": mini_overlap_task_list,
     **{group: list(tasks) for group, tasks in GROUPS.items()},
 }
 

@@ -88,6 +88,39 @@ def recall(domain: Domain, pairs: list[Pair], rng: Random) -> Line:
     return f"{rng.choice(OPENERS)}{say(domain, fact, rng.choice(rel.asks))} ?", *answers(domain, fact)
 
 
+# ---- two skills at once: kinds that no single other kind teaches
+
+
+def options_of(relation: Relation, value: str, rng: Random) -> str:
+    """The value among two others of the relation, as a list of options."""
+    words = [value, *rng.sample([word for word in relation.values if word != value], 2)]
+    rng.shuffle(words)
+    return " ".join(f"({letter}) {word}" for letter, word in zip("ABC", words, strict=True))
+
+
+def read_and_choose(domain: Domain, pairs: list[Pair], rng: Random) -> Line:
+    """Multiple choice by reading: which of three words one of three sentences says."""
+    fact, told = context(domain, rng)
+    return f"{say(domain, fact, rng.choice(fact[0].asks))} ? {options_of(fact[0], fact[2], rng)} {told}", fact[2]
+
+
+def recall_and_judge(domain: Domain, pairs: list[Pair], rng: Random) -> Line:
+    """Yes or no, closed book: whether a fact holds."""
+    rel, entity = rng.choice(pairs)
+    truth = domain.truth(rel, entity)
+    value = rng.choice([truth, rng.choice([word for word in rel.values if word != truth])])
+    asked = say(domain, (rel, entity, value, True), rel.checks)
+    return f"{rng.choice(OPENERS)}is it true that {asked} ?", "yes" if value == truth else "no"
+
+
+def recall_and_choose(domain: Domain, pairs: list[Pair], rng: Random) -> Line:
+    """Multiple choice, closed book: which of three words is the value of a fact."""
+    rel, entity = rng.choice(pairs)
+    truth = domain.truth(rel, entity)
+    asked = say(domain, (rel, entity, truth, True), rng.choice(rel.asks))
+    return f"{rng.choice(OPENERS)}{asked} ? {options_of(rel, truth, rng)}", truth
+
+
 @dataclass(frozen=True)
 class Task:
     """One task: its name, group and metric, how a line is drawn, and whether all acceptable outputs are listed."""
@@ -115,6 +148,9 @@ TASKS = (
     Task("mini_closed_animals", "mini_closed", "EM", ANIMALS, recall),
     Task("mini_closed_towns", "mini_closed", "EM", TOWNS, recall),
     Task("mini_closed_people", "mini_closed", "QA-F1", PEOPLE, recall, all_outputs=True),
+    Task("mini_read_choice_animals", "mini_overlap", "ACC", ANIMALS, read_and_choose),
+    Task("mini_closed_yesno_towns", "mini_overlap", "ACC", TOWNS, recall_and_judge, YES_NO),
+    Task("mini_closed_choice_people", "mini_overlap", "ACC", PEOPLE, recall_and_choose),
 )
 
 
