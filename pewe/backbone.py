@@ -27,7 +27,7 @@ from pewe.errors import UserError
 from pewe.flags import check
 from pewe.hardware import bfloat16_gain, device_of
 from pewe.identity import model_digest
-from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
+from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, as_stored, check_folder, json_object, loading
 
 transformers.logging.set_verbosity_error()
 torch.set_flush_denormal(True)  # numbers below 1e-38, as sharp attention has them, take a CPU many times longer than 0
@@ -168,6 +168,7 @@ def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
             attn_implementation="eager",
             trust_remote_code=False,
         )
+    as_stored(model)
     for problem in ("mismatched", "missing", "unexpected"):
         if wrong := sorted(key if isinstance(key, str) else key[0] for key in report[f"{problem}_keys"]):
             raise UserError(

@@ -11,7 +11,7 @@ from pewe import backbone
 from pewe.backbone import check_finite, check_vocabulary, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
-from pewe.model_files import check_folder, loading
+from pewe.model_files import as_stored, check_folder, loading
 
 POSITIONS = re.compile(r"(.*\.)?(position_embeddings|embed_positions|wpe)")
 A_LAYER = re.compile(r".*\.\d+\.")  # a name with a number: one of several layers
@@ -41,6 +41,7 @@ def load_model(kind: type, folder: str, new_head: bool = False, **settings) -> P
         model, report = kind.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **settings
         )
+        as_stored(model)
     body = f"{model.base_model_prefix}."
     missing = [
         name for name in report["missing_keys"] if not new_head or (name.startswith(body) and "pooler" not in name)

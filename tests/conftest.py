@@ -22,6 +22,7 @@ from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
+from pewe.model_files import as_stored
 from pewe.similarity.config import TargetConfig
 from pewe.tuning.config import TuneConfig
 from task_list import GROUP_OF, METRICS, TASK_LISTS, QA_task_list
@@ -92,7 +93,15 @@ def fill(model, text: str = ""):
 
 def tiny_t5(**changes) -> T5ForConditionalGeneration:
     """A random tiny T5, the same in every test and on every machine."""
-    return fill(T5ForConditionalGeneration(tiny_config(**changes)).eval())
+    return fill(new_t5(tiny_config(**changes)))
+
+
+def new_t5(config: T5Config) -> T5ForConditionalGeneration:
+    """A T5 of this configuration, which transformers 5 gives a head that is tied to the embedding, whatever it says."""
+    model = as_stored(T5ForConditionalGeneration(config).eval())
+    if not model.config.tie_word_embeddings and model.lm_head.weight is model.shared.weight:
+        model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().clone())
+    return model
 
 
 def random_state(delta, text: str, std: float = 0.3) -> dict[str, torch.Tensor]:

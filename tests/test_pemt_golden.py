@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import new_t5
 from safetensors.torch import load_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config
 
 from pewe.backbone import Backbone
 from pewe.batches import Batch
@@ -42,7 +43,7 @@ def attach(folder: Path, stage: int, weights: str):
     if not path.is_file():
         pytest.skip(f"{path.name} is not here")
     state = {ours(name): tensor for name, tensor in load_file(path).items()}
-    model = T5ForConditionalGeneration(T5Config(**json.loads((folder / "config.json").read_text()))).eval()
+    model = new_t5(T5Config(**json.loads((folder / "config.json").read_text())))
     assert not {name for name in model.state_dict() if name not in state} - {
         "encoder.embed_tokens.weight",
         "decoder.embed_tokens.weight",

@@ -1,8 +1,9 @@
 """Make opendelta 0.3.2 importable on today's stack.
 
-opendelta imports, at module level, an upload client, a web view, `turtle` and `transformers.deepspeed`. None of them is
-used by `DeltaBase`, and none can be taken for granted today, so each is replaced by an empty stand-in while opendelta
-is imported. This module is the only place that knows of it: import `DeltaBase` from here.
+`DeltaBase` needs little of opendelta, but its package imports every model, and with them an upload client, a web view, `turtle`,
+`transformers.deepspeed`, and classes that transformers 5 has no more. So the package's `__init__` is not run: `opendelta` is
+given here as a package with the few names that `DeltaBase` asks it for, and what else it imports is replaced by an empty
+stand-in meanwhile. This module is the only place that knows of it: import `DeltaBase` from here.
 """
 
 import importlib
@@ -10,13 +11,28 @@ import logging
 import sys
 import types
 import warnings
+from importlib.machinery import PathFinder
+
+from pewe.errors import UserError
 
 _STAND_INS = {
     "DeltaCenter": {"OssClient": None},
     "opendelta.utils.interactive.web": {"interactive": None},
     "turtle": {"back": None},
     "transformers.deepspeed": {"deepspeed_config": None, "is_deepspeed_zero3_enabled": lambda: False},
+    "transformers.file_utils": {"PushToHubMixin": type("PushToHubMixin", (), {})},
 }
+
+
+def _package() -> types.ModuleType:
+    """`opendelta` without what its `__init__` imports."""
+    found = PathFinder.find_spec("opendelta")
+    if found is None:
+        raise UserError("opendelta is not installed: pip install --no-deps -r requirements-no-deps.txt")
+    package = types.ModuleType("opendelta")
+    package.__path__, package.__spec__ = list(found.submodule_search_locations), found
+    package.__version__ = "0.3.2"
+    return package
 
 
 def _import_delta_base() -> type:
@@ -30,6 +46,9 @@ def _import_delta_base() -> type:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            package = sys.modules["opendelta"] = _package()
+            package.logging = importlib.import_module("opendelta.utils.logging")
+            package.SaveLoadMixin = type("SaveLoadMixin", (), {})  # the upload client's
             return importlib.import_module("opendelta.basemodel").DeltaBase
     finally:
         logging.root.handlers[:] = handlers
