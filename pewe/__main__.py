@@ -98,8 +98,11 @@ COMMANDS = {
         "page",
     ),
     "convert": Command(
-        "a checkpoint of the original code becomes one of ours", _plain(one="pewe.deltas.convert"), "one"
+        "a checkpoint of the original code, or a LoRA of PEFT, becomes one of ours",
+        _plain(one="pewe.deltas.convert"),
+        "one",
     ),
+    "export": Command("a LoRA becomes a folder of PEFT with a model card", _plain(one="pewe.deltas.export"), "one"),
 }
 
 

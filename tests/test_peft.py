@@ -1,12 +1,23 @@
 """LoRA of the library PEFT in and out: the same function, the same numbers."""
 
+import json
+import pickle
+
 import pytest
 import torch
 from conftest import random_batch, tiny_t5
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
+from pewe.batches import Batch
 from pewe.deltas.attach import attach_delta
+from pewe.deltas.checkpoint import Checkpoints, open_checkpoint, read_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.deltas.peft_folder import targets_of
+from pewe.deltas.export import ExportConfig, export
+from pewe.deltas.peft_folder import CONFIG, WEIGHTS, fitted, read_peft, targets_of
+from pewe.errors import UserError
+from pewe.forward import T5, pack
+from pewe.merging.average import merge
 
 peft = pytest.importorskip("peft")
 
@@ -27,7 +38,7 @@ def make_peft(out, seed=0, model=None, **changes):
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "lora_" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     made.peft_config["default"].base_model_name_or_path = None
     made.save_pretrained(out)
     return out
@@ -56,3 +67,207 @@ def folders(tmp_path_factory):
     """A folder for each of the shapes."""
     out = tmp_path_factory.mktemp("peft")
     return {name: make_peft(out / name, **changes) for name, changes in SHAPES.items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_function_is_that_of_peft(folders, shape):
+    state, args = read_peft(folders[shape])
+    assert torch.allclose(logits_of(state, args), logits_of_peft(folders[shape]), rtol=0, atol=1e-5)
+
+
+def test_every_linear_layer_in_our_own_forward(folders):
+    """What tuning and similarities run is the packed forward, here with a delta on all layers of two members."""
+    state, args = read_peft(folders["all layers"])
+    config = DeltaConfig(tune_method="lora", lora_targets=targets_of(state), lora_r=2, lora_alpha=args["lora_alpha"])
+    model = tiny_t5()
+    delta = attach_delta(model, config, 2)
+    other = {name: -0.5 * tensor for name, tensor in state.items()}
+    delta.load([state, other])
+    batch = random_batch(4)
+    doubled = Batch(**{name: tensor.repeat(2, 1) for name, tensor in batch.items()})
+    packed = pack(model, doubled, 2)
+    with torch.no_grad():
+        found = functional.linear(T5(delta).states(packed), model.lm_head.weight)
+    wanted = [logits_of(one, args)[batch["labels"] != -100] for one in (state, other)]
+    assert torch.allclose(found, torch.cat(wanted), rtol=0, atol=1e-5)
+
+
+def test_a_lora_on_layers_that_the_t5_has_not_is_refused():
+    with pytest.raises(UserError, match="--lora_targets wi: this T5 has no such layer"):
+        attach_delta(tiny_t5(), DeltaConfig(tune_method="lora", lora_targets=["q", "wi"]))
+
+
+def test_another_rank_and_scale_is_the_same_function(folders):
+    folder = folders["q and v"]
+    state, args = read_peft(folder)
+    made, told = fitted(state, args, 5, 16.0, folder)
+    assert (told["lora_r"], told["lora_alpha"]) == (5, 16.0)
+    assert torch.allclose(logits_of(made, told), logits_of(state, args), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"has rank 3, more than 2; give --lora_r 3"):
+        fitted(state, args, 2, 16.0, folder)
+
+
+def test_round_trip_is_exact(folders, tmp_path):
+    """PEFT, ours, merged with weight 1, PEFT."""
+    names = ["q and v", "a pattern"]
+    sources = Checkpoints([folders[name] for name in names], "lora")
+    (merged,) = merge(sources, torch.tensor([[1.0, 0.0]]), names=names)
+    path = tmp_path / "merged.pt"
+    args = {**sources.made_for, "weights": [1.0, 0.0], "sources": dict.fromkeys(names, "0123")}
+    write_checkpoint(path, "lora", merged, args)
+    out = export(ExportConfig(checkpoint=str(path), out=str(tmp_path / "out"), model="a/t5", license="mit"))
+    first, again = (load_file(folder / WEIGHTS[0]) for folder in (folders["q and v"], out))
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+    card = (out / "README.md").read_text()
+    assert "| q and v | 1 | `0123` |" in card and "license: mit" in card and "base_model: a/t5" in card
+    assert torch.equal(logits_of_peft(out), logits_of_peft(folders["q and v"]))
+
+
+@pytest.mark.parametrize("shape", ["rsLoRA", "all layers", "mixed ranks"])
+def test_what_is_exported_is_the_function(folders, shape, tmp_path):
+    state, args = read_peft(folders[shape])
+    write_checkpoint(tmp_path / "x.pt", "lora", state, args)
+    out = export(ExportConfig(checkpoint=str(tmp_path / "x.pt"), out=str(tmp_path / "out")))
+    assert torch.allclose(logits_of_peft(out), logits_of_peft(folders[shape]), rtol=0, atol=1e-5)
+
+
+def test_mean_of_two_against_peft(tmp_path):
+    """PEFT's linear combination puts the root of w on A and on B, so that w_1 + w_2 = 1 is no mean: it takes w^2 for w.
+
+    The mean of a LoRA with itself is itself here; there it is twice as large.
+    """
+    paths = [make_peft(tmp_path / str(seed), seed) for seed in (1, 2)]
+    states, weights = Checkpoints(paths, "lora"), torch.tensor([[0.25, 0.75], [0.25, 0.75]])
+
+    def combined(places, weights):
+        model = peft.PeftModel.from_pretrained(tiny_t5(), places[0], adapter_name="a")
+        model.load_adapter(places[1], adapter_name="b")
+        model.add_weighted_adapter(["a", "b"], weights, "both", combination_type="linear")
+        model.set_adapter("both")
+        with torch.no_grad():
+            return model.eval()(**random_batch(4)).logits
+
+    ours = logits_of(next(merge(states, weights[:1])), states.made_for)
+    assert torch.allclose(combined(paths, [0.25**2, 0.75**2]), ours, rtol=0, atol=1e-5)
+    assert not torch.allclose(combined(paths, [0.25, 0.75]), ours, rtol=0, atol=1e-2)
+    itself, one = [paths[0], paths[0]], logits_of_peft(paths[0])
+    mean = next(merge(Checkpoints(itself, "lora"), torch.tensor([[0.5, 0.5]])))
+    assert torch.allclose(logits_of(mean, states.made_for), one, rtol=0, atol=1e-5)
+    assert not torch.allclose(combined(itself, [0.5, 0.5]), one, rtol=0, atol=1e-2)
+
+
+def test_sources_of_mixed_ranks_are_padded(folders):
+    names = ["q and v", "mixed ranks", "rsLoRA"]
+    sources = Checkpoints([folders[name] for name in names], "lora")
+    assert sources.made_for["lora_r"] == 5
+    for name, state in zip(names, sources, strict=True):
+        wanted = logits_of_peft(folders[name])
+        assert torch.allclose(logits_of(state, sources.made_for), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_source_gets_the_flags_rank_and_names_another_backbone(folders, tmp_path):
+    use = {"lora_r": 4, "lora_alpha": 8.0}
+    state = read_checkpoint(folders["q and v"], "lora", made_for=use)
+    assert torch.allclose(logits_of(state, use), logits_of_peft(folders["q and v"]), rtol=0, atol=1e-5)
+    folder = change(folders["q and v"], tmp_path / "x", base_model_name_or_path="who/knows")
+    with pytest.raises(UserError, match=r"on another backbone \(who/knows\); give that .* pewe convert --peft"):
+        read_checkpoint(folder, "lora", made_for={**use, "backbone": "of --model"})
+    with pytest.raises(UserError, match="is a LoRA of PEFT; expected one of --tune_method adapter"):
+        open_checkpoint(folder, "adapter")
+
+
+def change(folder, out, tensors=None, **entries):
+    """A copy of a folder of PEFT with other entries, and tensors."""
+    out.mkdir(parents=True)
+    config = json.loads((folder / CONFIG).read_text())
+    (out / CONFIG).write_text(json.dumps({**config, **entries}))
+    save_file(tensors or load_file(folder / WEIGHTS[0]), out / WEIGHTS[0])
+    return out
+
+
+Q, V = (f"base_model.model.encoder.block.0.layer.0.SelfAttention.{name}.lora_" for name in "qv")
+ENTRIES = [
+    ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+    ({"bias": "all"}, "bias is 'all'"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save is "),
+    ({"use_dora": True}, "use_dora is 'True'"),
+    ({"fan_in_fan_out": True}, "fan_in_fan_out is 'True'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+    ({"lora_bias": True}, "lora_bias is 'True'"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication is "),
+    ({"of_tomorrow": 1}, "of_tomorrow is '1'"),
+    ({"r": 4}, r"lora_A has shape \(3, 24\), expected rank 4"),
+    ({"r": "3"}, "r is '3'"),
+    ({"lora_alpha": -1}, "lora_alpha is -1"),
+    ({"rank_pattern": [1]}, r"rank_pattern is \[1\]"),
+    ({"rank_pattern": {"(": 1}}, "rank_pattern has a name that is no pattern"),
+    ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5"),
+]
+TENSORS = [
+    (lambda t: t | {"base_model.model.lm_head.weight": t[f"{Q}A.weight"]}, "is none of LoRA's"),
+    (lambda t: t | {Q.replace(".q.", ".x.") + "A.weight": t[f"{Q}A.weight"]}, "is of no projection of a T5"),
+    (lambda t: {name: one for name, one in t.items() if name != f"{Q}B.weight"}, "q has no lora_B"),
+    (lambda t: {name: one for name, one in t.items() if not name.startswith(Q)}, "has no LoRA on encoder.block.0"),
+    (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"].flatten()}, "expected a matrix"),
+    (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"] * float("nan")}, "not finite"),
+    (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"].long()}, "of torch.int64"),
+]
+
+
+@pytest.mark.parametrize(("entries", "message"), ENTRIES)
+def test_malformed_entries_are_named(folders, tmp_path, entries, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_peft(change(folders["q and v"], tmp_path / "x", **entries))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(("edit", "message"), TENSORS)
+def test_malformed_tensors_are_named(folders, tmp_path, edit, message):
+    tensors = {name: one.contiguous().clone() for name, one in edit(load_file(folders["q and v"] / WEIGHTS[0])).items()}
+    with pytest.raises(UserError, match=message) as error:
+        read_peft(change(folders["q and v"], tmp_path / "x", tensors))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+class Mark:
+    """A pickled object that would leave a file behind if it were made again."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_nothing_is_unpickled_but_tensors(folders, tmp_path, name):
+    folder, mark = change(folders["q and v"], tmp_path / "x"), tmp_path / "mark"
+    (folder / WEIGHTS[0]).unlink()
+    for content in (pickle.dumps(Mark(mark)), None):
+        if content is None:
+            torch.save({f"{Q}A.weight": Mark(mark)}, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=name) as error:
+            read_peft(folder)
+        assert not mark.exists() and "\n" not in str(error.value)
+    tensors = load_file(folders["q and v"] / WEIGHTS[0])
+    if name.endswith(".bin"):  # what PEFT wrote before it had safetensors
+        torch.save(tensors, folder / name)
+        state, args = read_peft(folder)
+        assert torch.equal(logits_of(state, args), logits_of_peft(folders["q and v"]))
+
+
+def test_broken_files_are_named(folders, tmp_path):
+    folder = change(folders["q and v"], tmp_path / "x")
+    for name, content in ((WEIGHTS[0], b"{"), (CONFIG, b"{"), (CONFIG, b"[]"), (WEIGHTS[0], None)):
+        kept = (folder / name).read_bytes()
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=str(folder)) as error:
+            read_peft(folder)
+        assert "\n" not in str(error.value)
+        (folder / name).write_bytes(kept)

@@ -10,7 +10,6 @@ import pewe_environment  # noqa: F401
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 
 from pewe.command import main
@@ -24,7 +23,16 @@ from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.identity import file_digest
 from pewe.merging.combine import Combiner
-from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merging.save import (
+    EnsembleConfig,
+    Part,
+    digests,
+    ensemble_sources,
+    ensemble_tasks,
+    ensemble_weights,
+    read_states,
+    save,
+)
 from pewe.merging.weights import allowed_sources
 from pewe.scores import read_scores
 from pewe.setting import TASK_LIST
@@ -72,12 +80,12 @@ def of_the_start(zero: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     return zero
 
 
-def dev_scores(table: pd.DataFrame, tasks: list[str], path: Path, of: str = "") -> pd.DataFrame:
+def dev_scores(table: pd.DataFrame, tasks: list[str], sources: list[str], path: Path, of: str = "") -> pd.DataFrame:
     """Dev scores by name, targets down and sources across; the best where a pair has several runs. `of`: which are wanted."""
     frame = table.pivot_table(index="target", columns="source", values="dev", aggfunc="max")
-    frame = frame.reindex(index=tasks, columns=tasks)
+    frame = frame.reindex(index=tasks, columns=sources)
     for target in tasks:
-        for source in tasks:
+        for source in sources:
             if target != source and pd.isna(frame.loc[target, source]):
                 raise UserError(f"{path} has no dev score of target {target!r}, source {source!r}{of}")
     return frame
@@ -87,16 +95,17 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
-    allowed = allowed_sources(tasks, tasks)
+    sources = ensemble_sources(config, tasks)
+    allowed = allowed_sources(tasks, sources)
     tables = [Path(config.tuned_ckpt_path) / "result.tsv", Path(config.zero_result_path)]
     read, zero = (read_scores(path, ["target", "source"], ["dev"]) for path in tables)
     tuned = of_the_merged(read, tables[0].parent)
     zero = of_the_start(zero, tuned)
     alike = ", with the delta that the tuned one began with, on its dev lines, backbone and lengths"
-    gains = dev_scores(tuned, tasks, tables[0]) - dev_scores(zero, tasks, tables[1], alike)
+    gains = dev_scores(tuned, tasks, sources, tables[0]) - dev_scores(zero, tasks, sources, tables[1], alike)
     gains = torch.tensor(gains.fillna(0.0).to_numpy())
     W, tem = ensemble_weights(config, gains, config.tem, True, allowed)
-    pairs = [f"{target}/{source}" for target, source in permutations(tasks, 2)]
+    pairs = [f"{tasks[i]}/{sources[j]}" for i, j in allowed.nonzero().tolist()]
     states = read_states(config.tuned_ckpt_path, config.delta, pairs)
     combiner = Combiner(config, states, pairs)
     made_from = {
@@ -105,16 +114,19 @@ def run(config: Config) -> None:
         "used_temperature": tem,
         **combiner.made_from(),
     }
-    part = Part(tasks, tasks, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(combiner, W))
+    part = Part(
+        tasks, sources, W, f"{config.delta}: weights from Performance, tem {tem:g}", merged(combiner, W, allowed)
+    )
     save(config, [part], made_from, states.made_for)
 
 
-def merged(combiner: Combiner, W: torch.Tensor) -> Iterator[DeltaState]:
+def merged(combiner: Combiner, W: torch.Tensor, allowed: torch.Tensor) -> Iterator[DeltaState]:
     """For every target, the sources tuned on it combined; the states are in the order target by target."""
-    others = len(W) - 1
-    for i in range(len(W)):
-        row = torch.cat([W[i, :i], W[i, i + 1 :]])
-        yield from combiner.merge(row[None], range(i * others, (i + 1) * others))
+    start = 0
+    for row, own in zip(W, allowed, strict=True):
+        end = start + int(own.sum())
+        yield from combiner.merge(row[own][None], range(start, end))
+        start = end
 
 
 if __name__ == "__main__":

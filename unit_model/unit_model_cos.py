@@ -18,7 +18,16 @@ from torch import Tensor
 from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
-from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, ensemble_weights, read_states, save
+from pewe.merging.save import (
+    EnsembleConfig,
+    Part,
+    digests,
+    ensemble_sources,
+    ensemble_tasks,
+    ensemble_weights,
+    read_states,
+    save,
+)
 from pewe.merging.weights import allowed_sources
 from pewe.setting import TASK_LIST
 from pewe.state import DeltaState
@@ -39,7 +48,9 @@ class Config(EnsembleConfig):
     tuned_64shot_ckpt_path: str = flag(
         tuned_64shot_ckpt_path, "folder with <target>/checkpoint-best.pt, tuned from random", decides=False
     )
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
@@ -58,15 +69,16 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
-    sources = read_states(config.source_ckpt_path, config.delta, tasks)
+    names = ensemble_sources(config, tasks)
+    sources = read_states(config.source_ckpt_path, config.delta, names)
     tuned = read_states(config.tuned_64shot_ckpt_path, config.delta, tasks, like=sources)
-    combiner = Combiner(config, sources, tasks, config.source_ckpt_path)
+    combiner = Combiner(config, sources, names, config.source_ckpt_path)
     W, temperature = ensemble_weights(
-        config, cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, tasks)
+        config, cosines(tuned, sources), config.temperature, True, allowed_sources(tasks, names)
     )
     title = f"{config.delta}: weights from Cosine, temperature {temperature:g}"
-    part = Part(tasks, tasks, W, title, combiner.merge(W))
-    made_from = {"sources": digests(tasks, sources), "tuned": digests(tasks, tuned), "used_temperature": temperature}
+    part = Part(tasks, names, W, title, combiner.merge(W))
+    made_from = {"sources": digests(names, sources), "tuned": digests(tasks, tuned), "used_temperature": temperature}
     made_from |= combiner.made_from()
     save(config, [part], made_from, sources.made_for)
 

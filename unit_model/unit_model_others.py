@@ -49,7 +49,9 @@ class Config(EnsembleConfig):
     origin_data_path: str = flag(
         origin_data_path, "result.tsv of a similarity, or its folder; all its scopes are done", decides=False
     )
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
     orientation: str = flag(
         "auto",
@@ -98,11 +100,16 @@ def run(config: Config) -> None:
 
 def _selected(config: Config, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     wanted = ensemble_tasks(config, [])
-    for task in [*wanted, *config.overview]:
-        for column in ("target", "source"):
-            if task not in set(table[column]):
-                raise UserError(f"{path} has no {column} {suggest(task, pd.unique(table[column]))}")
-    return table[table["target"].isin(wanted) & table["source"].isin(wanted)] if wanted else table
+    there = {column: set(table[column]) for column in ("target", "source")}
+    both = bool(there["target"] & there["source"])  # else the sources are no tasks
+    asked = [(column, task) for task in config.overview for column in ("target", "source")[: 1 + both]]
+    asked += [("target", task) for task in wanted] + [("source", name) for name in config.source_tasks]
+    asked += [("source", task) for task in wanted if both and not config.source_tasks]
+    for column, name in asked:
+        if name not in there[column]:
+            raise UserError(f"{path} has no {column} {suggest(name, pd.unique(table[column]))}")
+    sources = config.source_tasks or (wanted if wanted and both else there["source"])
+    return table[table["target"].isin(wanted or there["target"]) & table["source"].isin(sources)]
 
 
 def _higher_is_more_similar(config: Config, recorded: bool | None, path: Path) -> bool:

@@ -1,6 +1,7 @@
-"""A checkpoint of the original code, which holds pickled objects, becomes one of ours, without running any code of it.
+"""A checkpoint of the original code, which holds pickled objects, or a LoRA of PEFT becomes one of ours; no code is run.
 
 python -m pewe.deltas.convert --original ORIGINAL.pt --out OUT.pt
+python -m pewe.deltas.convert --peft FOLDER_OR_HUB_ID --out OUT.pt
 """
 
 import pickle
@@ -11,10 +12,15 @@ from pewe.command import main
 
 import torch
 
-from pewe.deltas.checkpoint import check_seal, write_checkpoint
+from pewe.deltas.checkpoint import BACKBONE, MODEL, check_seal, write_checkpoint
+from pewe.deltas.flags import WIDEST
 from pewe.deltas.kinds import KINDS
+from pewe.deltas.peft_folder import fitted, read_peft, targets_of
+from pewe.deltas.sources import peft_folder
 from pewe.errors import UserError
-from pewe.flags import flag
+from pewe.flags import check, flag
+from pewe.identity import model_digest
+from pewe.model_files import check_folder
 from pewe.state import check_state, float_state
 
 
@@ -68,17 +74,45 @@ def _entries(content: dict, name: str, path: Path) -> dict:
     return entry if isinstance(entry, dict) else vars(entry)
 
 
+def convert_peft(config: "ConvertConfig") -> dict:
+    """Convert a LoRA of PEFT; returns what the checkpoint says that it was made for, and its targets.
+
+    `--model` says that this is its backbone, whatever its configuration calls it.
+    """
+    folder = peft_folder(config.peft)
+    state, args = read_peft(folder)
+    r, alpha = config.lora_r or args["lora_r"], config.lora_alpha or args["lora_alpha"]
+    state, args = fitted(state, args, r, alpha, folder)
+    if config.model:
+        check_folder(config.model)
+        args |= {MODEL: config.model, BACKBONE: model_digest(config.model, config.tokenizer_path)}
+    args |= {"lora_targets": targets_of(state), "converted_from": config.peft}
+    write_checkpoint(Path(config.out), "lora", state, args)
+    return args
+
+
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a checkpoint of the original code to one that loads with weights_only=True."""
+    """Convert a checkpoint of others to one that loads with weights_only=True."""
 
     original: str = flag("", "checkpoint written by the original code")
     out: str = flag("", "file to write")
+    peft: str = flag("", "folder or hub id of a LoRA of PEFT (adapter_config.json, adapter_model.safetensors)")
+    model: str = flag("", "its backbone, where adapter_config.json has another name for it")
+    tokenizer_path: str = flag("", "tokenizer of that backbone, where it is not the model's own")
+    lora_r: int = flag(0, "widen it to this rank, the function stays; 0: as it is", low=0, high=WIDEST)
+    lora_alpha: float = flag(0.0, "give it this alpha, the function stays; 0: as it is", low=0)
 
 
 def _run(config: ConvertConfig) -> None:
-    if not config.original or not config.out:
-        raise UserError("--original and --out are both needed")
+    check(config)
+    if bool(config.original) == bool(config.peft) or not config.out:
+        raise UserError("--out and one of --original and --peft are needed")
+    if config.peft:
+        args = convert_peft(config)
+        flags = f"--lora_r {args['lora_r']} --lora_alpha {args['lora_alpha']:g} --lora_targets {' '.join(args['lora_targets'])}"
+        print(f"{config.out}: a lora checkpoint of {args.get(MODEL, 'a backbone that it does not name')}, {flags}")
+        return
     if Path(config.original).resolve() == Path(config.out).resolve():
         raise UserError(f"--out {config.out} is the --original, which would be lost; give another name")
     method = convert(Path(config.original), Path(config.out))

@@ -5,6 +5,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pewe.deltas.base import Delta, equal_counts, kaiming_uniform, zeros
 from pewe.deltas.config import DeltaConfig
+from pewe.errors import UserError
 from pewe.packing import Layout, by_member
 
 ATTENTIONS, FEED_FORWARD = ("SelfAttention", "EncDecAttention"), ("DenseReluDense",)
@@ -35,6 +36,11 @@ class Lora(Delta):
         layers = [(target, ATTENTIONS if target in OF_ATTENTION else FEED_FORWARD) for target in config.lora_targets]
         self.sites = tuple(f"{name}.{target}" for target, names in layers for name in names)
         super().__init__(model, config, stack)
+
+    def prepare(self, config: PretrainedConfig) -> None:
+        lacking = ("wi",) if config.is_gated_act else ("wi_0", "wi_1")
+        if wrong := [target for target in self.delta_config.lora_targets if target in lacking]:
+            raise UserError(f"--lora_targets {wrong[0]}: this T5 has no such layer (v1.0 has wi; v1.1 wi_0, wi_1)")
 
     def expected_tensors(self, config: PretrainedConfig) -> int:
         sublayers = {True: config.num_layers + 2 * config.num_decoder_layers}

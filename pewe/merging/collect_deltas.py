@@ -26,8 +26,9 @@ from pewe.cli import log, log_to
 from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.base import Delta, layer_name
-from pewe.deltas.checkpoint import delta_identity, read_checkpoint, task_checkpoint
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint
 from pewe.deltas.config import DeltaConfig, unread_flags
+from pewe.deltas.sources import source_files
 from pewe.errors import UserError
 from pewe.files import hold
 from pewe.flags import flag
@@ -149,7 +150,7 @@ class Config(BackboneConfig, DataConfig, DeltaConfig):
     """Which deltas, on which data."""
 
     source_ckpt_path: str = flag(
-        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     examples: int = flag(1000, "training lines at most, of the beginning of the file", low=1)
     batch_size: int = flag(16, "lines per batch; the Fisher squares the gradient of a batch", low=1)
@@ -177,7 +178,7 @@ def run(config: Config) -> None:
     backbone = frozen_backbone(config)
     delta = attach_delta(backbone.model, config)
     folder, tasks = Path(config.source_ckpt_path), task_names(config)
-    paths, made_for = [task_checkpoint(folder, task) for task in tasks], delta_identity(config)
+    paths, made_for = list(source_files(config.source_ckpt_path, tasks).values()), delta_identity(config)
     for path in paths:  # all, before the first is worked on
         read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
     with hold(folder):

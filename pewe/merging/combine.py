@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pewe.cli import log, parse
 from pewe.deltas.checkpoint import Checkpoints, open_checkpoint
+from pewe.deltas.sources import listed_sources
 from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.identity import digest, part, state_digest
@@ -157,6 +158,10 @@ def statistics_of(config, folder: str, names: Sequence[str], states: Sequence[De
         raise UserError(f"--delta {config.delta}: only {', '.join(WATCHES)} can be merged by {config.combine}")
     if not folder:
         raise UserError(f"--combine {config.combine} needs statistics, which only the untouched sources have")
+    if listed_sources(folder):
+        raise UserError(
+            f"--combine {config.combine} needs statistics beside the sources: one folder of them, not a list"
+        )
     command = (
         f"python -m pewe.merging.collect_deltas --tune_method {config.delta} --source_ckpt_path {folder} --full_train"
     )

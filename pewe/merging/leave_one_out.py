@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pewe.cli import log_to
 from pewe.merging.combine import Combiner
-from pewe.merging.save import Part, digests, ensemble_tasks, read_states, save
+from pewe.merging.save import Part, digests, ensemble_sources, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights
 
 
@@ -16,8 +16,9 @@ def leave_one_out(config, default: Sequence[str] | str) -> None:
     """
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, default)
-    states = read_states(config.source_ckpt_path, config.delta, tasks)
-    combiner = Combiner(config, states, tasks, config.source_ckpt_path)
-    W = uniform_weights(allowed_sources(tasks, tasks))
-    part = Part(tasks, tasks, W, f"{config.delta}: coefficients of {config.combine}", combiner.merge(W))
-    save(config, [part], {"sources": digests(tasks, states), **combiner.made_from()}, states.made_for)
+    sources = ensemble_sources(config, tasks)
+    states = read_states(config.source_ckpt_path, config.delta, sources)
+    combiner = Combiner(config, states, sources, config.source_ckpt_path)
+    W = uniform_weights(allowed_sources(tasks, sources))
+    part = Part(tasks, sources, W, f"{config.delta}: coefficients of {config.combine}", combiner.merge(W))
+    save(config, [part], {"sources": digests(sources, states), **combiner.made_from()}, states.made_for)

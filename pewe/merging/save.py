@@ -29,10 +29,10 @@ from pewe.deltas.checkpoint import (
     check_made_for,
     ensemble_checkpoint,
     sources_hint,
-    task_checkpoint,
     write_checkpoint,
 )
 from pewe.deltas.kinds import KINDS
+from pewe.deltas.sources import source_files, source_names
 from pewe.errors import UserError
 from pewe.files import hold, numeric, provenance, read_json, read_record, read_table, write_record, write_table
 from pewe.flags import check, default_of, flag, suggest
@@ -55,7 +55,7 @@ class EnsembleConfig(CombineConfig):
 
     delta: str = flag("adapter", "adapter, lora or prefix", choices=KINDS)
     source_ckpt_path: str = flag(
-        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     save_ckpt_path: str = flag("checkpoints/adapter/ensemble", "folder of the ensembles", decides=False)
     task_list: str = flag(
@@ -65,6 +65,9 @@ class EnsembleConfig(CombineConfig):
         choices=TASK_LISTS,
     )
     tasks: list[str] = flag([], "task names instead of a list", unique=True)
+    source_tasks: list[str] = flag(
+        [], "names of the sources (default: those of a list, else the tasks)", decides=False, unique=True
+    )
     task_dir: str = flag(SETTING.task_dir, "data folder, whose tasks.toml declares tasks of one's own", decides=False)
     quiet: bool = flag(False, "warnings only", decides=False)
     effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
@@ -96,12 +99,17 @@ def ensemble_tasks(config: EnsembleConfig, default: Sequence[str] | str) -> list
     return tasks
 
 
+def ensemble_sources(config: EnsembleConfig, tasks: Sequence[str]) -> list[str]:
+    """The sources of an ensemble script, which need not be tasks."""
+    return source_names(config.source_ckpt_path, config.source_tasks, tasks)
+
+
 def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints | None = None) -> Checkpoints:
-    """The deltas of these tasks in a folder, all of the same kind, size and backbone; read one by one where they are large.
+    """The deltas of these sources in a folder or a list, all of the same kind, size and backbone; read one by one where large.
 
     A task may be a pair, TARGET/SOURCE. Raises UserError also where they are not like those that they are compared with.
     """
-    paths = [task_checkpoint(Path(folder), task) for task in tasks]
+    paths = list(source_files(folder, tasks).values())
     states = Checkpoints(paths, delta, sources_hint(delta, folder)).loaded(MEMORY)
     if like is not None:
         known = {name: value for name, value in like.made_for.items() if name != MODEL and name in states.made_for}

@@ -25,7 +25,7 @@ class SimilarityConfig(BackboneConfig, TaskConfig, ScoredDeltaConfig):
 
     ignored = TargetDeltas  # whose further flags are accepted, because the original's scripts give them
     source_ckpt_path: str = flag(
-        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)
     output_dir: str = flag("checkpoints/adapter/similarity/Loss", "folder of result.tsv", decides=False)

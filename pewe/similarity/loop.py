@@ -27,6 +27,7 @@ from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint, task_checkpoint
 from pewe.deltas.config import unread_flags
 from pewe.deltas.kinds import SCORED
+from pewe.deltas.sources import first_files, source_files, source_names
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.files import PARTS, hold, provenance
@@ -54,10 +55,11 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
 
 
 def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
-    targets, source_names = task_names(config, scored=False), task_names(config, "source_tasks", scored=False)
+    targets = task_names(config, scored=False)
+    names = source_names(config.source_ckpt_path, config.source_tasks, targets)
     backbone = frozen_backbone(config)
     delta = attach_delta(backbone.model, config)
-    states = read_sources(config, delta, config.source_ckpt_path, source_names)
+    states = read_sources(config, delta, config.source_ckpt_path, names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
     record = {
@@ -67,7 +69,7 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
         "provenance": provenance(),
     }
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
-    rows = Matrix(out, record, targets, source_names)
+    rows = Matrix(out, record, targets, names)
     rows.adopt(out / PARTS)
     _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
     return rows.finish(config.pictures)
@@ -86,17 +88,18 @@ def check(measure: Measure, config: SimilarityConfig) -> None:
 def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
     """The deltas of these tasks in a folder, each checked against the backbone, and made for it and these flags."""
     use = {"shapes": shapes_of(delta), "made_for": delta_identity(config)}
-    return {name: read_checkpoint(task_checkpoint(Path(folder), name), config.tune_method, **use) for name in names}
+    paths = source_files(folder, names)
+    return {name: read_checkpoint(path, config.tune_method, **use) for name, path in paths.items()}
 
 
 def check_inputs(measure: Measure, config: SimilarityConfig) -> None:
     """Raises UserError for data, deltas or a backbone that are not there."""
     targets = task_names(config, scored=False)
-    sources = Path(config.source_ckpt_path)
     check_data(config, targets, ["dev"], first=True)
     check_backbone(config)
-    paths = [task_checkpoint(sources, name) for name in task_names(config, "source_tasks", scored=False)]
-    check_files(paths, "sources", sources_hint(config.tune_method, sources))
+    names = source_names(config.source_ckpt_path, config.source_tasks, targets)
+    files = first_files(source_files(config.source_ckpt_path, names))
+    check_files(files, "sources", sources_hint(config.tune_method, Path(config.source_ckpt_path)))
     if measure.needs_target:
         own = Path(config.random_tuned_ckpt_path)
         paths = [task_checkpoint(own, name) for name in targets]

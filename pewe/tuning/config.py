@@ -86,6 +86,6 @@ class TuneAllConfig(TuneConfig):
     """Every source on every target."""
 
     source_ckpt_path: str = flag(
-        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False
+        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)

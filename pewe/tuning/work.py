@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pewe.data import task_names
-from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint, task_checkpoint
+from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint
+from pewe.deltas.sources import first_files, source_files, source_names
 from pewe.deltas.tunable import Tunable
 from pewe.inputs import check_files
 from pewe.state import DeltaState, Shapes, check_state
@@ -30,13 +30,14 @@ def work_of(config: TuneConfig) -> Work:
 def pairs_of(config: TuneAllConfig) -> Work:
     """The runs of every target from every source. Raises UserError where a source is not there."""
     check_use(config)
-    names, folder = task_names(config, "source_tasks", scored=False), Path(config.source_ckpt_path)
+    names = source_names(config.source_ckpt_path, config.source_tasks, task_names(config, scored=False))
+    paths = source_files(config.source_ckpt_path, names)
     states: dict[str, DeltaState] = {}
-    hint = sources_hint(config.tune_method, folder)
-    check_files((task_checkpoint(folder, name) for name in names), "sources", hint)
+    hint = sources_hint(config.tune_method, config.source_ckpt_path)
+    check_files(first_files(paths), "sources", hint)
 
     def init(delta: Tunable, task: str, name: str, shapes: Shapes) -> DeltaState:
-        path = task_checkpoint(folder, name)
+        path = paths[name]
         if name not in states:
             like = {"built_on": delta.built_on, "made_for": delta_identity(config)}
             states[name] = read_checkpoint(path, config.tune_method, shapes, hint, **like)

@@ -1,0 +1,119 @@
+"""Where source deltas lie: one folder by the names of tasks, or a list of deltas that were made anywhere.
+
+    checkpoints/lora/full_data                 <name>/checkpoint-best.pt, or <name> a folder of PEFT, of each name that is asked for
+    A,B,C                                      each one a folder of PEFT, a checkpoint, a folder with checkpoint-best.pt, a folder
+                                               of such folders, or a hub id; NAME=PLACE gives a source another name
+
+The sources of a list have the names of their folders, files or repositories, which need not be names of tasks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pewe.deltas.checkpoint import BEST, task_checkpoint
+from pewe.deltas.peft_folder import CONFIG, WEIGHTS, is_peft
+from pewe.errors import UserError
+from pewe.flags import checked_name, suggest
+from pewe.texts import visible
+
+FILES = (".pt", ".safetensors")
+
+
+def source_files(given: str, names: Sequence[str]) -> dict[str, Path]:
+    """Name -> file, or folder of PEFT, of each of these sources. Raises UserError for a name that a list has not."""
+    listed = listed_sources(given)
+    if not listed:
+        return {name: _in_folder(Path(given), name) for name in names}
+    for name in names:
+        if name not in listed:
+            raise UserError(f"--source_ckpt_path {given} has no source {suggest(name, listed)}")
+    return {name: listed[name] for name in names}
+
+
+def first_files(places: Mapping[str, Path]) -> list[Path]:
+    """A file of each source, that must be there."""
+    return [path / CONFIG if is_peft(path) else path for path in places.values()]
+
+
+def source_names(given: str, asked: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """The sources of a command: those asked for (--source_tasks), else those of a list, else the tasks."""
+    names = list(asked or listed_sources(given) or tasks)
+    for name in asked:
+        if names.count(checked_name(name, "--source_tasks")) > 1:
+            raise UserError(f"--source_tasks names {name!r} twice")
+    return names
+
+
+def listed_sources(given: str) -> dict[str, Path]:
+    """Name -> place of the sources in a list; empty for the folder of sources that are called as tasks.
+
+    Raises UserError for a place that holds no delta, and for two sources of one name.
+    """
+    items = [item.strip() for item in given.split(",") if item.strip()]
+    if len(items) == 1 and "=" not in given and not _is_delta(Path(given)) and not _is_hub_id(given):
+        return {}
+    found: dict[str, Path] = {}
+    for item in items:
+        for name, path in _sources_at(item):
+            if name in found:
+                raise UserError(
+                    f"--source_ckpt_path: two sources are called {name!r}, {found[name]} and {path}; NAME={path}"
+                )
+            found[name] = path
+    return found
+
+
+def _sources_at(item: str) -> Iterator[tuple[str, Path]]:
+    """The sources that an item of a list stands for."""
+    own, _, place = item.rpartition("=")
+    path = Path(place)
+    if _is_hub_id(place):
+        yield checked_name(own or path.name, item), peft_folder(place)
+    elif _is_delta(path):
+        yield checked_name(own or (path.stem if path.is_file() else path.resolve().name), item), _file(path)
+    elif path.is_dir() and not own:
+        inside = [one for one in visible(sorted(path.iterdir())) if one.is_dir() and _is_delta(one)]
+        if not inside:
+            raise UserError(f"--source_ckpt_path: {place} holds no delta: no {CONFIG}, no {BEST}, no folder with one")
+        yield from ((one.name, _file(one)) for one in inside)
+    else:
+        raise UserError(f"--source_ckpt_path: {item!r} is no delta: no folder of PEFT, no {BEST}, no hub id OWNER/NAME")
+
+
+def _is_delta(path: Path) -> bool:
+    return is_peft(path) or (path / BEST).is_file() or (path.is_file() and path.suffix in FILES)
+
+
+def _file(path: Path) -> Path:
+    return path / BEST if path.is_dir() and not is_peft(path) else path
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    """`<folder>/<name>/checkpoint-best.pt`, or where there is none a folder of PEFT of this name."""
+    path = task_checkpoint(folder, name)
+    return path.parent if not path.is_file() and is_peft(path.parent) else path
+
+
+def _is_hub_id(place: str) -> bool:
+    """OWNER/NAME, where no folder OWNER is here."""
+    owner, slash, name = place.partition("/")
+    return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).exists()
+
+
+def peft_folder(given: str) -> Path:
+    """A folder of PEFT, or that of a hub id, fetched into the hub's cache. Raises UserError where there is none."""
+    path = Path(given)
+    if is_peft(path):
+        return path
+    if path.exists() or not _is_hub_id(given):
+        raise UserError(f"{given} is no folder of PEFT, there is no {CONFIG} in it; and no hub id OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(given, allow_patterns=[CONFIG, *WEIGHTS]))
+    except Exception as error:  # the hub's client and its transport raise many kinds
+        why = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"cannot fetch {given} from the hub: {why}") from None
+    if not is_peft(path):
+        raise UserError(f"{given} on the hub has no {CONFIG}: it is no LoRA of PEFT")
+    return path
