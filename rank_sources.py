@@ -32,14 +32,14 @@ from pewe.flags import flag
 from pewe.merging.save import WEIGHTS
 from pewe.reporting.plots import heat_map
 from pewe.reporting.stats import effective_numbers
-from pewe.similarity.config import SimilarityConfig
+from pewe.similarity.config import TargetConfig
 from pewe.similarity.table import COLUMNS, RESULT
 
 EFFECTIVE = 3.0
 
 
 @dataclass(frozen=True)
-class Config(SimilarityConfig):
+class Config(TargetConfig):
     """Which sources, which target, which measures; the rest is as for a similarity."""
 
     source_ckpt_path: str = flag(

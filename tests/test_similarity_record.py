@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINI_TASKS, small, tiny_t5
+from conftest import MINI_TASKS, flags_of, small, tiny_t5
 
 import dev_all_ckpt
 import pewe.similarity.loop
@@ -225,7 +225,7 @@ def test_deltas_made_for_another_scale_or_backbone_are_refused(config, tmp_path,
     for sources, tuned in folders:
         paths = {"source_ckpt_path": str(tmp_path / sources), "random_tuned_ckpt_path": str(tmp_path / tuned)}
         with pytest.raises(UserError, match=rf"bad.*checkpoint-best\.pt was tuned {said}"):
-            run(measure, replace(config, **paths))
+            run(measure, flags_of(measure.config, config, **paths))
 
 
 def test_the_seed_counts_where_it_is_used(config, monkeypatch):
