@@ -63,12 +63,15 @@ def test_the_bar_moves_within_a_unit(stream, monkeypatch):
     assert "\r" in text if stream is Terminal else "so far, 00:00 left" in text or "so far, 00:01 left" in text
 
 
-def test_several_devices_share_one_bar(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO], ids=["terminal", "file"])
+def test_several_devices_share_one_bar_and_have_a_line_each(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
     places = {"a": Place("sources [0]", 1.5, "update 3/4"), "b": Place("sources [1]", 0.5)}
     progress = Progress(4, lambda: places)
     progress.draw()
-    assert progress.at == 2 and "2.0/4 cells" in sys.stderr.getvalue()
+    text = sys.stderr.getvalue()
+    assert progress.at == 2 and "2.0/4 cells" in text and "2 units" in text
+    assert "  sources [0], update 3/4" in text and "  sources [1]" in text
 
 
 def test_a_step_that_fails_counts_as_done():

@@ -1,6 +1,7 @@
 """How far the grid is: one bar over the cells of all steps, which moves with the updates of the running units."""
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -24,6 +25,10 @@ class Place:
     unit: str = ""
     cells: float = 0.0
     doing: str = ""  # in the unit's own measure, e.g. "update 120/3000"
+
+    def text(self) -> str:
+        """In a line."""
+        return ", ".join(filter(None, (self.unit or "start", self.doing)))
 
 
 class Watch:
@@ -62,6 +67,7 @@ class Progress:
         self.every = every or (IN_A_TERMINAL if self.terminal else IN_A_FILE)
         self.start = time.monotonic()
         self.bar = tqdm(total=cells, bar_format=_SHAPE, disable=not self.terminal, dynamic_ncols=True)
+        self.lines: list[tqdm] = []  # one for each device, where there are several
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -75,7 +81,8 @@ class Progress:
             ended.set()
             thread.join()
             self.draw()
-            self.bar.close()
+            for bar in (*self.lines, self.bar):
+                bar.close()
 
     def ended(self, unit: Unit, place: Place) -> None:
         """A unit has ended there; a step counts with all of its cells then, whether they failed or not."""
@@ -98,23 +105,28 @@ class Progress:
         return "?" if seconds is None else tqdm.format_interval(seconds)
 
     def draw(self) -> None:
-        """Redraw the bar, or write a line; with several devices, one for each beside it."""
-        places = self.look()
-        first = next(iter(places.values()), Place())
+        """Redraw the bar, or write a line; with several devices, a line for each below it."""
+        places = list(self.look().values()) or [Place()]
+        several = [f"  {place.text()}" for place in places] if len(places) > 1 else []
+        what = f"{len(places)} units" if several else places[0].text()
         if self.terminal:
             self.bar.n = self.at
-            self.bar.set_description_str(first.unit if len(places) < 2 else f"{len(places)} units", refresh=False)
-            self.bar.set_postfix_str(first.doing if len(places) < 2 else "", refresh=False)
+            self.bar.set_description_str(what, refresh=False)
             self.bar.refresh()
+            self._show(several)
         elif sys.stderr is not None:
             spent = tqdm.format_interval(time.monotonic() - self.start)
-            parts = [
-                f"{first.unit or 'start'}: {self.at:.1f}/{self.cells} cells",
-                first.doing,
-                f"{spent} so far, {self.left()} left",
-            ]
+            line = f"{what}: {self.at:.1f}/{self.cells} cells, {spent} so far, {self.left()} left"
             with contextlib.suppress(OSError):  # a closed pipe is the main thread's to notice
-                print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+                print("\n".join([line, *several]), file=sys.stderr, flush=True)
+
+    def _show(self, texts: list[str]) -> None:
+        """These lines below the bar, and no others."""
+        while len(self.lines) < len(texts):
+            place = len(self.lines) + 1
+            self.lines.append(tqdm(position=place, bar_format="{desc}", leave=False, dynamic_ncols=True))
+        for line, text in itertools.zip_longest(self.lines, texts, fillvalue=""):
+            line.set_description_str(text)
 
     def _redraw(self, ended: threading.Event) -> None:
         while not ended.wait(self.every):
