@@ -170,7 +170,7 @@ def answers(method: str, world) -> Numbers:
 # ---- similarities, weights, ensembles
 
 MODES = {
-    **{name: (name, {}) for name in MEASURES if name != "TextEmb"},  # it has no deltas: tests/test_text_emb.py
+    **{name: (name, {}) for name, measure in MEASURES.items() if not measure.matrix},  # the others are of no delta
     "GraNd_block": ("GraNd", {"mode": "block"}),
     "GraNd_layer": ("GraNd", {"mode": "layer"}),
 }
