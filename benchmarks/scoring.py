@@ -28,7 +28,7 @@ from pewe.data import find_prefixes, load_split, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.flags import flag
-from pewe.similarity.config import TargetConfig
+from pewe.similarity.config import SimilarityConfig, TargetConfig
 from pewe.similarity.loop import budgeted_batches, run
 from pewe.similarity.measure import Measure
 from pewe.similarity.table import similarity_frame
@@ -58,12 +58,18 @@ def random_deltas(config: Config) -> Iterator[Config]:
         yield replace(config, source_ckpt_path=folder, random_tuned_ckpt_path=folder)
 
 
+def own_flags(measure: Measure, config: Config, **changes) -> SimilarityConfig:
+    """The configuration of a measure from those flags that it has."""
+    names = [field.name for field in fields(measure.config) if hasattr(config, field.name)]
+    return measure.config(**{name: getattr(config, name) for name in names} | changes)
+
+
 def needed(config: Config, tasks: list[str], measure: Measure) -> float:
     """FLOP that the matrix of a measure needs on real tokens: every source on the batches of every target."""
     backbone, total = load_backbone(config), 0.0
     for task in tasks:
         encoded = load_split(backbone.tokenizer, config, task, find_prefixes(Path(config.task_dir), task)[0], "dev")
-        for batch in budgeted_batches(measure, config, backbone.pad, encoded):
+        for batch in budgeted_batches(measure, own_flags(measure, config), backbone.pad, encoded):
             inputs, labels = batch.attention_mask.sum(1).tolist(), (batch.labels != IGNORED).sum(1).tolist()
             lines = [(range(n), range(m)) for n, m in zip(inputs, labels, strict=True)]
             found = flops(backbone.model.config, lines, config.adapter_size)
@@ -88,11 +94,8 @@ def compare(name: str, config: Config, folder: Path) -> dict:
         values["plain"] = plain.matrix(name, config, tasks)
 
     def our_way() -> None:
-        flags = {
-            field.name: getattr(config, field.name) for field in fields(ours.config) if hasattr(config, field.name)
-        }
         with contextlib.redirect_stdout(io.StringIO()):
-            table = run(ours, ours.config(**{**flags, "output_dir": f"{folder}/{name}_{next(turns)}"}))
+            table = run(ours, own_flags(ours, config, output_dir=f"{folder}/{name}_{next(turns)}"))
         summed = table.groupby(["target", "source"], sort=False)["value"].sum().reset_index()
         values["ours"] = similarity_frame(summed).loc[tasks, tasks].to_numpy()
 

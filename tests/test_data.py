@@ -83,7 +83,7 @@ def test_prefixes_that_the_flags_choose(tmp_path):
 
 def test_task_names():
     assert task_names(DataConfig(task_list="binary")) == ["boolq", "mc_taco"]
-    assert len(task_names(DataConfig())) == 32
+    assert len(task_names(DataConfig(task_list="QA_task_list"))) == 32 and len(task_names(DataConfig())) == 12
     for config, message in (
         (DataConfig(task_list="binarry"), "did you mean 'binary'"),
         (DataConfig(tasks=["bolq"]), "did you mean 'boolq'"),

@@ -144,7 +144,7 @@ def slow_merge(name, names, models, statistics, c, method, alpha=0.9, ridge=0.0,
         {
             "method": "regmean",
             "ridge": 1e-6,
-            "regmean_exclude": ["roberta.pooler.dense.weight", "classifier.dense.weight"],
+            "regmean_exclude": ["roberta.encoder.layer.0.output.dense.weight", "classifier.dense.weight"],
         },
     ],
     ids=str,

@@ -207,7 +207,7 @@ def test_a_source_twice():
     [
         ([], "--task_list own must name at least one task"),
         ("boolq", "must name at least one task, not 'boolq'"),
-        (["boolqq"], "--task_list own: task 'boolqq'; did you mean 'boolq'"),
+        (["boolqq"], "--task_list own: unknown task 'boolqq'; did you mean 'boolq'"),
     ],
 )
 def test_a_list_of_ones_own(tasks, message, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from pewe.grid.steps import SOURCES
-from pewe.merging import save as ensemble
+from pewe.merging.overview import save_overview
 from pewe.reporting import page as report
 from pewe.reporting import stats
 from pewe.reporting.stored import Stored
@@ -187,7 +187,7 @@ def test_importance_of_the_scopes_of_an_ensemble(tmp_path):
     for init in ("Loss", "EL2N"):
         own = weights(seeds=(1,))
         frames[init] = own[own["init"] == init].pivot(index="target", columns="source", values="weight")
-    ensemble.save_overview(ensemble.EnsembleConfig(save_ckpt_path=str(tmp_path)), frames, [A])
+    save_overview(tmp_path, "adapter", frames, [A])
     found = pd.read_csv(tmp_path / "importance.tsv", sep="\t").set_index("scope")["spread"]
     own = weights(seeds=(1,))
     for init in frames:

@@ -62,7 +62,7 @@ def soups(zero: Tensor, allowed: Tensor, score: Callable[[Tensor, Sequence[int]]
 def weigh(config: Config, few_shot: FewShot, allowed: Tensor) -> Found:
     """The weights of every target, (T, n): equal for the sources of its soup."""
     path, tasks = Path(config.zero_result_path), few_shot.tasks
-    zero = dev_scores(read_scores(path, ["target", "source"], ["dev"]), tasks, path)
+    zero = dev_scores(read_scores(path, ["target", "source"], ["dev"]), tasks, tasks, path)
 
     def score(W: Tensor, targets: Sequence[int]) -> list[float]:
         return few_shot.dev_scores(few_shot.mixtures(W), [tasks[i] for i in targets])

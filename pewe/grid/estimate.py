@@ -274,7 +274,9 @@ def on_meta(config: TuneConfig) -> Tunable:
     kind = part(config, DeltaConfig)
     if (config.model, repr(kind)) not in _deltas:
         with torch.device("meta"):
-            backbone = T5ForConditionalGeneration(AutoConfig.from_pretrained(folder_of(config.model)))
+            backbone = T5ForConditionalGeneration(
+                AutoConfig.from_pretrained(folder_of(config.model), trust_remote_code=False)
+            )
         _deltas[config.model, repr(kind)] = attach_delta(backbone, kind)
     return _deltas[config.model, repr(kind)]
 

@@ -39,9 +39,10 @@ from pewe.flags import check, default_of, flag, suggest
 from pewe.identity import SEAL, deciding, file_digest, state_digest, unsealed
 from pewe.merging.average import MEMORY
 from pewe.merging.combine import CombineConfig
+from pewe.merging.overview import save_overview
 from pewe.merging.weights import softmax_weights, temperature_for, top_sources, warn_of_collapse
 from pewe.own_tasks import declare, unknown_task
-from pewe.reporting.plots import bars, heat_map
+from pewe.reporting.plots import heat_map
 from pewe.reporting.stats import effective_numbers
 from pewe.setting import SETTING, TASK_LIST
 from pewe.similarity.table import COLUMNS
@@ -247,7 +248,7 @@ def save(
         for part in parts:
             _save_part(config, folder / part.scope, part, args)
         if len(parts) > 1:
-            save_overview(config, {part.scope: part.frame() for part in parts}, overview)
+            save_overview(folder, config.delta, {part.scope: part.frame() for part in parts}, overview)
         files = {name: file_digest(folder / name) for name in files}
         write_record(folder / RECORD, {**record, "finished": True, "files": files})
 
@@ -282,25 +283,3 @@ def _save_part(config: EnsembleConfig, folder: Path, part: Part, args: Mapping) 
         own = {**args, "weights": row.tolist()}
         write_checkpoint(ensemble_checkpoint(folder, target), config.delta, state, own)
     log.info("%s: %d checkpoints without_<task>_checkpoint.pt", folder, len(part.targets))
-
-
-def save_overview(config: EnsembleConfig, weights: dict[str, pd.DataFrame], targets: Sequence[str]) -> None:
-    """Draw the weights of each of these targets in every scope, and the importance of the scopes.
-
-    The importance of a scope is the spread of its weights: their standard deviation over the sources other than the
-    target, averaged over the targets. Equal weights everywhere have spread 0: the scope does not tell sources apart.
-    """
-    folder = Path(config.save_ckpt_path)
-    for target in targets:
-        rows = pd.DataFrame({scope: frame.loc[target] for scope, frame in weights.items()}).T
-        title = f"{config.delta}: weights for {target}"
-        heat_map(rows, folder / f"overview_{target}.png", title, down="scope")
-    spread = pd.Series({scope: _spread(frame) for scope, frame in weights.items()}, name="spread")
-    write_table(folder / "importance.tsv", spread.rename_axis("scope").reset_index())
-    bars(spread, folder / "importance.png", f"{config.delta}: importance", "spread of the weights (standard deviation)")
-    log.info("%s: overview of %s, and the importance of %d scopes", folder, ", ".join(targets), len(spread))
-
-
-def _spread(frame: pd.DataFrame) -> float:
-    """Mean over targets of the standard deviation of the weights of the other tasks."""
-    return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
