@@ -181,7 +181,7 @@ ODD_T5: dict[str, Change] = {
             lambda found, rng: found.update(extra_special_tokens=[f"<extra_id_{number}>" for number in range(100)])
         ),
     ),
-    "a file more": below("notes.txt", text(b"\xff")),
+    "a file more": below("notes.md", text(b"\xff")),
     "a hidden file": below("._config.json", text(b"\x00\x05\x16\x07")),
     "weights are double": weights(every(lambda tensor: tensor.double())),
 }
