@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from conftest import ROOT
 
 from pewe.errors import UserError
 from pewe.reporting import contrasts, stats
@@ -123,9 +124,16 @@ def test_the_command(tmp_path, capsys):
     assert power.loc[("test", "best"), "variance_seeds"] == pytest.approx(0.0008)
     with pytest.raises(UserError, match="--pairs Los:Random: an init cannot be 'Los'; did you mean 'Loss'"):
         contrasts.run(Config(folder=str(tmp_path), pairs=["Los:Random"]))
-    (tmp_path / "trace.tsv").unlink()
-    with pytest.raises(UserError, match=r"there is no .*trace\.tsv"):
-        contrasts.run(config)
+
+
+def test_without_a_trace_the_test_scores_of_the_cells_are_compared(tmp_path, capsys):
+    """The numbers that results/reference/mini/README.md gives of the plain average."""
+    contrasts.run(Config(folder=str(ROOT / "results/reference/mini"), out=str(tmp_path), pairs=["Average:Random"]))
+    table = pd.read_csv(tmp_path / "contrasts.tsv", sep="\t").query("unit == 'task'").set_index("delta")
+    assert table.loc["adapter", ["difference", "low", "high"]].tolist() == pytest.approx(
+        [0.047, 0.024, 0.078], abs=6e-4
+    )
+    assert table["units"].eq(12).all() and table["outcome"].eq("test").all() and table.loc["lora", "p"] > 0.4
 
 
 def test_a_delta_or_point_without_an_init_has_no_row_of_it(tmp_path, capsys):

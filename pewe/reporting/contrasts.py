@@ -3,8 +3,9 @@
     python -m pewe.reporting.contrasts --folder results/real --pairs Loss:Random Loss:Average Loss:Best_source
     python -m pewe.reporting.contrasts --folder results/real_pilot --pairs Loss:Random --planned_tasks 16 --planned_seeds 5
 
-reads `trace.tsv` (runs with --trace_test) and writes contrasts.tsv, both outcomes at every point, over tasks and over groups,
-and power.tsv, what the variances between tasks and between seeds mean for an experiment of the planned size.
+reads `trace.tsv` (runs with --trace_test), or where there is none the test scores in `cells.tsv`, and writes contrasts.tsv, the
+outcomes at every point, over tasks and over groups, and power.tsv, what the variances between tasks and between seeds mean for
+an experiment of the planned size.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from task_list import METRICS
 class Config:
     """Which results, and which contrasts."""
 
-    folder: str = flag("results/real", "folder with trace.tsv")
+    folder: str = flag("results/real", "folder with cells.tsv, and trace.tsv where there is one")
     pairs: list[str] = flag(
         ["Loss:Random", "Loss:Average", "Loss:Best_source"],
         "FIRST:SECOND, inits to compare; Holm is over them",
@@ -44,9 +45,8 @@ class Config:
 
 def run(config: Config) -> None:
     """Read, write, print."""
-    trace = read_stored(Path(config.folder)).trace
-    if trace.empty:
-        raise UserError(f"there is no {Path(config.folder) / 'trace.tsv'}; its runs need --trace_test")
+    stored = read_stored(Path(config.folder))
+    trace = stored.cells.assign(point=BEST) if stored.trace.empty else stored.trace
     for task in config.without:
         if task not in METRICS:
             raise UserError(f"--without {suggest(task, METRICS)}")
@@ -55,7 +55,7 @@ def run(config: Config) -> None:
         raise UserError(f"--power {config.power:g}: chance alone shows that; expected more than half of --alpha a pair")
     compared, powers = [], []
     for point in trace["point"].unique():
-        for what in OUTCOMES:
+        for what in (what for what in OUTCOMES if what in trace):
             for delta, values in stats.outcome(trace, what, point).groupby(level="delta", sort=False):
                 key, own = {"delta": delta, "outcome": what, "point": point}, values.droplevel("delta")
                 here = [pair for pair in pairs if len(stats.by_task(own, pair))]  # not every delta has every init
@@ -73,6 +73,7 @@ def run(config: Config) -> None:
 
 
 KEYS = ["delta", "outcome", "point"]
+BEST = "best"  # the point of the checkpoint that is tested
 
 
 def distinct_pairs(given: Sequence[str], trace: pd.DataFrame) -> list[tuple[str, str]]:
