@@ -108,7 +108,9 @@ def main_of(path: Path) -> tuple[ModuleType, ast.Call] | None:
     if not found:
         return None
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    return importlib.import_module(module), found[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # as where it is started by its path
+        return importlib.import_module(module), found[0]
 
 
 def check_flags(path: Path, flags: list[str], monkeypatch) -> None:
