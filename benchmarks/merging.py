@@ -1,6 +1,6 @@
 """Leave-one-out averages of adapter states of T5-base (1.1 M numbers each), and many LoRA states in little memory.
 
-python -m benchmarks.merging                    plain loop, PEFT's arithmetic (requirements-benchmarks.txt), ours
+python -m benchmarks.merging                    plain loop, PEFT's arithmetic (requirements-development.txt), ours
 python -m benchmarks.merging --many 500         500 LoRA states of 10 MB, file to file, with the peak memory (10 GB of disk)
 """
 
