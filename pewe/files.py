@@ -146,28 +146,22 @@ def hold(folder: Path, wait: bool = False, flag: str = "") -> Iterator[None]:
         raise UserError(f"{flag} {folder} is the folder of a similarity, which would be lost; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".lock.owner"
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / ".lock")
     try:
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            if not (wait or _patience[0]):
-                raise
-            log.warning("%s is in use by %s; waiting", folder, holder_in(owner))
-            lock.acquire(timeout=-1)
-        with lock:
-            lock.release()  # acquired twice
-            owner.write_text(
-                f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8"
-            )
-            for place, _, _ in os.walk(folder):
-                sweep(Path(place))
-            try:
-                yield
-            finally:
-                owner.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"{folder} is in use by {holder_in(owner)}; wait for it, or give another folder") from None
+        if not (wait or _patience[0]):
+            raise UserError(f"{folder} is in use by {holder_in(owner)}; wait for it, or give another folder") from None
+        log.warning("%s is in use by %s; waiting", folder, holder_in(owner))
+        lock.acquire()
+    try:
+        owner.write_text(f"process {os.getpid()} on {platform.node()}: {' '.join(sys.argv)[:200]}\n", encoding="utf-8")
+        for place, _, _ in os.walk(folder):
+            sweep(Path(place))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def holder_in(owner: Path) -> str:

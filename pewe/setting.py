@@ -54,7 +54,5 @@ def limit() -> int:
 
 
 SETTING = chosen()
-TASK_LIST = (
-    SETTING.task_list
-)  # the list that a script of unit_model/ works on unless --task_list or --tasks say otherwise
+TASK_LIST = SETTING.task_list  # of a script of unit_model/ unless --task_list or --tasks say otherwise
 LIMIT_TRAIN_ITERS = limit()

@@ -359,3 +359,9 @@ def small_files():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tasks_config(kind: type, backbone, data, out, **flags):
+    """The configuration of a measure of tasks' lines, on the tiny world."""
+    world = {"model": str(backbone), "task_dir": str(data), "tasks": list(MINI_TASKS), "output_dir": str(out)}
+    return kind(**world, device="cpu", quiet=True, pictures=False, **flags)

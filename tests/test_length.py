@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MINI_TASKS
+from conftest import MINI_TASKS, tasks_config
 
 from get_similarity.get_Length import MEASURE, LengthConfig
 from pewe.backbone import t5_tokenizer
@@ -16,17 +16,7 @@ from pewe.similarity.table import similarity_frame
 
 @pytest.fixture
 def config(tiny_backbone, tiny_data, tmp_path) -> LengthConfig:
-    return LengthConfig(
-        model=str(tiny_backbone),
-        task_dir=str(tiny_data),
-        tasks=list(MINI_TASKS),
-        device="cpu",
-        quiet=True,
-        pictures=False,
-        max_input_length=28,
-        text_lines=7,
-        output_dir=str(tmp_path / "Length"),
-    )
+    return tasks_config(LengthConfig, tiny_backbone, tiny_data, tmp_path / "Length", max_input_length=28, text_lines=7)
 
 
 def test_distances_by_a_slow_loop(config, tiny_data):

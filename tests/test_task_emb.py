@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MINI_TASKS, SMALL, draws, similarity_config
+from conftest import MINI_TASKS, SMALL, draws, similarity_config, tasks_config
 from torch.distributions import MultivariateNormal
 
 from get_similarity import get_LogME, get_TaskEmb
@@ -24,20 +24,8 @@ def test_ranks_of_layers_are_fused_without_the_target_itself():
 
 @pytest.mark.parametrize("method", ["adapter", "lora"])
 def test_squared_gradients_by_the_stock_model(tiny_backbone, tiny_data, tmp_path, method):
-    config = get_TaskEmb.TaskEmbConfig(
-        **SMALL[method],
-        model=str(tiny_backbone),
-        task_dir=str(tiny_data),
-        tasks=list(MINI_TASKS),
-        device="cpu",
-        quiet=True,
-        pictures=False,
-        max_input_length=24,
-        max_output_length=6,
-        text_lines=5,
-        batch_size=2,
-        output_dir=str(tmp_path),
-    )
+    flags = {**SMALL[method], "max_input_length": 24, "max_output_length": 6, "text_lines": 5, "batch_size": 2}
+    config = tasks_config(get_TaskEmb.TaskEmbConfig, tiny_backbone, tiny_data, tmp_path, **flags)
     reader = get_TaskEmb.reader(config)
     lines = load_split(reader.tokenizer, config, MINI_TASKS[0], f"{MINI_TASKS[0]}_64_42", "dev")
     found = torch.cat([part for _, part in sorted(reader.read(lines).items())])

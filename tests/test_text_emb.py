@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MINI_TASKS
+from conftest import MINI_TASKS, tasks_config
 
 from get_similarity.get_TextEmb import MEASURE
 from pewe.backbone import load_backbone
@@ -20,18 +20,8 @@ from pewe.similarity.tasks import TasksConfig
 
 @pytest.fixture
 def config(tiny_backbone, tiny_data, tmp_path) -> TasksConfig:
-    return TasksConfig(
-        model=str(tiny_backbone),
-        task_dir=str(tiny_data),
-        tasks=list(MINI_TASKS),
-        device="cpu",
-        quiet=True,
-        pictures=False,
-        max_input_length=20,
-        text_lines=7,
-        predict_batch_size=3,
-        output_dir=str(tmp_path / "TextEmb"),
-    )
+    flags = {"max_input_length": 20, "text_lines": 7, "predict_batch_size": 3}
+    return tasks_config(TasksConfig, tiny_backbone, tiny_data, tmp_path / "TextEmb", **flags)
 
 
 def test_cosines_by_a_slow_loop(config):
