@@ -87,12 +87,15 @@ class T5:
 
     def states(self, packed: Packed) -> Tensor:
         """What the head reads at every label token, (M, d)."""
-        encoded, layout = self.encode(packed.ids, packed.encoder)
+        return self.answers(*self.encode(packed.ids, packed.encoder), packed.shifted, packed.decoder)
+
+    def answers(self, encoded: Tensor, encoder: Layout, shifted: Tensor, decoder: Layout) -> Tensor:
+        """The same on what the encoder gave, (N, d), for the tokens before each label token, (M,)."""
 
         def memory(name: str, attention: nn.Module) -> KeysValues:
-            return self.keys_values(name, attention, encoded, layout)
+            return self.keys_values(name, attention, encoded, encoder)
 
-        return self.decode(packed.shifted, packed.decoder, memory, layout)
+        return self.decode(shifted, decoder, memory, encoder)
 
     def encode(self, ids: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         """(N,) -> (N, d), and its layout; both longer by the prompt of each row where the delta has one."""

@@ -1,20 +1,23 @@
 """Outcomes on the test lines along the way (--trace_test): likelihoods by a slow loop; a look changes nothing."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import MINI_TASKS, SMALL, filled, small, tiny_t5, tuning_config
 
+import pewe.tuning.outcomes
 import pewe.tuning.session
 from pewe.backbone import Backbone
 from pewe.data import Encoded, Example
 from pewe.deltas.attach import attach_delta
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.files import read_record, read_table
 from pewe.tuning.config import TuneConfig
-from pewe.tuning.evaluate import log_likelihoods
+from pewe.tuning.evaluate import chunks, log_likelihoods
 from pewe.tuning.runs import COLUMNS
 from pewe.tuning.tune import tune
 
@@ -32,6 +35,18 @@ def split(lines: int, seed: int) -> Encoded:
     return Encoded("task", examples, tuple(ids(9) for _ in examples), outputs)
 
 
+def likelihoods(backbone: Backbone, delta: Tunable, splits: list[Encoded], batch_size: int) -> list[list[float]]:
+    """Of each member and line, from all chunks."""
+    found = [[0.0] * len(own.inputs) for own in splits]
+    for chunk in chunks(backbone, delta, splits, batch_size):
+        labels = [own.labels()[i] for own, lines in zip(splits, chunk.lines, strict=True) for i in lines]
+        values = iter(log_likelihoods(chunk.t5, chunk.encoded, chunk.layout, labels).tolist())
+        for own, lines in zip(found, chunk.lines, strict=True):
+            for i in lines:
+                own[i] = next(values)
+    return found
+
+
 @pytest.mark.parametrize("name", ["adapter", "lora", "prefix"])
 def test_likelihoods_by_a_slow_loop(name):
     """transformers' own loss of one line and one delta at a time."""
@@ -39,7 +54,7 @@ def test_likelihoods_by_a_slow_loop(name):
     delta, states = filled(tiny_t5(dropout_rate=0.1), name, 2)
     backbone = Backbone(delta.backbone_model, None, torch.device("cpu"))
     delta.backbone_model.train()  # there is no dropout in a score
-    found = [log_likelihoods(backbone, delta, splits, batch_size) for batch_size in (2, 50)]
+    found = [likelihoods(backbone, delta, splits, batch_size) for batch_size in (2, 50)]
     for k, (state, own) in enumerate(zip(states, splits, strict=True)):
         single = attach_delta(tiny_t5(), small(name), 1)
         single.load([state])
@@ -47,8 +62,8 @@ def test_likelihoods_by_a_slow_loop(name):
             single.backbone_model(input_ids=torch.tensor([line]), labels=torch.tensor([answers[0]])).loss.item()
             for line, answers in zip(own.inputs, own.outputs, strict=True)
         ]
-        for likelihoods in found:
-            assert likelihoods[k] == pytest.approx(-sum(losses) / len(losses), rel=1e-5)
+        for by_line in found:
+            assert by_line[k] == pytest.approx([-loss for loss in losses], rel=1e-5)
 
 
 @pytest.fixture
@@ -80,6 +95,29 @@ def test_a_look_at_the_test_lines_changes_nothing(config, tmp_path):
     table = read_table(tmp_path / "traced/result.tsv", [*COLUMNS, "test_1", "log_likelihood_best"])
     assert table["test_best"].tolist() == table["test"].tolist()
     assert list(read_table(tmp_path / "plain/result.tsv", COLUMNS).columns) == COLUMNS
+
+
+@pytest.mark.parametrize("points", [[1], [0], [2], [4]])
+def test_the_best_step_is_looked_at_once(points, config, tmp_path, monkeypatch):
+    """What was noted there along the way is not computed again, beside members that have it to come."""
+    calls = count()
+    monkeypatch.setattr(pewe.tuning.session, "evaluate", lambda *_: [(number := next(calls)) / 100, -number / 100])
+    every = results(replace(config, trace_test=[0, 2, 4]))
+    assert [one["best_updates"] for one in every] == [0, 4]  # so that for some points one of the stack is left
+    looked = []
+    whole = pewe.tuning.outcomes.outcomes
+
+    def counting(backbone, delta, splits, *rest):
+        looked.append(len(splits))
+        return whole(backbone, delta, splits, *rest)
+
+    monkeypatch.setattr(pewe.tuning.outcomes, "outcomes", counting)
+    calls = count()
+    few = results(replace(config, output_dir=str(tmp_path / "few"), trace_test=points))
+    for one, other in zip(every, few, strict=True):
+        assert one["trace"][-1] == pytest.approx(other["trace"][-1])
+        assert one["test"] == other["test"]
+    assert sum(looked) == sum(one["best_updates"] not in points for one in every)
 
 
 def test_a_killed_run_has_the_same_trace(config, tmp_path, monkeypatch):

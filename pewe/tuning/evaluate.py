@@ -1,21 +1,49 @@
-"""Greedy generation and the task metric, for a stack of deltas with a split of data each."""
+"""Greedy generation, the task metric and the answers' likelihood, for a stack of deltas with a split of data each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pewe import metrics
 from pewe.backbone import Backbone
-from pewe.batches import collate_stack
 from pewe.cli import log
 from pewe.data import Encoded
 from pewe.deltas.tunable import Tunable
 from pewe.forward import T5, Cache, KeysValues
-from pewe.losses import losses
-from pewe.packing import Layout
+from pewe.packing import Layout, token_losses
 
 ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finished ones are dropped
+
+
+@dataclass
+class Chunk:
+    """Some test lines of every member, and what the encoder makes of them: `lines` are their numbers in file order."""
+
+    lines: list[list[int]]
+    t5: T5
+    encoded: Tensor
+    layout: Layout
+
+
+def encode(delta: Tunable, inputs: Sequence[Sequence[Sequence[int]]]) -> tuple[T5, Tensor, Layout]:
+    """The encoder on the rows of each member: states (N, d) and where they stand."""
+    device = delta.backbone_model.shared.weight.device
+    lengths = torch.tensor([len(row) for rows in inputs for row in rows], device=device)
+    line = torch.tensor([token for rows in inputs for row in rows for token in row], device=device)
+    t5 = T5(delta)
+    return t5, *t5.encode(line, Layout(lengths, [len(rows) for rows in inputs]))
+
+
+def chunks(backbone: Backbone, delta: Tunable, splits: Sequence[Encoded], batch_size: int) -> Iterator[Chunk]:
+    """All lines of `splits[k]` through member k, `batch_size` of each member at once, the longest first: attention pads little."""
+    backbone.model.eval()
+    orders = [sorted(range(len(split.inputs)), key=lambda i, s=split: -len(s.inputs[i])) for split in splits]
+    for start in range(0, max(map(len, orders)), batch_size):
+        chosen = [order[start : start + batch_size] for order in orders]
+        inputs = [[split.inputs[i] for i in lines] for split, lines in zip(splits, chosen, strict=True)]
+        yield Chunk(chosen, *encode(delta, inputs))
 
 
 @torch.no_grad()
@@ -24,34 +52,36 @@ def generate(
 ) -> list[list[str]]:
     """The text that member k of the delta gives for each input of `splits[k]`, stripped, in file order.
 
-    `batch_size` is per member. Inputs are taken longest first, so that attention pads little.
+    `batch_size` is per member.
     """
-    backbone.model.eval()
-    orders = [sorted(range(len(split.inputs)), key=lambda i, s=split: -len(s.inputs[i])) for split in splits]
     answers = [[""] * len(split.inputs) for split in splits]
-    for start in range(0, max(map(len, orders)), batch_size):
-        chosen = [order[start : start + batch_size] for order in orders]
-        inputs = [[split.inputs[i] for i in lines] for split, lines in zip(splits, chosen, strict=True)]
-        ids = greedy(delta, inputs, max_length).tolist()
-        texts = iter(backbone.tokenizer.batch_decode(ids, skip_special_tokens=True))
-        for own, lines in zip(answers, chosen, strict=True):
-            for i in lines:
-                own[i] = next(texts).strip()
+    for chunk in chunks(backbone, delta, splits, batch_size):
+        write_answers(answers, backbone, chunk, max_length)
     return answers
+
+
+def write_answers(answers: list[list[str]], backbone: Backbone, chunk: Chunk, max_length: int) -> None:
+    """The text for each line of a chunk, into its place."""
+    ids = answer(chunk.t5, chunk.encoded, chunk.layout, max_length).tolist()
+    texts = iter(backbone.tokenizer.batch_decode(ids, skip_special_tokens=True))
+    for own, lines in zip(answers, chunk.lines, strict=True):
+        for i in lines:
+            own[i] = next(texts).strip()
 
 
 @torch.no_grad()
 def greedy(delta: Tunable, inputs: Sequence[Sequence[Sequence[int]]], max_length: int) -> Tensor:
     """The most likely ids of each member's inputs, (R, T), start token first, padding after the end; T at most `max_length`."""
-    model = delta.backbone_model
-    config, device = model.config, model.shared.weight.device
-    lengths = torch.tensor([len(row) for rows in inputs for row in rows], device=device)
-    line = torch.tensor([token for rows in inputs for row in rows for token in row], device=device)
-    t5 = T5(delta)
-    decoding = Decoding(t5, *t5.encode(line, Layout(lengths, [len(rows) for rows in inputs])), max_length)
-    answers = torch.full((len(lengths), max_length), config.pad_token_id, device=device)
+    return answer(*encode(delta, inputs), max_length)
+
+
+def answer(t5: T5, encoded: Tensor, layout: Layout, max_length: int) -> Tensor:
+    """The most likely ids of each row, as of `greedy`."""
+    config, device, rows = t5.model.config, encoded.device, len(layout.lengths)
+    decoding = Decoding(t5, encoded, layout, max_length)
+    answers = torch.full((rows, max_length), config.pad_token_id, device=device)
     answers[:, 0] = config.decoder_start_token_id
-    going = torch.ones(len(lengths), dtype=torch.bool, device=device)  # of the rows at hand
+    going = torch.ones(rows, dtype=torch.bool, device=device)  # of the rows at hand
     for length in range(1, max_length):
         tokens = decoding.step(answers[decoding.row, length - 1]).masked_fill(~going, config.pad_token_id)
         answers[decoding.row, length] = tokens
@@ -115,7 +145,13 @@ def evaluate(
     max_length: int,
 ) -> list[float]:
     """The metric of member k of the delta on `splits[k]`; 0, with a warning, where it is not defined."""
-    predictions = generate(backbone, delta, splits, batch_size, max_length)
+    return metric_scores(splits, metric_names, generate(backbone, delta, splits, batch_size, max_length))
+
+
+def metric_scores(
+    splits: Sequence[Encoded], metric_names: Sequence[str], predictions: Sequence[Sequence[str]]
+) -> list[float]:
+    """The metric of what was predicted for each split; 0, with a warning, where it is not defined."""
     scores = []
     for split, metric, answers in zip(splits, metric_names, predictions, strict=True):
         value, undefined = metrics.score(metric, answers, [example.outputs for example in split.examples])
@@ -126,19 +162,39 @@ def evaluate(
 
 
 @torch.no_grad()
-def log_likelihoods(backbone: Backbone, delta: Tunable, splits: Sequence[Encoded], batch_size: int) -> list[float]:
-    """How likely member k of the delta finds the answers of `splits[k]`, in nats per label token.
+def outcomes(
+    backbone: Backbone,
+    delta: Tunable,
+    splits: Sequence[Encoded],
+    metric_names: Sequence[str],
+    batch_size: int,
+    max_length: int,
+) -> list[dict[str, float]]:
+    """`test`, the score of member k on `splits[k]`, and `log_likelihood`, how likely it finds the answers, in nats per label token.
 
     Of each line the mean of log p(token | input, tokens before) over the tokens of its first answer, as tuning sees them;
-    then the mean over the lines. `batch_size` is per member; inputs are taken longest first.
+    then the mean over the lines. Both from one pass of the encoder.
     """
-    backbone.model.eval()
-    rows = [sorted(zip(split.inputs, split.labels(), strict=True), key=lambda row: -len(row[0])) for split in splits]
-    totals = torch.zeros(len(splits), dtype=torch.float64)
-    for start in range(0, max(map(len, rows)), batch_size):
-        found, packed = losses(delta, collate_stack([own[start : start + batch_size] for own in rows], backbone.pad))
-        row, lines = packed.decoder.row[packed.scored].cpu(), len(packed.decoder.lengths)
-        by_line = torch.zeros(lines, dtype=torch.float64).index_add(0, row, -found.double().cpu())
-        means = (by_line / row.bincount(minlength=lines)).split(packed.decoder.rows)
-        totals += torch.stack([own.sum() for own in means])
-    return [total / len(own) for total, own in zip(totals.tolist(), rows, strict=True)]
+    answers = [[""] * len(split.inputs) for split in splits]
+    totals, labels = [0.0] * len(splits), [split.labels() for split in splits]
+    for chunk in chunks(backbone, delta, splits, batch_size):
+        rows = [[own[i] for i in lines] for own, lines in zip(labels, chunk.lines, strict=True)]
+        of_rows = log_likelihoods(chunk.t5, chunk.encoded, chunk.layout, [row for own in rows for row in own])
+        of_members = of_rows.split([len(own) for own in rows])
+        totals = [total + own.sum().item() for total, own in zip(totals, of_members, strict=True)]
+        write_answers(answers, backbone, chunk, max_length)
+    means = [total / len(split.inputs) for total, split in zip(totals, splits, strict=True)]
+    scores = metric_scores(splits, metric_names, answers)
+    return [{"test": score, "log_likelihood": mean} for score, mean in zip(scores, means, strict=True)]
+
+
+def log_likelihoods(t5: T5, encoded: Tensor, layout: Layout, labels: Sequence[Sequence[int]]) -> Tensor:
+    """The mean log-likelihood of each row's label tokens in nats, (R,) in float64 on the CPU."""
+    device, start = encoded.device, t5.model.config.decoder_start_token_id
+    lengths = torch.tensor([len(row) for row in labels], device=device)
+    line = torch.tensor([token for row in labels for token in row], device=device)
+    before = torch.tensor([token for row in labels for token in (start, *row[:-1])], device=device)
+    decoder = Layout(lengths, layout.rows)
+    states = t5.answers(encoded, layout, before, decoder)
+    found = -token_losses(states, t5.model.lm_head.weight, line).double().cpu()
+    return torch.zeros(len(labels), dtype=torch.float64).index_add(0, decoder.row.cpu(), found) / lengths.cpu()

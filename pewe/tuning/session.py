@@ -26,7 +26,7 @@ from pewe.progress import Bar
 from pewe.state import DeltaState
 from pewe.tuning.choices import OURS, Choices
 from pewe.tuning.config import TrainConfig
-from pewe.tuning.evaluate import evaluate, log_likelihoods
+from pewe.tuning.evaluate import evaluate, outcomes
 from pewe.tuning.member import Member, write_best
 from pewe.tuning.optimizers import (
     clip_gradients,
@@ -118,7 +118,8 @@ class Session:
     def trace(self, updates: int) -> None:
         """Note in every member how it does on its test lines after so many updates, where --trace_test asks for it."""
         if updates in self.config.trace_test:
-            points = outcomes(self.backbone, self.delta, self.members, self.config.predict_batch_size, self.max_length)
+            tests, names = [member.test for member in self.members], [member.metric for member in self.members]
+            points = outcomes(self.backbone, self.delta, tests, names, self.config.predict_batch_size, self.max_length)
             for member, point in zip(self.members, points, strict=True):
                 member.progress.trace.append({"point": str(updates), "updates": updates, **point})
             self.backbone.model.train()
@@ -271,15 +272,3 @@ class Session:
             [items[k] for k in staying] for items in (self.members, self.streams, self.writers)
         )
         return left
-
-
-def outcomes(
-    backbone: Backbone, delta: Tunable, members: Sequence[Member], batch_size: int, max_length: int
-) -> list[dict[str, float]]:
-    """The metric and the log-likelihood (`log_likelihoods`) of each member on its test lines, as they are in the stack."""
-    splits, metrics = [member.test for member in members], [member.metric for member in members]
-    scores = evaluate(backbone, delta, splits, metrics, batch_size, max_length)
-    likelihoods = log_likelihoods(backbone, delta, splits, batch_size)
-    return [
-        {"test": score, "log_likelihood": likelihood} for score, likelihood in zip(scores, likelihoods, strict=True)
-    ]

@@ -23,8 +23,8 @@ from pewe.errors import UserError
 from pewe.files import hold, write_config
 from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
-from pewe.tuning.evaluate import evaluate
 from pewe.tuning.member import Member, read_resume, write_best
+from pewe.tuning.outcomes import scores_on, test_best
 from pewe.tuning.plan import cells, check, in_lockstep, keep_common_init, length_of, limited, plan, prepare, stacks
 from pewe.tuning.room import parts
 from pewe.tuning.runs import (
@@ -40,7 +40,7 @@ from pewe.tuning.runs import (
     write_results,
     write_run,
 )
-from pewe.tuning.session import fit, outcomes
+from pewe.tuning.session import fit
 from pewe.tuning.work import Work, pairs_of, work_of
 
 __all__ = ["COLUMNS", "FailedRuns", "Run", "TuneAllConfig", "TuneConfig", "tune", "tune_all"]
@@ -215,7 +215,7 @@ def score_and_record(
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
     else:
         delta.load([run.init for run in runs])
-        for (_, member), score in zip(pairs, _score(backbone, delta, runs, "dev", config), strict=True):
+        for (_, member), score in zip(pairs, scores_on(backbone, delta, runs, "dev", config), strict=True):
             member.progress.best = score
     tested = time.perf_counter()
     tests = test_best(backbone, delta, pairs, config)
@@ -239,17 +239,6 @@ def score_and_record(
     return results
 
 
-def test_best(
-    backbone: Backbone, delta: Tunable, pairs: Sequence[tuple[Run, Member]], config: TuneConfig
-) -> list[dict[str, float]]:
-    """Test score of the best steps, which are loaded, and log-likelihood (--trace_test); empty without --do_predict."""
-    if config.trace_test:
-        members = [member for _, member in pairs]
-        return outcomes(backbone, delta, members, config.predict_batch_size, delta.generation_length(config))
-    scores = _score(backbone, delta, [run for run, _ in pairs], "test", config) if config.do_predict else []
-    return [{"test": score} for score in scores] or [{} for _ in pairs]
-
-
 def for_run(config: TuneConfig, run: Run) -> TuneConfig:
     """--train_epochs as updates of this run, with a validation after each epoch; no original knows the starting delta."""
     config = replace(config, start_is_candidate=config.start_is_candidate and not config.as_original)
@@ -257,11 +246,6 @@ def for_run(config: TuneConfig, run: Run) -> TuneConfig:
         return config
     updates = math.ceil(len(run.splits["train"].inputs) / run.batch_size)
     return replace(config, train_iters=config.train_epochs * updates, valid_interval=updates)
-
-
-def _score(backbone: Backbone, delta: Tunable, runs: Sequence[Run], split: str, config: TuneConfig) -> list[float]:
-    splits, names = [run.splits[split] for run in runs], [run.metric for run in runs]
-    return evaluate(backbone, delta, splits, names, config.predict_batch_size, delta.generation_length(config))
 
 
 def _result(run: Run, member: Member, test: float | None) -> dict:
