@@ -23,7 +23,7 @@ from pewe.errors import UserError
 from pewe.fusion import __main__ as fusion_main
 from pewe.fusion.voting import entity_f1, hard_ensemble, known_ensemble, label_f1, soft_ensemble
 from pewe.merging import collect as fusion_collect
-from pewe.merging.collect import collect
+from pewe.merging.collect import RELEASE, collect
 from pewe.merging.models import MergeConfig, merge_models
 from pewe.merging.rules.regmean import shrunk
 from pewe.merging.statistics import FISHER, GRAM, Statistics
@@ -70,7 +70,7 @@ def compare(found: dict, expected: dict, prefix: str, tolerance: float) -> None:
 )
 def test_statistics_of_the_release(golden_fusion, world, kind, number):
     model, data = golden_model(world, individual(world, number)), batches(f"{world}/train_batches_model{number}.npz")
-    found = collect(model, data, fisher=kind, as_original=True)
+    found = collect(model, data, fisher=kind, counts=RELEASE)
     compare(found.tensors, fusion_npz(f"{world}/gram_model{number}.npz"), GRAM, 1e-6)
     name = {"hard": "hard", "empirical": "emp"}[kind]
     compare(found.tensors, load_file(GOLDEN_FUSION / world / f"fisher_{name}_model{number}.safetensors"), FISHER, 2e-5)
@@ -85,7 +85,7 @@ def labels(world: str, number: int) -> list[int]:
 def test_batches_are_counted_in_the_statistics_of_the_release(golden_fusion):
     data = batches("roberta_emotion/train_batches_model0.npz")
     model = golden_model("roberta_emotion", individual("roberta_emotion", 0))
-    found = collect(model, data, gram=False, examples=2, as_original=True)
+    found = collect(model, data, gram=False, examples=2, counts=RELEASE)
     expected = load_file(GOLDEN_FUSION / "roberta_emotion" / "fisher_emp_model0_first2batches.safetensors")
     compare(found.tensors, expected, FISHER, 5e-6)
     assert found.info["batches"] == 2
@@ -96,7 +96,7 @@ def test_batches_are_counted_in_the_statistics_of_the_release(golden_fusion):
 def test_generation_is_counted_in_the_statistics_of_the_release(golden_fusion):
     model = golden_model("t5_emotion", load_file(GOLDEN_FUSION / "t5_emotion" / "init_model0.safetensors"))
     data = batches("t5_emotion/train_batches_model0.npz")[:4]
-    found = collect(model, data, fisher="none", as_original=True)
+    found = collect(model, data, fisher="none", counts=RELEASE)
     compare(found.tensors, fusion_npz("t5_emotion/gram_init_gen_first4batches.npz"), GRAM, 1e-6)
     whole = [{**batch, "attention_mask": torch.ones_like(batch["attention_mask"])} for batch in data]
     with pytest.raises(AssertionError):  # without generation, the decoder sees other tokens
@@ -181,7 +181,7 @@ def test_notebook_of_the_release(golden_fusion, alpha):
         data = [
             {**batch, "labels": torch.zeros(8, dtype=torch.long)} for batch in batches(f"notebook/inputs_model{i}.npz")
         ]
-        statistics.append(collect(model, data, fisher="none", as_original=True))
+        statistics.append(collect(model, data, fisher="none", counts=RELEASE))
         compare(statistics[-1].tensors, fusion_npz(f"notebook/gram_model{i}.npz"), GRAM, 1e-6)
     settings = MergeConfig(alpha=float(alpha[1:]), exclude=[".*classifier.*"])
     found = dict(merge_models(models, settings, statistics))
@@ -448,7 +448,7 @@ def test_padding_does_not_count():
     padded, alone = (collect(model, data, fisher="none").tensors for data in ([batch], single))
     assert padded.keys() == alone.keys() and len(padded) == 8
     assert max((padded[name] - alone[name]).abs().max().item() for name in padded) < 1e-5
-    counted = collect(model, [batch], fisher="none", as_original=True).tensors
+    counted = collect(model, [batch], fisher="none", counts=RELEASE).tensors
     assert (
         counted[GRAM + "roberta.encoder.layer.0.output.dense"] - padded[GRAM + "roberta.encoder.layer.0.output.dense"]
     ).abs().max() > 1e-3

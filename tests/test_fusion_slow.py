@@ -9,7 +9,7 @@ from conftest import draws, random_batch, tiny_t5
 from test_fusion import encoder_batches, merged, random_encoder, state_of
 
 from pewe.fusion.voting import hard_ensemble, known_ensemble, label_f1, soft_ensemble
-from pewe.merging.collect import collect
+from pewe.merging.collect import collect, counts_of
 from pewe.merging.statistics import FISHER, GRAM
 
 ENCODER, T5 = random_encoder, lambda seed: tiny_t5()
@@ -30,7 +30,10 @@ BATCHES = {ENCODER: lambda: encoder_batches(1, 3), T5: lambda: [random_batch(4, 
 def test_grams_by_a_slow_loop(kind, as_original):
     """The mean of x^T x over the positions that are no padding; as the original of all, with those of a generation of 4."""
     model, data = kind(1), BATCHES[kind]()
-    found, seen = collect(model, data, fisher="none", as_original=as_original), {name: [] for name in LAYERS[kind]}
+    found, seen = (
+        collect(model, data, fisher="none", counts=counts_of(as_original)),
+        {name: [] for name in LAYERS[kind]},
+    )
     for name, field in LAYERS[kind].items():
         for batch in data:
             inputs = []
@@ -167,9 +170,9 @@ def test_merges_by_a_slow_loop(three, settings, coefficients):
 def test_how_many_batches_are_used(examples, as_original, used):
     """Up to the batch that reaches the number of examples; the original takes it as a number of batches of 8."""
     model, data = random_encoder(1), encoder_batches(1, 4)
-    found = collect(model, data, examples=examples, as_original=as_original)
+    found = collect(model, data, examples=examples, counts=counts_of(as_original))
     assert found.info["batches"] == used and found.info["examples"] == 8 * used
-    expected = collect(model, data[:used], as_original=as_original)
+    expected = collect(model, data[:used], counts=counts_of(as_original))
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 

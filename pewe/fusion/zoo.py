@@ -30,7 +30,7 @@ from pewe.fusion.domains import Domain, Row, collate, read_domains
 from pewe.fusion.training import TrainingConfig, ZooConfig, train
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.identity import deciding, difference, digest, files_digests, model_digest, part
-from pewe.merging.collect import Batch, StatisticsConfig, collect
+from pewe.merging.collect import Batch, StatisticsConfig, collect, counts_of
 from pewe.merging.statistics import Statistics, check_finite
 from pewe.merging.store import WEIGHTS, made, read_tensors, stale
 from pewe.whole_model import load_model, load_tokenizer, model_config, text_length
@@ -179,7 +179,8 @@ class Zoo:
 
         def make() -> Statistics:
             batches = self.batches(domain.train, c.batch_size)
-            tensors, info = collect(self.model(folder), batches, True, c.fisher, c.examples, c.as_original)
+            counts = counts_of(c.as_original)
+            tensors, info = collect(self.model(folder), batches, True, c.fisher, c.examples, counts)
             return Statistics(tensors, {**info, "labels": sorted(domain.known)})
 
         path = folder / "statistics" / f"{digest(settings)}.safetensors"

@@ -3,7 +3,7 @@
     Gram     G = 1/n * sum of x^T x             x: inputs (1, d) of one linear layer at n positions
     Fisher   F = 1/b * sum of (d loss / d theta)^2   over b batches, the loss being the mean of its batch
 
-The model is in eval mode. Padding does not count, unless `as_original`.
+The model is in eval mode. What counts beside the real tokens is a choice (`Counts`).
 
     python -m pewe.merging.collect --model A --data train.tsv --output a.safetensors
 
@@ -42,6 +42,23 @@ FISHERS = ("hard", "empirical", "none")
 Batch = dict[str, Tensor]  # input_ids, attention_mask (B, S), labels: (B,), (B, C) multi-label, (B, S) or (B, T)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a pass counts, by name."""
+
+    padding: bool = False  # positions of padding
+    generated: bool = False  # of a T5, the positions of a generation of 4 tokens too
+    batches: bool = False  # `examples` is a number of batches
+
+
+OURS, RELEASE = Counts(), Counts(padding=True, generated=True, batches=True)
+
+
+def counts_of(as_original: bool) -> Counts:
+    """What our pass counts, or the release's."""
+    return RELEASE if as_original else OURS
+
+
 class Sums(dict):
     """Running sums of tensors by name, and the number of terms in each."""
 
@@ -70,12 +87,11 @@ def collect(
     gram: bool = True,
     fisher: str = "empirical",
     examples: int = 1000,
-    as_original: bool = False,
+    counts: Counts = OURS,
 ) -> Statistics:
     """Gram matrices of all linear layers and the Fisher information of all parameters, in one pass over the batches.
 
-    The pass ends with the batch that reaches `examples` examples. `as_original` counts padding and, for a T5, the
-    positions of a generation of 4 tokens too, and takes `examples` as a number of batches, as the release does.
+    The pass ends with the batch that reaches `examples` examples, or batches.
     `info["labels"]` lists the labels that occurred, for the head rule of the merge.
 
     Raises UserError for an unknown Fisher, no batches, or a hard Fisher of a model with a label per token.
@@ -86,12 +102,12 @@ def collect(
     grams, squares, labels, seen, used = Sums(), Sums(), set(), 0, 0
     seq2seq, layers = model.config.is_encoder_decoder, linear_layers(model)
     for batch in batches:
-        if (used if as_original else seen) >= examples:
+        if (used if counts.batches else seen) >= examples:
             break
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or seq2seq}
-        with watching(model, layers, batch, grams, as_original) if gram else contextlib.nullcontext():
-            if gram and seq2seq and as_original:
+        with watching(model, layers, batch, grams, counts) if gram else contextlib.nullcontext():
+            if gram and seq2seq and counts.generated:
                 model.generate(**{**inputs, "labels": None}, max_length=4, num_beams=1, do_sample=False)
             with torch.set_grad_enabled(fisher != "none"):
                 logits = model(**inputs).logits
@@ -106,7 +122,7 @@ def collect(
         "fisher": fisher,
         "batches": used,
         "examples": seen,
-        "padding": as_original,
+        "padding": counts.padding,
         "labels": sorted(labels),
         "conv1d": [name for name, layer in layers.items() if isinstance(layer, Conv1D)],
     }
@@ -122,14 +138,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def watching(
-    model: PreTrainedModel, layers: dict[str, nn.Module], batch: Batch, grams: Sums, as_original: bool
+    model: PreTrainedModel, layers: dict[str, nn.Module], batch: Batch, grams: Sums, counts: Counts
 ) -> Iterator[None]:
     """Add the inputs of these layers to their Grams while the block runs."""
     handles = []
     for name, module in layers.items():
 
         def hook(module, args, name=name):
-            mask = None if as_original else counted(name, args[0], batch, model.config.is_encoder_decoder)
+            mask = None if counts.padding else counted(name, args[0], batch, model.config.is_encoder_decoder)
             add_gram(grams, name, args[0], mask)
 
         handles.append(module.register_forward_pre_hook(hook))
@@ -266,7 +282,8 @@ def run(config: Config) -> None:
 
     def make() -> Statistics:
         batches = text_batches(data, tokenizer, model, config)
-        return collect(model, batches, config.gram, config.fisher, config.examples, config.as_original)
+        counts = counts_of(config.as_original)
+        return collect(model, batches, config.gram, config.fisher, config.examples, counts)
 
     texts = [(example.input, *example.outputs) for example in data]
     found = made(output, {"model": model_digest(config.model), "data": digest(texts), **deciding(config)}, make)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, RobertaForSequenceClassification
 
 from pewe.batches import Batch
 from pewe.fusion import voting as ensembles
-from pewe.merging.collect import collect
+from pewe.merging.collect import collect, counts_of
 from pewe.merging.collect_deltas import collect_delta
 from pewe.merging.deltas import DeltaMergeConfig, merge_deltas, source_maps
 from pewe.merging.models import MergeConfig, merge_models
@@ -62,7 +62,7 @@ def of_models(name: str, as_original: bool, world) -> Numbers:
         batches = [random_batch(4, seed=10 * seed + number) for number in range(2)]
         if name == "encoder":
             batches = [{**batch, "labels": batch["input_ids"][:, 0] % 4} for batch in batches]
-        statistics.append(collect(one, batches, as_original=as_original))
+        statistics.append(collect(one, batches, counts=counts_of(as_original)))
         models.append({key: parameter.detach().double() for key, parameter in one.named_parameters()})
     if as_original:  # it counts padding; the rest is the same
         return summaries({key: gram for key, gram in statistics[0].tensors.items() if key.startswith(GRAM)})
