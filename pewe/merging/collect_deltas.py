@@ -175,10 +175,10 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     if config.tune_method not in WATCHES:
         raise UserError(f"--tune_method {config.tune_method}: statistics are taken of {', '.join(WATCHES)} only")
-    backbone = frozen_backbone(config)
-    delta = attach_delta(backbone.model, config)
     folder, tasks = Path(config.source_ckpt_path), task_names(config)
-    paths, made_for = list(source_files(config.source_ckpt_path, tasks).values()), delta_identity(config)
+    paths = list(source_files(config.source_ckpt_path, tasks).values())  # said to be missing before a model is loaded
+    backbone, made_for = frozen_backbone(config), delta_identity(config)
+    delta = attach_delta(backbone.model, config)
     for path in paths:  # all, before the first is worked on
         read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
     with hold(folder):
