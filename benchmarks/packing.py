@@ -124,7 +124,7 @@ def stock_losses(delta: Delta, batch: Batch) -> Tensor:
     losses = nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.view(delta.stack, -1).sum(1) / counted.view(delta.stack, -1).sum(1)
+    return losses.view(delta.stack, -1).sum(1) / counted.view(delta.stack, -1).sum(1).clamp(min=1)
 
 
 def stock_greedy(delta: Delta, batch: Batch, settings: GenerationConfig) -> Tensor:

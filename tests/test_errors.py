@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -68,40 +69,17 @@ class World:
         lines[2] = line
         self.file(split).write_bytes(b"\n".join(lines) + b"\n")
 
+    def on_cpu(self, tasks: Sequence[str]) -> list:
+        places = ["--model", self.backbone, "--task_dir", self.data, "--output_dir", self.out]
+        return [*places, "--device", "cpu", "--tasks", *tasks]
+
     def tune(self, *args):
-        base = [
-            "--model",
-            self.backbone,
-            "--task_dir",
-            self.data,
-            "--tasks",
-            TASK,
-            "--output_dir",
-            self.out,
-            "--device",
-            "cpu",
-        ]
-        main(tune, TuneConfig, "", [*map(str, base), *TUNE, *map(str, args)])
+        main(tune, TuneConfig, "", [*map(str, self.on_cpu([TASK])), *TUNE, *map(str, args)])
 
     def similarity(self, *args):
-        base = [
-            "--model",
-            self.backbone,
-            "--task_dir",
-            self.data,
-            "--tasks",
-            *MINI_TASKS,
-            "--output_dir",
-            self.out,
-            "--source_ckpt_path",
-            self.sources,
-            "--adapter_size",
-            "4",
-            "--quiet",
-            "--device",
-            "cpu",
-        ]
-        main(partial(run, get_Loss.MEASURE), SimilarityConfig, "", [*map(str, base), *map(str, args)])
+        own = ["--source_ckpt_path", self.sources, "--adapter_size", "4", "--quiet"]
+        words = [*map(str, [*self.on_cpu(MINI_TASKS), *own, *args])]
+        main(partial(run, get_Loss.MEASURE), SimilarityConfig, "", words)
 
     def others(self, *args):
         base = ["--origin_data_path", self.table, "--source_ckpt_path", self.sources, "--save_ckpt_path", self.out]

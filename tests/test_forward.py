@@ -9,10 +9,10 @@ import torch
 from conftest import MINI_TASKS, SMALL, filled, random_batch, small, tiny_t5
 from test_pemt import target
 from test_train import assert_same, outcome, settings
-from torch.nn.functional import cross_entropy
 
 import pewe.dropout
 import pewe.tuning.evaluate
+from benchmarks.packing import stock_losses
 from pewe.attention import relative_bias, softmax_total
 from pewe.batches import IGNORED, Batch
 from pewe.deltas.attach import attach_delta
@@ -26,20 +26,6 @@ from pewe.tuning.session import Session
 from pewe.tuning.tune import tune
 
 VERSIONS = {"v1.1": {}, "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True}}
-
-
-def stock_losses(delta, batch: Batch) -> torch.Tensor:
-    """`member_losses` by transformers' forward on the padded batch."""
-    model, counted = delta.backbone_model, batch.labels != IGNORED
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        decoder_attention_mask=counted.long(),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
-        use_cache=False,
-    ).logits.float()
-    losses = cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(delta.stack, -1).sum(1) / counted.view(delta.stack, -1).sum(1).clamp(min=1)
 
 
 def uneven_batch(stack: int) -> Batch:
