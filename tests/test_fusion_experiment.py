@@ -285,15 +285,15 @@ def test_tables_by_hand(tmp_path):
     assert "| x+y | 21.0 ± 14.1 | **71.0** ± 28.3 |" in text and "pairwise, same heads, out of domain" in text
     paired = pd.read_csv(tmp_path / "paired.tsv", sep="\t").set_index(["scope", "unit"])
     by_group = paired.loc["in_domain", "group"]
-    assert by_group[["pairs", "difference", "better", "wilcoxon_p"]].tolist() == [4, 35, 4, 0.125]
-    assert paired.loc["in_domain", "seed"][["pairs", "difference"]].tolist() == [2, 35]
+    assert by_group[["units", "difference", "better", "p"]].tolist() == [2, 35, 2, 0.5]  # x+y and x+z, seeds averaged
+    assert paired.loc["in_domain", "seed"][["units", "difference", "baseline"]].tolist() == [2, 35, "simple"]
     assert not (tmp_path / "models.png").exists()
     own = scores[(scores["method"] == "regmean") & (scores["group"] == "x+y") & scores["in_domain"]].assign(
         method="own"
     )
     tables.write(pd.concat([scores, own]), {"pairwise": ["x+y", "x+z"]}, tmp_path)
     found = pd.read_csv(tmp_path / "paired.tsv", sep="\t")
-    assert found[found["method"] == "own"][["unit", "pairs", "difference"]].to_numpy().tolist() == [["group", 2, 50]]
+    assert found[found["method"] == "own"][["unit", "units", "difference"]].to_numpy().tolist() == [["group", 1, 50]]
     assert "| models | simple | regmean |" in (tmp_path / "table.md").read_text()  # out of domain
 
 

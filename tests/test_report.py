@@ -13,6 +13,7 @@ from pewe.errors import UserError
 from pewe.reporting import page as report
 from pewe.reporting import pictures as drawn_by
 from pewe.reporting import plots, stored, tables
+from pewe.reporting.compared import p_text
 from pewe.reporting.tables import best_by_dev, escaped, markdown
 
 STORED = ROOT / "results" / "reference" / "flan_t5_small"
@@ -174,14 +175,14 @@ def test_the_page_is_sound_html_and_says_no_nan(folder):
 @pytest.mark.parametrize(
     ("p", "alone", "in_words"),
     [
-        (1e-9, "< 0.001", "< 0.001"),
-        (0.00099, "< 0.001", "< 0.001"),
-        (0.0314, "0.031", "= 0.031"),
-        (float("nan"), "–", "–"),
+        (1e-9, "< 0.001", ", p < 0.001"),
+        (0.00099, "< 0.001", ", p < 0.001"),
+        (0.0314, "0.031", ", p = 0.031"),
+        (float("nan"), "–", ""),
     ],
 )
 def test_p_values_as_they_are_written(p, alone, in_words):
-    assert report.p_text(p) == alone and report.p_text(p, " = ") == in_words
+    assert p_text(p) == alone and p_text(p, ", p = ") == in_words
 
 
 def test_rows_without_any_number_are_left_out():

@@ -359,10 +359,10 @@ def test_statistics_by_hand():
         0.2,
         0.6,
     ]  # the best dev decides
-    (row,) = stats.paired(scored, "Random").to_dict("records")
-    assert row["difference"] == pytest.approx(0.15) and row["improvement_percent"] == pytest.approx(100 * 0.15 / 0.4)
-    assert row["pairs"] == 4 and row["better"] == 4 and row["low"] < 0.15 < row["high"]
-    assert row["wilcoxon_p"] == pytest.approx(0.125)  # all four positive: 2 / 2^4
+    values = scored.set_index(["init", "task", "seed"])["test"]
+    (row,) = stats.contrasts(values, [("Loss", "Random")]).to_dict("records")
+    assert row["difference"] == pytest.approx(0.15) and row["difference_percent"] == pytest.approx(100 * 0.15 / 0.4)
+    assert row["units"] == 2 and row["better"] == 2 and row["p"] == pytest.approx(0.5)  # both tasks up: 2 / 2^2
 
 
 def test_weights_statistics_by_hand():

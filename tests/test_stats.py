@@ -13,7 +13,7 @@ from pewe.grid.steps import SOURCES
 from pewe.merging.overview import save_overview
 from pewe.reporting import page as report
 from pewe.reporting import stats
-from pewe.reporting.stored import Stored
+from pewe.reporting.stored import Stored, varied
 from pewe.reporting.tables import best_by_dev
 
 A, B, C = "mini_read_towns", "mini_read_people", "mini_yesno_towns"  # two of one group, one of another
@@ -99,7 +99,7 @@ def test_score_table():
     assert list(mean.columns) == ["mean", A, B, C] and list(mean.index) == list(TEST)
     for init, tasks in TEST.items():
         assert mean.loc[init, "mean"] == pytest.approx(statistics.fmean(by_seed(init)))
-        assert spread[init] == f"{statistics.pstdev(by_seed(init)):.3f} (3)"  # of the seeds that there are
+        assert spread[init] == f"{statistics.stdev(by_seed(init)):.3f} (3)"  # of the seeds that there are
         for task, values in tasks.items():
             assert mean.loc[init, task] == pytest.approx(statistics.fmean(values))
 
@@ -113,22 +113,48 @@ def test_a_task_missing_in_a_seed_makes_no_mean_of_the_others():
     assert mean.loc["Loss", "mean"] == pytest.approx(expected)
 
 
-def test_comparisons_are_paired_over_tasks_and_seeds(tmp_path):
+def means(init: str) -> list[float]:
+    """The mean over seeds of each task's test scores."""
+    return [statistics.fmean(TEST[init][task]) for task in (A, B, C)]
+
+
+def test_comparisons_are_over_tasks_with_seeds_averaged_first(tmp_path):
     table = report.comparisons(stored(tmp_path)).set_index(["init", "baseline"])
-    assert set(table.index) == {("Average", "Random"), ("Loss", "Random"), ("Random", "Average"), ("Loss", "Average")}
+    assert set(table.index) == {("Average", "Random"), ("Loss", "Random"), ("Loss", "Average")}
     for (init, baseline), row in table.iterrows():
-        pairs = [(TEST[init][task][k], TEST[baseline][task][k]) for task in (A, B, C) for k in range(3)]
-        differences = [own - other for own, other in pairs]
-        assert row["pairs"] == 9 and row["difference"] == pytest.approx(statistics.fmean(differences))
-        assert row["better"] == sum(d > 1e-12 for d in differences) and row["worse"] == sum(
-            d < -1e-12 for d in differences
-        )
-        base = statistics.fmean(other for _, other in pairs)
-        assert row["improvement_percent"] == pytest.approx(100 * statistics.fmean(differences) / base)
-        assert row["wilcoxon_p"] == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
+        differences = [round(own - other, 12) for own, other in zip(means(init), means(baseline), strict=True)]
+        assert row["units"] == 3 and row["difference"] == pytest.approx(statistics.fmean(differences))
+        assert row["better"] == sum(d > 0 for d in differences) and row["worse"] == sum(d < 0 for d in differences)
+        base = statistics.fmean(means(baseline))
+        share = 100 / base
+        for name in ("difference", "low", "high"):
+            assert row[f"{name}_percent"] == pytest.approx(share * row[name])
+        assert row["p"] == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
         assert row["low"] < row["difference"] < row["high"]
         plain = scipy.stats.bootstrap((np.array(differences),), np.mean, method="BCa", confidence_level=0.95, rng=0)
-        assert (row["low"], row["high"]) == pytest.approx(plain.confidence_interval, abs=0.01)
+        assert (row["low"], row["high"]) == pytest.approx(plain.confidence_interval, abs=0.02)
+    against = table.xs("Random", level="baseline")
+    assert against["p_holm"].tolist() == pytest.approx(stats.holm(against["p"].to_numpy()).tolist())
+
+
+def test_means_of_the_same_scores_are_no_difference(tmp_path):
+    """0.2, 0.4, 0.3 and 0.3, 0.3, 0.3 differ by a rounding error, which is neither better nor worse, and has no rank."""
+    one = {"Random": {A: (0.1, 0.2, 0.3)}, "Loss": {A: (0.3, 0.1, 0.2)}}
+    (row,) = report.comparisons(stored(tmp_path, cells=cells(one))).to_dict("records")
+    assert row["better"] == row["worse"] == row["difference"] == 0 and math.isnan(row["p"])
+
+
+def test_every_reference_of_the_run_is_compared_with_once(tmp_path):
+    run = {**TEST, "Manual": TEST["Average"], "Best_source": TEST["Random"]}
+    table = report.comparisons(stored(tmp_path, cells=cells(run)))
+    found = {baseline: list(part["init"]) for baseline, part in table.groupby("baseline", sort=False)}
+    assert found == {
+        "Random": ["Average", "Loss", "Manual", "Best_source"],
+        "Average": ["Loss", "Manual", "Best_source"],
+        "Best_source": ["Loss", "Manual"],
+        "Manual": ["Loss"],
+    }
+    assert len(report.headline(table)) == 4
 
 
 def test_pemt_is_compared_with_the_baselines_of_the_adapter(tmp_path):
@@ -137,37 +163,56 @@ def test_pemt_is_compared_with_the_baselines_of_the_adapter(tmp_path):
     assert table.loc[("pemt", "PEMT", "Random"), "difference"] == table.loc[("adapter", "Loss", "Random"), "difference"]
 
 
-def test_the_headline_names_the_best_and_counts_those_above(tmp_path):
+def test_the_headline_names_the_highest_and_counts_what_is_shown(tmp_path):
     low = {"EL2N": {task: tuple(value / 2 for value in values) for task, values in TEST["Loss"].items()}}
-    first, second = report.headline(report.comparisons(stored(tmp_path, cells=cells(TEST | low))))
+    table = report.comparisons(stored(tmp_path, cells=cells(TEST | low)))
+    first, second = report.headline(table)
     loss, random = (statistics.fmean(by_seed(init)) for init in ("Loss", "Random"))
-    assert first.startswith("adapter: 1 of 2 ensembles end above Random on average; the best, Loss, by ")
-    assert (
-        f"{100 * (loss - random) / random:+.1f} % ({loss - random:+.3f} points" in first
-        and "9 task-seed pairs" in first
-    )
+    assert first.startswith("adapter: 1 of 2 rows end above Random over 3 tasks, 0 of them shown (p below 0.05")
+    assert f"0 shown to end below; the highest, Loss, by {100 * (loss - random):+.1f} points (" in first
+    assert f", {100 * (loss - random) / random:+.1f} % (" in first and first.endswith(", p = 0.750.")
     assert "above Average" in second
+    sure = table.assign(p_holm=[0.04] * len(table))
+    assert "1 of them shown" in report.headline(sure)[0] and "1 shown to end below" in report.headline(sure)[0]
 
 
-def test_nothing_is_tested_where_nothing_differs():
+def test_nothing_is_tested_where_nothing_differs(tmp_path):
     same = cells({"Random": TEST["Random"], "Loss": TEST["Random"]})
-    (row,) = stats.paired(stats.scores(same), "Random").to_dict("records")
-    assert math.isnan(row["wilcoxon_p"]) and math.isnan(row["low"]) and row["better"] == row["worse"] == 0
+    table = report.comparisons(stored(tmp_path, cells=same))
+    (row,) = table.to_dict("records")
+    assert math.isnan(row["p"]) and math.isnan(row["low"]) and row["better"] == row["worse"] == 0
+    (shown,) = report.compared_table(table).to_dict("records")
+    assert shown["points (95 % interval)"] == "+0.0" and shown["p, Holm"] == "–"
 
 
-def test_two_pairs_have_an_interval_and_one_has_none():
-    loss, random = TEST["Loss"], TEST["Random"]
-    both = stats.scores(cells({name: {A: of[A], B: of[B]} for name, of in (("Random", random), ("Loss", loss))}))
-    (row,) = stats.paired(both[both["seed"] == 1], "Random").to_dict("records")
-    assert row["pairs"] == 2 and row["low"] <= row["difference"] <= row["high"] and row["low"] < row["high"]
-    (row,) = stats.paired(both[(both["seed"] == 1) & (both["task"] == A)], "Random").to_dict("records")
-    assert row["pairs"] == 1 and math.isnan(row["low"]) and math.isnan(row["high"])
+def test_two_tasks_have_an_interval_and_one_has_none(tmp_path):
+    two = {name: {A: TEST[name][A], B: TEST[name][B]} for name in ("Random", "Loss")}
+    (row,) = report.comparisons(stored(tmp_path, cells=cells(two))).to_dict("records")
+    assert row["units"] == 2 and row["low"] <= row["difference"] <= row["high"] and row["low"] < row["high"]
+    one = cells(two)
+    (row,) = report.comparisons(stored(tmp_path, cells=one[one["task"] == A])).to_dict("records")
+    assert row["units"] == 1 and math.isnan(row["low"]) and math.isnan(row["high"])
+
+
+def test_what_the_seeds_vary_is_read_from_the_data():
+    one = cells()
+    assert "not the few-shot sample: all seeds share one" in varied(one)
+    own = one.assign(prefix=[f"p_{seed}" for seed in one["seed"]])
+    assert varied(own).endswith("and the few-shot sample.")
+    both = pd.concat([one, one.assign(prefix="q")])
+    assert "all seeds share one" in varied(both)  # every seed has both
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    one = cells()
+    report.tables(stored(tmp_path, cells=one[one["seed"] == 1]))
+    assert "| – (1) |" in (tmp_path / "table.md").read_text() and "nan" not in (tmp_path / "summary.md").read_text()
 
 
 def spread_of(rows: pd.DataFrame) -> float:
-    """The population deviation of the weights of the other tasks, averaged over targets and seeds."""
+    """The sample deviation of the weights of the other tasks, averaged over targets and seeds."""
     groups = rows[rows["target"] != rows["source"]].groupby(["seed", "target"])["weight"]
-    return statistics.fmean(statistics.pstdev(group) for _, group in groups)
+    return statistics.fmean(statistics.stdev(group) for _, group in groups)
 
 
 def test_importance_of_modules(tmp_path):
@@ -201,7 +246,7 @@ def test_own_group(tmp_path):
         table = weights()
         own = table[(table["init"] == init) & table["target"].isin([A, B]) & table["source"].isin([A, B])]
         seeds = [statistics.fmean(own[(own["seed"] == seed) & (own["weight"] > 0)]["weight"]) for seed in (1, 2)]
-        assert text.loc[init, "adapter"] == f"{statistics.fmean(seeds):.3f} ± {statistics.pstdev(seeds):.3f}"
+        assert text.loc[init, "adapter"] == f"{statistics.fmean(seeds):.3f} ± {statistics.stdev(seeds):.3f}"
         assert (statistics.fmean(seeds) > 0.5) is True
     assert text.loc["above chance", "adapter"] == "2 of 2"
     assert "at most 2 seeds; chance is 0.500" in (tmp_path / "own_group.md").read_text()
@@ -226,7 +271,7 @@ def test_tables_of_a_folder(tmp_path):
     report.tables(stored(tmp_path))
     lines = (tmp_path / "table.md").read_text().splitlines()
     (loss,) = [line for line in lines if line.startswith("| Loss")]
-    mean, deviation = statistics.fmean(by_seed("Loss")), statistics.pstdev(by_seed("Loss"))
+    mean, deviation = statistics.fmean(by_seed("Loss")), statistics.stdev(by_seed("Loss"))
     cells_of = [cell.strip() for cell in loss.strip("|").split("|")]
     assert cells_of[1:3] == [f"**{mean:.3f}**", f"{deviation:.3f} (3)"]
     (sources,) = [line for line in lines if line.startswith(f"| {SOURCES}")]

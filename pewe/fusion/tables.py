@@ -7,11 +7,12 @@ import pandas as pd
 
 from pewe.files import write_table, write_text
 from pewe.reporting import plots
-from pewe.reporting.stats import paired
+from pewe.reporting.stats import by_task, contrasts
 from pewe.reporting.tables import markdown
 
 FILES = ("scores.tsv", "groups.tsv", "table.md", "paired.tsv", "models.png")
 KEYS = ["models", "group", "heads", "seed", "method"]
+BASELINE = "simple"
 SCOPES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 
 
@@ -53,25 +54,33 @@ def text_of(found: pd.DataFrame, scope: str) -> str:
 
 
 def significance(found: pd.DataFrame, protocols: dict[str, list[str]]) -> pd.DataFrame:
-    """Each method against simple averaging over the pairs and seeds of each protocol, and over seeds alone.
+    """Each method against simple averaging (`stats.contrasts`) in each protocol; Holm is over the methods.
 
-    Pairs share models, so that they are not independent of each other; `unit` seed takes the mean of all groups first.
+    The units are the groups of models, seeds averaged first, which share models and so are not independent of each other;
+    and (`unit` seed) the seeds, the mean of all groups taken first.
     """
     parts = []
     for protocol, groups in protocols.items():
         own = found[found["group"].isin(groups)]
         units = ("group", "seed") if own["seed"].nunique() > 1 else ("group",)
         for (heads, scope), unit in itertools.product(_scopes(own), units):
-            chosen = own[own["heads"] == heads].rename(columns={scope: "test", "method": "init", "group": "task"})
-            chosen = chosen[["init", "task", "seed", "test"]].dropna()
-            if unit == "seed":  # of methods that have a score for every group
-                chosen = chosen[chosen.groupby("init")["task"].transform("nunique") == chosen["task"].nunique()]
-                chosen = chosen.groupby(["init", "seed"], sort=False)["test"].mean().reset_index().assign(task="all")
-            table = paired(chosen.assign(delta=protocol), "simple")
-            if len(table):
-                named = table.rename(columns={"init": "method", "delta": "protocol"})
-                parts.append(named.assign(heads=heads, scope=scope, unit=unit))
+            chosen = own[own["heads"] == heads].rename(columns={"method": "init", "group": "task"})
+            values = chosen.dropna(subset=scope).set_index(["init", "task", "seed"])[scope]
+            if unit == "seed":
+                values = _by_seed(values)
+            others = [method for method in values.index.unique("init") if method != BASELINE]
+            if pairs := [(method, BASELINE) for method in others if len(by_task(values, (method, BASELINE)))]:
+                named = contrasts(values, pairs).rename(columns={"first": "method", "second": "baseline"})
+                parts.append(named.assign(protocol=protocol, heads=heads, scope=scope, unit=unit))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _by_seed(values: pd.Series) -> pd.Series:
+    """The mean over all groups of the methods that have a score for every group, each seed as if it were a task."""
+    groups = values.groupby(level="init").transform(lambda one: one.index.get_level_values("task").nunique())
+    whole = values[groups == values.index.get_level_values("task").nunique()]
+    means = whole.groupby(level=["init", "seed"], sort=False).mean()
+    return means.rename_axis(["init", "task"]).to_frame().assign(seed=0).set_index("seed", append=True).iloc[:, 0]
 
 
 def _scopes(found: pd.DataFrame) -> list[tuple[str, str]]:

@@ -14,8 +14,9 @@ from pewe.reporting.plots import bars, heat_map
 def save_overview(folder: Path, delta: str, weights: dict[str, pd.DataFrame], targets: Sequence[str]) -> None:
     """Draw the weights of each of these targets in every scope, and the importance of the scopes.
 
-    The importance of a scope is the spread of its weights: their standard deviation over the sources other than the
-    target, averaged over the targets. Equal weights everywhere have spread 0: the scope does not tell sources apart.
+    The importance of a scope is the spread of its weights: their sample deviation over the sources other than the
+    target (of one source 0), averaged over the targets. Equal weights everywhere have spread 0: the scope does not tell
+    sources apart.
     """
     for target in targets:
         rows = pd.DataFrame({scope: frame.loc[target] for scope, frame in weights.items()}).T
@@ -28,5 +29,6 @@ def save_overview(folder: Path, delta: str, weights: dict[str, pd.DataFrame], ta
 
 
 def _spread(frame: pd.DataFrame) -> float:
-    """Mean over targets of the standard deviation of the weights of the other tasks."""
-    return float(np.mean([row.drop(target, errors="ignore").std(ddof=0) for target, row in frame.iterrows()]))
+    """Mean over targets of the sample deviation of the weights of the other tasks; of one other task 0."""
+    spreads = [row.drop(target, errors="ignore").std(ddof=1) for target, row in frame.iterrows()]
+    return float(np.nan_to_num(spreads).mean())

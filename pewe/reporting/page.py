@@ -5,7 +5,7 @@ Reads <folder>/{cells,weights,similarities,curves,trace}.tsv and provenance.json
     table.md, table.csv, table.tex, table.txt     test scores: inits down, tasks by group across
     summary.md                                    their means: inits down, deltas across
     trace.md                                      test score and log-likelihood at each point of --trace_test
-    comparisons.tsv                               every init against Random and Average, paired over tasks and seeds
+    comparisons.tsv                               every init against Random, Average, Best_source, Manual; tasks are the units
     modules.md                                    test score from the weights of each block or layer, and their spread
     own_group.md, own_group.png                   weight on the sources of the target's own group
     pictures/                                     learning curves; heat maps of weights and similarities of the first seed
@@ -21,15 +21,15 @@ from pathlib import Path
 
 from pewe.command import main
 
-import numpy as np
 import pandas as pd
 
 from pewe.files import replacing, within, write_table, write_text
 from pewe.flags import flag
 from pewe.reporting import stats
+from pewe.reporting.compared import compared_table, comparisons, headline
 from pewe.reporting.pictures import SCORES, Picture, own_group_table, pictures
 from pewe.reporting.stats import OUTCOMES
-from pewe.reporting.stored import BASELINES, SOURCES, Stored, plain_rows, read_stored, score_table
+from pewe.reporting.stored import BASELINES, SOURCES, Stored, plain_rows, read_stored, score_table, varied
 from pewe.reporting.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
 
@@ -53,8 +53,9 @@ def tables(stored: Stored) -> None:
             table.to_latex(caption=f"Test scores, {delta}".replace("_", r"\_"), multicolumn_format="c", escape=True)
         )
         text.append(f"{delta}\n{mean.round(3).to_string()}\n")
-    write_text(stored.folder / "table.md", "\n".join(blocks))
-    write_text(stored.folder / "summary.md", markdown(pd.DataFrame(summary).fillna(""), "init"))
+    note = f"\n± is the sample deviation (divisor n - 1) of the mean over the seeds, whose number follows. {varied(stored.cells)}\n"
+    write_text(stored.folder / "table.md", "\n".join(blocks) + note)
+    write_text(stored.folder / "summary.md", markdown(pd.DataFrame(summary).fillna(""), "init") + note)
     with replacing(stored.folder / "table.csv") as temporary:
         pd.concat(long).rename_axis("init").reset_index().to_csv(temporary, index=False)
     write_text(stored.folder / "table.tex", "\n".join(latex))
@@ -78,65 +79,6 @@ def module_table(stored: Stored) -> pd.DataFrame:
         return pd.DataFrame()
     mean = stats.scores(scoped).groupby(["delta", "init"], sort=False)["test"].mean().reset_index()
     return mean.merge(stats.importance(stored.weights), on=["delta", "init"])
-
-
-def comparisons(stored: Stored) -> pd.DataFrame:
-    """Paired comparison of the rows with each baseline; PEMT, which has no other start, with the baselines of the adapter."""
-    scored = stats.scores(plain_rows(stored.cells[stored.cells["init"] != SOURCES]))
-    if "pemt" in set(scored["delta"]):
-        borrowed = scored[(scored["delta"] == "adapter") & scored["init"].isin(BASELINES)]
-        scored = pd.concat([scored, borrowed.assign(delta="pemt")], ignore_index=True)
-    parts = [found for baseline in BASELINES if len(found := stats.paired(scored, baseline))]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def headline(table: pd.DataFrame) -> list[str]:
-    """The paper's claim and what this experiment shows, in plain words, for every delta and baseline."""
-    said = []
-    for (delta, baseline), part in table.groupby(["delta", "baseline"], sort=False):
-        others = part[~part["init"].isin(BASELINES)].dropna(subset="improvement_percent")
-        if others.empty:
-            continue
-        best = others.loc[others["improvement_percent"].idxmax()]
-        helps = int((others["improvement_percent"] > 0).sum())
-        sure = "" if np.isnan(best["wilcoxon_p"]) else f", Wilcoxon p {p_text(best['wilcoxon_p'], ' = ')}"
-        said.append(
-            f"{delta}: {helps} of {len(others)} ensembles end above {baseline} on average; the best, {best['init']}, by "
-            f"{best['improvement_percent']:+.1f} % ({best['difference']:+.3f} points{sure}, {best['pairs']} task-seed pairs)."
-        )
-    return said
-
-
-def p_text(p: float, equals: str = "") -> str:
-    """A p value as it is written; a dash where there is none."""
-    if np.isnan(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{equals.lstrip()}{p:.3f}"
-
-
-def compared_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The paired comparisons as the page shows them: the interval and p as text."""
-    if compared.empty:
-        return compared
-    between = [
-        f"{low:+.3f} to {high:+.3f}" if low <= high else "–"
-        for low, high in zip(compared["low"], compared["high"], strict=True)
-    ]
-    shown = compared.assign(difference=compared["difference"].map("{:+.3f}".format), between=between)
-    return pd.DataFrame(
-        {
-            "delta": shown["delta"],
-            "init": shown["init"],
-            "against": shown["baseline"],
-            "difference": shown["difference"],
-            "95 % interval": shown["between"],
-            "p": shown["wilcoxon_p"].map(p_text),
-            "better": shown["better"],
-            "worse": shown["worse"],
-            "pairs": shown["pairs"],
-            "improvement, %": shown["improvement_percent"].map("{:+.1f}".format).replace("+nan", "–"),
-        }
-    )
 
 
 def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
@@ -191,6 +133,7 @@ def write(folder: Path) -> None:
         pictures=shown,
         scores=SCORES,
         baselines=BASELINES,
+        varied=varied(stored.cells),
         about=stored.about,
         **about_weights(stored, folder),
         seeds=sorted(stored.cells["seed"].unique()),

@@ -9,7 +9,7 @@ import pandas as pd
 from pewe.files import write_text
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines, score_bars
-from pewe.reporting.stored import BASELINES, SOURCES, Stored, plain_rows, score_table
+from pewe.reporting.stored import BASELINES, SOURCES, Stored, deviation_text, plain_rows, score_table
 from pewe.reporting.tables import markdown
 
 SCORES, CURVES, WEIGHTS, SIMILARITIES = "Mean scores", "Learning curves", "Weights", "Similarities"
@@ -51,15 +51,15 @@ def scores(stored: Stored, delta: str, folder: Path) -> Picture:
     deviations = score_deviations(cells, delta).reindex(rows.index)
     score_bars(rows, deviations, path, delta, BASELINES, means.get(SOURCES), SOURCES)
     return Picture(
-        SCORES, f"{delta}: mean test score of each init over tasks and seeds, ± standard deviation over seeds", path
+        SCORES, f"{delta}: mean test score of each init over tasks and seeds, ± sample deviation over seeds", path
     )
 
 
 def score_deviations(cells: pd.DataFrame, delta: str) -> pd.Series:
-    """Standard deviation over seeds of the mean score over tasks, by init; nan of one seed."""
+    """Sample deviation over seeds of the mean score over tasks, by init; nan of one seed."""
     scored = stats.scores(cells[cells["delta"] == delta])
     by_seed = scored.groupby(["init", "seed"], sort=False)["test"].mean().groupby(level="init", sort=False)
-    return by_seed.std(ddof=0).where(by_seed.count() > 1)
+    return by_seed.std(ddof=1)
 
 
 def leaders(stored: Stored, delta: str) -> list[str]:
@@ -74,8 +74,8 @@ def curves(part: pd.DataFrame, chosen: list[str], path: Path, delta: str) -> Pic
     by_seed = part.groupby(["updates", "init", "seed"], sort=False)["dev"].mean().unstack("init", sort=False)
     at = by_seed[[init for init in chosen if init in by_seed]].groupby(level="updates")
     title = f"{delta}: dev score while tuning"
-    lines(at.mean(), path, title, "updates", "mean dev score", at.std(ddof=0).fillna(0.0))
-    said = "baselines and the best rows, mean over tasks and seeds, band: ± standard deviation over seeds"
+    lines(at.mean(), path, title, "updates", "mean dev score", at.std(ddof=1).fillna(0.0))
+    said = "baselines and the best rows, mean over tasks and seeds, band: ± sample deviation over seeds"
     return Picture(CURVES, f"{delta}: dev score against updates, {said}", path)
 
 
@@ -117,11 +117,11 @@ def own_group_table(stored: Stored, folder: Path) -> pd.DataFrame:
     if found.empty:
         return pd.DataFrame()
     groups = found.groupby(["init", "delta"], sort=False)["own_group"]
-    mean, deviation = groups.mean().unstack("delta", sort=False), groups.std(ddof=0).unstack("delta", sort=False)
+    mean, deviation = groups.mean().unstack("delta", sort=False), groups.std(ddof=1).unstack("delta", sort=False)
     chance = found["chance"].mean()
     grouped_bars(mean, deviation, folder / "own_group.png", "weight on the target's own group", chance)
-    text = (mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)).where(mean.notna(), "")
+    text = (mean.map("{:.3f}".format) + " ± " + deviation.map(deviation_text)).where(mean.notna(), "")
     text.loc["above chance"] = [f"{(mean[delta] > chance).sum()} of {mean[delta].count()}" for delta in mean]
-    note = f"Mean ± standard deviation over at most {found['seed'].nunique()} seeds; chance is {chance:.3f}.\n"
+    note = f"Mean ± sample deviation (divisor n - 1) over at most {found['seed'].nunique()} seeds; chance is {chance:.3f}.\n"
     write_text(folder / "own_group.md", f"{markdown(text, 'weights from')}\n{note}")
     return text

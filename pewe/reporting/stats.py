@@ -1,4 +1,4 @@
-"""Statistics over the cells of an experiment: scores by row, paired comparisons, rank correlations, effective numbers.
+"""Statistics over the cells of an experiment: scores by row, contrasts, rank correlations, effective numbers.
 
 `cells` has the columns delta, init, seed, task, prefix, dev, test, ...; `weights` and `similarities` the columns delta,
 init, seed, target, source and weight or value.
@@ -31,38 +31,6 @@ def outcome(trace: pd.DataFrame, what: str, point: str) -> pd.Series:
     return best.groupby(["delta", "init", "task", "seed"], sort=False)[what].mean().rename(f"{what} {point}")
 
 
-def paired(scored: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
-    """Every init against a baseline, paired over tasks and seeds, for each delta.
-
-    Mean difference of the test scores with a 95 % bootstrap interval (BCa, 9,999 resamples), the two-sided p of Wilcoxon's
-    signed-rank test (nan without any difference), and the relative improvement of the mean score in percent.
-    """
-    rows = []
-    for delta, part in scored.groupby("delta", sort=False):
-        frame = part.pivot_table(index=["task", "seed"], columns="init", values="test", sort=False)
-        if baseline not in frame:
-            continue
-        for init in [name for name in part["init"].unique() if name != baseline]:
-            both = frame[[init, baseline]].dropna()
-            difference = (both[init] - both[baseline]).to_numpy()
-            base = both[baseline].mean()
-            rows.append(
-                {
-                    "delta": delta,
-                    "init": init,
-                    "baseline": baseline,
-                    "pairs": len(both),
-                    "difference": difference.mean(),
-                    **_interval(difference, seed),
-                    "better": int((difference > 0).sum()),
-                    "worse": int((difference < 0).sum()),
-                    "wilcoxon_p": float(scipy.stats.wilcoxon(difference).pvalue) if difference.any() else np.nan,
-                    "improvement_percent": 100 * difference.mean() / base if base else np.nan,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
 def by_task(values: pd.Series, pair: tuple[str, str]) -> pd.DataFrame:
     """The two inits of a pair over tasks, each the mean over the seeds that both have; of one delta's `outcome`."""
     frame = values.unstack("init", sort=False).reindex(columns=list(pair)).dropna()
@@ -73,15 +41,15 @@ def contrasts(values: pd.Series, pairs: Sequence[tuple[str, str]], unit: str = "
     """First minus second init of each pair, over tasks or groups as units, seeds averaged first; of one delta's `outcome`.
 
     Mean difference with a 95 % bootstrap interval over units (BCa, 9,999 resamples), the same in percent of the second's
-    mean (nan where that is not above 0), and for tasks the two-sided p of Wilcoxon's signed-rank test, plain and by Holm's
-    method over the pairs.
+    mean (nan where that is not above 0), and for tasks the two-sided p of Wilcoxon's signed-rank test (nan without any
+    difference), plain and by Holm's method over the pairs. Differences are taken to 12 digits: means of equal scores are equal.
     """
     rows = []
     for first, second in pairs:
         frame = by_task(values, (first, second))
         if unit == "group":
             frame = frame.groupby(frame.index.map(GROUP_OF), sort=False).mean()
-        difference, base = (frame[first] - frame[second]).to_numpy(), frame[second].mean()
+        difference, base = (frame[first] - frame[second]).round(12).to_numpy(), frame[second].mean()
         found = {
             "first": first,
             "second": second,
@@ -177,9 +145,12 @@ def own_group(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def importance(weights: pd.DataFrame) -> pd.DataFrame:
-    """Spread of the weights of each block or layer: standard deviation over the sources, averaged over targets and seeds."""
+    """Spread of the weights of each block or layer: sample deviation over the sources, averaged over targets and seeds.
+
+    Of one source it is 0.
+    """
     scoped = weights[(weights["init"].str.contains("/")) & (weights["target"] != weights["source"])]
-    spread = scoped.groupby(["delta", "init", "seed", "target"], sort=False)["weight"].std(ddof=0)
+    spread = scoped.groupby(["delta", "init", "seed", "target"], sort=False)["weight"].std(ddof=1).fillna(0.0)
     return spread.groupby(level=["delta", "init"], sort=False).mean().rename("spread").reset_index()
 
 

@@ -1,6 +1,7 @@
 """The tables that an experiment left in its folder, read and checked; and the mean scores of its rows."""
 
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,7 @@ class Rows(tuple[str, ...]):
 
 INITS = Rows(("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits)))
 BASELINES = ("Random", "Average")
+REFERENCES = (*BASELINES, "Best_source", "Manual")  # what all other rows are contrasted with
 COLUMNS = {  # of the tables: names and numbers
     "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
     "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
@@ -79,14 +81,32 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
 
 
 def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)"."""
+    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)".
+
+    The deviation is that of a sample (divisor n - 1); one seed has none.
+    """
     scored = stats.scores(cells[cells["delta"] == delta])
     tasks = [task for task in METRICS if task in set(scored["task"])]
     frame = scored.pivot_table(index=["init", "seed"], columns="task", values="test", sort=False)[tasks]
     frame.insert(0, "mean", frame.mean(axis=1, skipna=False))
     groups, inits = frame.groupby(level="init"), cells["init"].unique()
-    spread = groups["mean"].agg(lambda scores: f"{scores.std(ddof=0):.3f} ({len(scores)})")
+    spread = groups["mean"].agg(lambda scores: f"{deviation_text(scores.std(ddof=1))} ({len(scores)})")
     return groups.mean().reindex(inits).dropna(how="all"), spread.reindex(inits)
+
+
+def deviation_text(deviation: float) -> str:
+    """Three decimals; a dash where one seed has no deviation."""
+    return "–" if isnan(deviation) else f"{deviation:.3f}"
+
+
+def varied(cells: pd.DataFrame) -> str:
+    """What the seeds of an experiment vary, in a sentence; by the prefixes of the data also the few-shot sample."""
+    tuned = cells[cells["init"] != SOURCES]
+    samples = tuned.groupby(["task", "seed"])["prefix"].agg(lambda names: tuple(sorted(set(names))))
+    always = "The seeds vary the random init, the order of the data and dropout"
+    if (samples.groupby(level="task").nunique() > 1).any():
+        return f"{always}, and the few-shot sample."
+    return f"{always}, not the few-shot sample: all seeds share one."
 
 
 def plain_rows(cells: pd.DataFrame) -> pd.DataFrame:
