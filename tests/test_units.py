@@ -91,7 +91,9 @@ def test_three_parts_make_the_tables_of_one_run(once, empty, capsys, monkeypatch
 def test_each_unit_belongs_to_one_part(empty, capsys):
     """Three tunings of two stacks and what puts them together, a matrix, an ensemble."""
     reproduce.run(config(part="1/1"))
-    assert capsys.readouterr().out == "part 1/1: 11 units done; 0 wait for it or for others\n"
+    said = capsys.readouterr()
+    assert said.out == "part 1/1: 11 units done; 0 wait for it or for others\n"
+    assert " cells, " in said.err.splitlines()[-1]  # a part shows how far it is, too
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])

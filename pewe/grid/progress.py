@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pewe.grid.schedule import Unit
-from pewe.progress import Bar
+from pewe.cli import log
+from pewe.grid.schedule import Outcome, Unit
+from pewe.progress import Bar, listening
 
 IN_A_TERMINAL, IN_A_FILE = 1.0, 60.0  # seconds between two looks
 _SHAPE = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} cells [{elapsed}<{remaining}{postfix}]"
@@ -131,3 +133,20 @@ class Progress:
     def _redraw(self, ended: threading.Event) -> None:
         while not ended.wait(self.every):
             self.draw()
+
+
+@contextlib.contextmanager
+def watched(cells: int) -> Iterator[Callable[[Unit], Outcome]]:
+    """What carries out a unit in this process while the bar shows it; `cells` are those of all that is to be done."""
+    watch = Watch()
+    progress = Progress(cells, lambda: {"": watch.place()})
+
+    def carry_out(unit: Unit) -> Outcome:
+        watch.begin(unit.name)
+        outcome = unit.carry_out(watch.finished)
+        progress.ended(unit, watch.place())
+        watch.begin("")
+        return outcome
+
+    with logging_redirect_tqdm([log]), progress.shown(), listening(watch.listen):
+        yield carry_out

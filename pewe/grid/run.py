@@ -14,11 +14,10 @@ from pewe.grid.estimate import show_plan
 from pewe.grid.experiment import Experiment, resolve
 from pewe.grid.gather import collect
 from pewe.grid.merge import take
-from pewe.grid.progress import Progress, Watch
+from pewe.grid.progress import Progress, watched
 from pewe.grid.schedule import Schedule
 from pewe.grid.split import alone, carry_out_part, one_of_parts
 from pewe.places import check_place
-from pewe.progress import listening
 from pewe.reporting import page as report
 
 
@@ -44,16 +43,10 @@ def run(config: Config) -> None:
 
 def carry_out(experiment: Experiment) -> dict[str, str]:
     """Every unit in this process, one after the other; returns the cells that failed, with their causes."""
-    watch = Watch()
-    progress = Progress(experiment.cells(), lambda: {"": watch.place()})
-    with logging_redirect_tqdm([log]), progress.shown(), listening(watch.listen):
-        schedule = Schedule(experiment.todo, experiment.config.init)
+    schedule = Schedule(experiment.todo, experiment.config.init)
+    with watched(experiment.cells()) as carry_out_unit:
         for unit in schedule:
-            watch.begin(unit.name)
-            outcome = unit.carry_out(watch.finished)
-            progress.ended(unit, watch.place())
-            watch.begin("")
-            schedule.ended(unit, outcome)
+            schedule.ended(unit, carry_out_unit(unit))
     return schedule.failed
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pewe.errors import UserError
 from pewe.files import PARTS, hold, patient
 from pewe.grid.experiment import Experiment
+from pewe.grid.progress import watched
 from pewe.grid.schedule import Schedule
 from pewe.identity import digest
 from pewe.places import check_free
@@ -50,15 +51,18 @@ def carry_out_part(experiment: Experiment) -> dict[str, str]:
     number, count = part_of(experiment.config.part)
     failed: dict[str, str] = {}
     tried: set[str] = set()
-    while True:
-        schedule = Schedule(experiment.todo, experiment.config.init)
-        ready = list(schedule)
-        own = [unit for unit in ready if int(digest(unit.name), 16) % count == number - 1 and unit.name not in tried]
-        if not own:
-            print(f"part {number}/{count}: {len(tried)} units done; {len(ready)} wait for it or for others")
-            return failed
-        for unit in own:
-            tried.add(unit.name)
-            with patient():
-                schedule.ended(unit, unit.carry_out(lambda cells: None))
-        failed |= schedule.failed
+    with watched(experiment.cells()) as carry_out_unit:
+        while True:
+            schedule = Schedule(experiment.todo, experiment.config.init)
+            ready = list(schedule)
+            own = [
+                unit for unit in ready if int(digest(unit.name), 16) % count == number - 1 and unit.name not in tried
+            ]
+            if not own:
+                print(f"part {number}/{count}: {len(tried)} units done; {len(ready)} wait for it or for others")
+                return failed
+            for unit in own:
+                tried.add(unit.name)
+                with patient():
+                    schedule.ended(unit, carry_out_unit(unit))
+            failed |= schedule.failed
