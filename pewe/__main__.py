@@ -94,6 +94,7 @@ COMMANDS = {
             gates="pewe.tuning.gates",
             contrasts="pewe.reporting.contrasts",
             gate="pewe.reporting.gate",
+            unite="pewe.reporting.unite",
         ),
         "page",
     ),
