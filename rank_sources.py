@@ -3,7 +3,8 @@
     pewe rank --sources DIR --target DATA/my_task
     python rank_sources.py --sources DIR --target DATA/my_task --measures Loss GraNd --model FOLDER
 
-Sources are `<source>/checkpoint-best.pt` in DIR; their kind and size are those of the first. The target needs no metric and
+Sources are `<source>/checkpoint-best.pt`, or a folder of PEFT, in DIR, or a list as `pewe similarity` takes it; their kind and
+size are those of the first. The target needs no metric and
 no test lines: only its dev lines are read (and train lines, by which its prefix is found). Writes
 
     <output_dir>/rank.tsv                                  source, measure, scope, value, rank, weight, mean_rank
@@ -43,9 +44,12 @@ class Config(TargetConfig):
     """Which sources, which target, which measures; the rest is as for a similarity."""
 
     source_ckpt_path: str = flag(
-        "checkpoints/adapter/full_data", "folder with <source>/checkpoint-best.pt", decides=False, also="sources"
+        "checkpoints/adapter/full_data",
+        "folder with <source>/checkpoint-best.pt, or a list of sources",
+        decides=False,
+        also="sources",
     )
-    source_tasks: list[str] = flag([], "names of the sources (default: all of the folder)", unique=True)
+    source_tasks: list[str] = flag([], "names of the sources (default: all that are there)", unique=True)
     target: str = flag("", "folder of the target's data, DIR/my_task, with <prefix>_train.tsv and <prefix>_dev.tsv")
     measures: list[str] = flag(
         ["Loss", "EL2N", "Cosine_of_Logits_and_Labels"], "of get_similarity/", choices=MEASURES, unique=True
@@ -55,40 +59,48 @@ class Config(TargetConfig):
     output_dir: str = flag("results/rank", "folder of the table, the picture and the ensembles", decides=False)
 
 
-def names_of(config: Config) -> list[str]:
-    """The sources: those of the flag, else all of the folder, without the target."""
+def sources_of(config: Config) -> dict[str, Path]:
+    """Name -> place of the sources: those of the flag, else all that are there, without the target."""
     from pewe.deltas.checkpoint import BEST
+    from pewe.deltas.sources import all_sources, source_files
 
-    folder, target = Path(config.source_ckpt_path), Path(config.target).name
-    if not folder.is_dir():
-        raise UserError(f"--sources {folder}: there is no such folder; expected {folder}/<source>/{BEST}")
-    names = config.source_tasks or sorted(path.parent.name for path in folder.glob(f"*/{BEST}"))
-    others = [name for name in names if name != target]
+    given, target = config.source_ckpt_path, Path(config.target).name
+    if "," not in given and "/" not in given and not Path(given).exists():
+        raise UserError(f"--sources {given}: there is no such folder; expected {given}/<source>/{BEST}")
+    found = source_files(given, config.source_tasks) if config.source_tasks else all_sources(given)
+    others = {name: path for name, path in found.items() if name != target}
     if len(others) < 2:
         raise UserError(
-            f"--sources {folder}: at least two sources <source>/{BEST} beside the target are ranked, not {len(others)}"
+            f"--sources {given}: at least two sources <source>/{BEST} beside the target are ranked, not {len(others)}"
         )
     return others
 
 
 def settled(config: Config) -> Config:
     """The flags with what the data folder and the first source say."""
-    from pewe.deltas.checkpoint import kind_of, task_checkpoint
+    from pewe.deltas.checkpoint import Checkpoints, kind_of
+    from pewe.deltas.peft_folder import targets_of
+    from pewe.deltas.sources import first_files
+    from pewe.inputs import check_files
 
     target = Path(config.target)
     if not config.target or not target.is_dir():
         raise UserError(
             f"--target names the folder of the target's data, DIR/my_task; there is no folder {config.target!r}"
         )
-    names = names_of(config)
-    kind, own = kind_of(task_checkpoint(Path(config.source_ckpt_path), names[0]), config.tune_method)
+    sources = sources_of(config)
+    check_files(first_files(sources), "sources", f"--sources {config.source_ckpt_path}")
+    kind, _ = kind_of(next(iter(sources.values())), config.tune_method)
+    states = Checkpoints(list(sources.values()), kind)
+    own = {name: value for name, value in states.made_for.items() if name in KINDS[kind].describing}
     return replace(
         config,
         tune_method=kind,
+        lora_targets=targets_of(states[0]) or config.lora_targets,
         task_dir=str(target.parent),
         tasks=[target.name],
-        source_tasks=names,
-        effective=min(config.effective, (1 + len(names)) / 2),
+        source_tasks=list(sources),
+        effective=min(config.effective, (1 + len(sources)) / 2),
         **own,
     )
 
@@ -145,9 +157,11 @@ def run(config: Config) -> pd.DataFrame:
     title = f"weights of the sources for {target}"
     heat_map(weight.T, out / "rank.png", title, effective, "effective\nsources", down="measure")
     print(shown(rows, wide, effective))
+    size = " ".join(f"--{name} {getattr(config, name)}" for name in KINDS[config.tune_method].describing)
     log.info(
-        "start from it: bash scripts/%s.sh --task_dir %s --tasks %s --train_checkpoint %s --output_dir DIR",
+        "start from it: bash scripts/%s.sh %s --task_dir %s --tasks %s --train_checkpoint %s --output_dir DIR",
         config.tune_method,
+        size,
         config.task_dir,
         target,
         out / config.measures[0],

@@ -48,7 +48,9 @@ class Config(FewShotConfig):
     loss_batch: int = flag(
         loss_batch, "lines whose token losses are averaged; the release sums over such batches", low=1
     )
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 

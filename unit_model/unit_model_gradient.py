@@ -44,7 +44,9 @@ class Config(FewShotConfig):
     learning_rate: float = flag(learning_rate, "of Adam, on the logarithms of the weights", above=0)
     batch_size: int = flag(batch_size, "few-shot training lines of an update", low=1)
     by_layer: bool = flag(by_layer, "weights of its own for every layer")
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 

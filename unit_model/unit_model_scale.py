@@ -20,7 +20,7 @@ from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.few_shot import FewShot, FewShotConfig
-from pewe.merging.save import Part, digests, ensemble_tasks, read_states, save
+from pewe.merging.save import Part, digests, ensemble_sources, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources, uniform_weights
 from pewe.setting import TASK_LIST
 from pewe.state import DeltaState
@@ -39,7 +39,9 @@ class Config(FewShotConfig):
     delta: str = flag(delta, "adapter, lora or prefix")
     combine: str = flag(combine, "the rule, which must have a scale")
     scales: list[float] = flag(scales, "scales that are tried", low=0, unique=True)
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
@@ -47,15 +49,16 @@ def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
-    states = read_states(config.source_ckpt_path, config.delta, tasks)
-    combiner = Combiner(config, states, tasks, config.source_ckpt_path)
+    sources = ensemble_sources(config, tasks)
+    states = read_states(config.source_ckpt_path, config.delta, sources)
+    combiner = Combiner(config, states, sources, config.source_ckpt_path)
     if not hasattr(combiner.flags, "scale"):
         raise UserError(f"--combine {config.combine} has no scale to choose")
     few_shot = FewShot(config, states, tasks)
-    W, chosen = uniform_weights(allowed_sources(tasks, tasks)), {}
+    W, chosen = uniform_weights(allowed_sources(tasks, sources)), {}
     title = f"{config.delta}: {config.combine}, scale by dev score"
-    part = Part(tasks, tasks, W, title, list(best_of(config, combiner, few_shot, W, chosen)))
-    made_from = {"sources": digests(tasks, states), **few_shot.made_from("dev"), **combiner.made_from()}
+    part = Part(tasks, sources, W, title, list(best_of(config, combiner, few_shot, W, chosen)))
+    made_from = {"sources": digests(sources, states), **few_shot.made_from("dev"), **combiner.made_from()}
     save(config, [part], {**made_from, "scales": chosen}, states.made_for)
 
 

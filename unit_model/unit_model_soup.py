@@ -20,6 +20,7 @@ from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.identity import file_digest
 from pewe.merging.few_shot import FewShot, FewShotConfig, Found, weigh_and_save
+from pewe.merging.save import ensemble_sources
 from pewe.merging.weights import uniform_weights
 from pewe.scores import read_scores
 from pewe.setting import TASK_LIST
@@ -37,7 +38,9 @@ class Config(FewShotConfig):
 
     delta: str = flag(delta, "adapter, lora or prefix")
     zero_result_path: str = flag(zero_result_path, "result.tsv of dev_all_ckpt.py", decides=False)
-    source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
+    source_ckpt_path: str = flag(
+        source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
+    )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
 
@@ -62,7 +65,8 @@ def soups(zero: Tensor, allowed: Tensor, score: Callable[[Tensor, Sequence[int]]
 def weigh(config: Config, few_shot: FewShot, allowed: Tensor) -> Found:
     """The weights of every target, (T, n): equal for the sources of its soup."""
     path, tasks = Path(config.zero_result_path), few_shot.tasks
-    zero = dev_scores(read_scores(path, ["target", "source"], ["dev"]), tasks, tasks, path)
+    sources = ensemble_sources(config, tasks)
+    zero = dev_scores(read_scores(path, ["target", "source"], ["dev"]), tasks, sources, path)
 
     def score(W: Tensor, targets: Sequence[int]) -> list[float]:
         return few_shot.dev_scores(few_shot.mixtures(W), [tasks[i] for i in targets])

@@ -153,6 +153,7 @@ def open_checkpoint(
 
 def kind_of(path: Path, tune_method: str = "") -> tuple[str, dict]:
     """The kind of delta in a checkpoint, and what it says of its scale and size; `tune_method` is the kind where it is known."""
+    tune_method = tune_method or ("lora" if is_peft(path) else "")
     content = _load(path, mapped=False) if path.is_file() and not tune_method else {}
     kinds = [tune_method] if tune_method else [name for name in KINDS if isinstance(content, dict) and name in content]
     if len(kinds) != 1:

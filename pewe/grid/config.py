@@ -33,5 +33,15 @@ class Config:
     ray_address: str = flag("", "a Ray cluster that is there, e.g. auto or HOST:6379, instead of this machine alone")
     part: str = flag("", "I/N: the Ith of N parts of what can be done now, as N processes without Ray; no tables")
     wait: bool = flag(False, "where another process holds the experiment, wait for it instead of stopping")
+    source_ckpt_path: str = flag(
+        "",
+        "sources of your own instead of tuned ones, which give the deltas their size: a list, or a folder; kept apart, NAME_own",
+    )
+    source_tasks: list[str] = flag(
+        [],
+        "names of these (default: all of a list; of a folder the tasks that it has, else all)",
+        unique=True,
+        name=True,
+    )
     collect_from: list[str] = flag([], "folders checkpoints/NAME of elsewhere: take their finished runs that fit")
     device: str = flag("", "auto, cpu or cuda instead of the suite's", choices=DEVICES)

@@ -74,8 +74,8 @@ def show_plan(experiment: Experiment) -> None:
 
 
 def missing_data(experiment: Experiment) -> set[str]:
-    """What is wrong with the folders of the tasks."""
-    found = set()
+    """What is wrong with the folders of the tasks, and with sources of one's own."""
+    found = set(experiment.lacking())
     for config in {grid.delta: tuning_of(grid) for grid in experiment.todo}.values():
         for task in task_names(config):
             try:
@@ -213,7 +213,7 @@ def of_similarity(step: Step) -> Estimate:
         dev = lines(config, task, "dev")
         batches = config.max_batches or measure.max_batches(config, task) or -1
         count = dev.count if batches < 0 else min(dev.count, batches * config.predict_batch_size)
-        flop += len(tasks) * count * shapes.forward(dev) * (2 if measure.gradients else 1)
+        flop += len(config.source_tasks or tasks) * count * shapes.forward(dev) * (2 if measure.gradients else 1)
     seconds, how = by_flop(shapes, flop)
     return Estimate(seconds=seconds, memory=weights(config, shapes), disk=100.0 * len(tasks) ** 2, how=how)
 

@@ -9,6 +9,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.flags import check, complaint, suggest
 from pewe.grid.config import Config
+from pewe.grid.own_sources import Own, own_sources
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid, plan
 from pewe.grid.suite import Suite, read_suite
@@ -41,6 +42,15 @@ class Experiment:
     def steps(self) -> list[Step]:
         """The steps of what is asked for."""
         return [step for grid in self.todo for step in plan(grid, self.config.init)]
+
+    def without(self) -> list[str]:
+        """The rows that are asked for, but that sources of one's own do not have."""
+        return [init for init in self.config.init if any(grid.own and not grid.has(init) for grid in self.todo)]
+
+    def lacking(self) -> list[str]:
+        """What is wrong with sources of one's own, in words."""
+        steps = [grid.step("sources") for grid in self.todo if grid.own]
+        return list(dict.fromkeys(why for step in steps if (why := step.missing())))
 
     def cells(self) -> int:
         """The cells of those that are not done."""
@@ -82,17 +92,28 @@ def grids(config: Config, suite: Suite) -> list[Grid]:
     flags = {"tasks": config.tasks or suite.tasks()} | ({"device": config.device} if config.device else {})
     root, deltas = Path("checkpoints") / name_of(config, suite), config.delta or suite.deltas
     of = {delta: material(suite.config(TuneConfig, delta, tune_method=delta, **flags)) for delta in deltas}
+    own = {delta: own_of(config, suite, delta, flags["tasks"]) for delta in deltas}
     return [
-        Grid(suite, delta, seed, root, flags, config.limit_train_iters, of[delta])
+        Grid(suite, delta, seed, root, flags, config.limit_train_iters, of[delta], own[delta])
         for seed in config.seeds
         for delta in deltas
     ]
 
 
+def own_of(config: Config, suite: Suite, delta: str, tasks: list[str]) -> Own | None:
+    """The sources of one's own of a kind of delta: of the command line, else of the suite; None where they are tuned."""
+    given = config.source_ckpt_path or suite.own(delta, "source_ckpt_path", "")
+    asked = config.source_tasks or suite.own(delta, "source_tasks", [])
+    if not given and config.source_tasks:
+        raise UserError("--source_tasks names sources of your own: give --source_ckpt_path")
+    return own_sources(delta, given, asked, tasks, fetch=not config.dry_run) if given else None
+
+
 def name_of(config: Config, suite: Suite) -> str:
-    """Folder of the experiment below checkpoints/ and results/; a reduced one has its own."""
+    """Folder of the experiment below checkpoints/ and results/; a reduced one, and one with other sources, has its own."""
+    own = "_own" if config.source_ckpt_path else ""
     limit = f"_iters{config.limit_train_iters}" if config.limit_train_iters else ""
-    return (config.name or suite.name) + limit
+    return (config.name or suite.name) + own + limit
 
 
 def material(config: TuneConfig) -> str:

@@ -29,6 +29,10 @@ def run(config: Config) -> None:
         return show_plan(experiment)
     for model in experiment.models:
         check_t5(model)  # before any step, not once for every cell
+    for why in experiment.lacking():
+        raise UserError(why)
+    if without := experiment.without():
+        log.warning("without %s: rows of sources that are tasks of the data, in one folder", ", ".join(without))
     check_place(experiment.folder)
     if config.part:
         with one_of_parts(experiment):

@@ -18,6 +18,7 @@ from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST, COMMON_INIT
 from pewe.deltas.kinds import KINDS
 from pewe.files import read_record
+from pewe.grid.own_sources import Own, OwnSources, needs_tasks
 from pewe.grid.parts import PAIRS, PAIRS_AS_THEY_ARE, SCOPES, STACKS, blocks, by_scope
 from pewe.grid.step import STAMP, WHOLE, Made, Parts, Step
 from pewe.grid.suite import Suite
@@ -44,6 +45,7 @@ class Grid:
     flags: dict  # that the command line sets for all commands
     limit: int = 0  # updates at most in every run; 0: as the suite says
     material: str = ""  # a fingerprint of data and backbone
+    own: Own | None = None  # sources that were made elsewhere
     steps: dict[tuple[str, str], Step] = field(default_factory=dict)
 
     @property
@@ -53,8 +55,18 @@ class Grid:
 
     @property
     def tasks(self) -> int:
-        """The number of targets, which are the sources too."""
+        """The number of targets."""
         return len(self.flags["tasks"])
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the sources: the targets, or those of one's own."""
+        return list(self.own.places) if self.own else self.flags["tasks"]
+
+    @property
+    def source_path(self) -> str:
+        """Where they lie, as a command is told."""
+        return self.own.path if self.own else str(self.folder("sources"))
 
     def leave_out(self, tasks: list[str]) -> None:
         """Go on without these tasks, which have no source."""
@@ -67,6 +79,8 @@ class Grid:
 
     def has(self, init: str) -> bool:
         """Whether this kind of delta has the row."""
+        if self.own and not self.own.of_tasks and init in ENSEMBLES and needs_tasks(init):
+            return False
         if init not in ENSEMBLES or "+" not in init:
             return init in self.inits()
         kinds = RULES[ENSEMBLES[init].flags["combine"]].kinds
@@ -83,6 +97,7 @@ class Grid:
     def config(self, kind: type, *sections: str, **flags):
         """The configuration of a command of the suite for this delta and seed."""
         common = {"seed": self.seed, "tune_method": self.delta, "delta": self.delta, "quiet": True, **self.flags}
+        common |= {"source_tasks": self.sources, **self.own.size} if self.own else {}
         made = self.suite.config(kind, self.delta, *sections, **{**common, **flags})
         if self.limit and hasattr(made, "train_iters"):
             traced = [updates for updates in made.trace_test if updates <= self.limit]
@@ -114,6 +129,8 @@ class Grid:
     def _sources(self) -> Step:
         kind = KINDS[self.delta].sources or self.delta
         config = self._tuning("sources", self.folder("sources"), full_train=True, tune_method=kind)
+        if self.own:
+            return OwnSources(self.folder("sources"), config, tune_tasks, cells=0, places=self.own.places)
         return self._step("sources", "", config, tune_tasks, (), runs(config, self.tasks), SOURCES, STACKS)
 
     def _pairs(self) -> Step:
@@ -123,14 +140,13 @@ class Grid:
         return self._of_pairs("zero_shot", dev_all_ckpt.Config, dev_all_ckpt.run, PAIRS_AS_THEY_ARE)
 
     def _of_pairs(self, kind: str, config_class: type, command: Callable, parts: Parts) -> Step:
-        paths = {"source_ckpt_path": str(self.folder("sources")), "output_dir": str(self.folder(kind))}
+        paths = {"source_ckpt_path": self.source_path, "output_dir": str(self.folder(kind))}
         config = self.config(config_class, "tuning", "pairs", **paths)
-        return self._step(
-            kind, "", config, tuned_by(command), (("sources",),), runs(config, self.tasks**2), parts=parts
-        )
+        cells = runs(config, self.tasks * len(self.sources))
+        return self._step(kind, "", config, tuned_by(command), (("sources",),), cells, parts=parts)
 
     def _statistics(self) -> Step:
-        config = self.config(collect_deltas.Config, source_ckpt_path=str(self.folder("sources")), full_train=True)
+        config = self.config(collect_deltas.Config, source_ckpt_path=self.source_path, full_train=True)
         return self._step("statistics", "", config, at_once(collect_deltas.run, statistics_of), (("sources",),))
 
     def _tuned(self, init: str) -> Step:
@@ -151,7 +167,7 @@ class Grid:
         ensemble = ENSEMBLES[init]
         measure = MEASURES[ensemble.measure]
         paths = {
-            "source_ckpt_path": self.folder("sources"),
+            "source_ckpt_path": self.source_path,
             "random_tuned_ckpt_path": self.folder("tuned", "Random"),
             "output_dir": self.folder("similarity", init),
         }
@@ -165,7 +181,7 @@ class Grid:
     def _base(self) -> str:
         """What differences of the sources are taken from: the init that they share (--common_init), else zero."""
         sources = self.step("sources")
-        return str(sources.folder / COMMON_INIT) if sources.config.common_init else ZERO
+        return str(sources.folder / COMMON_INIT) if sources.config.common_init and not self.own else ZERO
 
     def _weights(self, init: str) -> Step:
         ensemble = ENSEMBLES[init]
@@ -173,7 +189,7 @@ class Grid:
         needs = (("similarity", init),) if ensemble.measure else ensemble.needs
         similarity = next((need for need in needs if need[0] == "similarity"), ("similarity", init))
         paths = {
-            "source_ckpt_path": self.folder("sources"),
+            "source_ckpt_path": self.source_path,
             "save_ckpt_path": self.folder("weights", init),
             "tuned_64shot_ckpt_path": self.folder("tuned", "Random"),
             "tuned_ckpt_path": self.folder("pairs"),
@@ -184,7 +200,8 @@ class Grid:
             script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
-        config = replace(config, effective=min(config.effective, self.tasks / 2))
+        others = len(self.sources) - bool({*self.sources} & {*self.flags["tasks"]})  # than the target
+        config = replace(config, effective=min(config.effective, (1 + others) / 2) if others > 1 else 0.0)
         rule = RULES[config.combine]
         if rule.differences:
             config = replace(config, base=self._base())
@@ -267,7 +284,7 @@ def tune_scopes(config: TuneConfig, finished: Callable[[int], None], again: bool
 
 
 def plan(grid: Grid, inits: list[str]) -> list[Step]:
-    """The steps that these inits need, each after those that it needs."""
+    """The steps that these inits need, each after those that it needs; none for sources that are there already."""
     ordered: dict[Path, Step] = {}
 
     def add(step: Step) -> None:
@@ -279,4 +296,4 @@ def plan(grid: Grid, inits: list[str]) -> list[Step]:
     for init in inits:
         if grid.has(init):
             add(grid.step("tuned", init))
-    return list(ordered.values())
+    return [step for step in ordered.values() if step.cells]

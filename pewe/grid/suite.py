@@ -2,7 +2,7 @@
 
 base = "OTHER.toml"        what is not set here is taken from it (a path that starts at this file's folder)
 title = "..."
-[all]                      flags of every command
+[all]                      flags of every command; source_ckpt_path, source_tasks: sources of one's own, for all steps
 [tuning]                   flags of all tuning;  [sources] [targets] [pairs]  of the tuning of one kind
 [weights]                  flags of unit_model/
 [delta.NAME]               flags of a delta method, with sources = {...}, targets = {...} for its own tuning
@@ -11,6 +11,7 @@ Every value is checked against its flag in both files.
 """
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,12 @@ SET = (
     "quiet",
     "output_dir",
     "save_ckpt_path",
-    "source_ckpt_path",
     "train_checkpoint",
     "test_checkpoint",
     "do_train",
     "do_predict",
 )
+OWN = ("source_ckpt_path", "source_tasks")  # of all steps alike
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Suite:
             chosen |= own.get(section, {})
         names = {field.name for field in dataclasses.fields(kind)}
         return settled(kind(**{name: embedded(value) for name, value in (chosen | flags).items() if name in names}))
+
+    def own(self, delta: str, name: str, default: typing.Any) -> typing.Any:
+        """A flag as [all] or [delta.NAME] has it; `default` where neither has."""
+        chosen = self.sections.get("all", {}) | self.sections["delta"].get(delta, {})
+        return embedded(chosen.get(name, default))
 
     def tasks(self) -> list[str]:
         """The tasks of the suite."""
@@ -123,7 +129,7 @@ def _check(path: Path, content: dict) -> None:
 
 
 def _check_section(path: Path, section: str, flags, config_classes: Sequence[type]) -> None:
-    for name in SET:
+    for name in SET if config_classes is SECTIONS["all"] else (*SET, *OWN):
         if name in _table(path, section, flags):
             raise UserError(f"{path}, [{section}]: {name} cannot be set in a suite; each step and seed has its own")
     check_file(flags, config_classes, f"{path}, [{section}]")

@@ -23,7 +23,7 @@ from pewe.identity import model_digest
 from pewe.losses import losses
 from pewe.merging.average import merge
 from pewe.merging.combine import Combiner
-from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_tasks, read_states, save
+from pewe.merging.save import EnsembleConfig, Part, digests, ensemble_sources, ensemble_tasks, read_states, save
 from pewe.merging.weights import allowed_sources
 from pewe.similarity.scoring import positions
 from pewe.state import DeltaState, check_state, scope_of, shapes_of
@@ -131,18 +131,19 @@ def weigh_and_save(
     the average.
     """
     tasks = ensemble_tasks(config, default)
-    states = read_states(config.source_ckpt_path, config.delta, tasks)
-    combiner = Combiner(config, states, tasks, config.source_ckpt_path)
+    sources = ensemble_sources(config, tasks)
+    states = read_states(config.source_ckpt_path, config.delta, sources)
+    combiner = Combiner(config, states, sources, config.source_ckpt_path)
     few_shot = FewShot(config, states, tasks)
-    found = weigh(few_shot, allowed_sources(tasks, tasks))
+    found = weigh(few_shot, allowed_sources(tasks, sources))
     W, by_layer = found.W, {}
     if found.layers:
         if combiner.name != "average":
             raise UserError(f"--combine {combiner.name}: weights by layer are for the weighted average alone")
         W, by_layer = W.mean(1), dict(zip(found.layers, W.unbind(1), strict=True))
     merged = merged_by_layer(states, by_layer) if by_layer else combiner.merge(W)
-    part = Part(tasks, tasks, W, f"{config.delta}: {title}", merged, layers=by_layer)
-    made_from = {"sources": digests(tasks, states), **few_shot.made_from(split), **found.made_from}
+    part = Part(tasks, sources, W, f"{config.delta}: {title}", merged, layers=by_layer)
+    made_from = {"sources": digests(sources, states), **few_shot.made_from(split), **found.made_from}
     save(config, [part], {**made_from, **combiner.made_from()}, states.made_for)
 
 

@@ -72,7 +72,7 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
         raise UserError(f"{path} has no rows")
     checked = {column: numeric(table, column, path) for column in numbers}
     table = table.assign(**{column: values for column, values in checked.items() if column != "seed"})
-    known = {"init": order, **dict.fromkeys(("task", "target", "source"), METRICS)}
+    known = {"init": order, **dict.fromkeys(("task", "target"), METRICS)}  # a source need not be a task
     for column in known.keys() & set(table):
         for line, name in enumerate(table[column].fillna(""), start=2):
             if (name.split("/")[0] if column == "init" else name) not in known[column]:
