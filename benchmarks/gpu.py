@@ -27,7 +27,7 @@ from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
 from pewe.flags import flag
 from pewe.similarity.config import SimilarityConfig
-from pewe.similarity.loop import load_stack, score_target
+from pewe.similarity.loop import score_target
 from pewe.similarity.scoring import Sources
 from pewe.tuning.choices import ORIGINAL
 from pewe.tuning.config import TrainConfig
@@ -133,7 +133,7 @@ def loss_matrix(config: Config) -> dict:
     sources = Sources(base, delta, SimilarityConfig(predict_batch_size=config.lines))
 
     def stacked() -> None:
-        load_stack(sources, states, None, first=True)
+        sources.load(states)
         for task in tasks:
             score_target(get_Loss.MEASURE, sources, task)
 

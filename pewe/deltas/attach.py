@@ -2,12 +2,21 @@
 
 from transformers import PreTrainedModel
 
-from pewe.backbone import MODELS
+from pewe.backbone import MODELS, Backbone, frozen_backbone, load_backbone
 from pewe.deltas.config import MethodConfig
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import check
+
+
+def attached(config: MethodConfig, stack: int = 1) -> tuple[Backbone, Tunable]:
+    """The backbone of a configuration (a BackboneConfig too), and `stack` deltas of its kind on it, as `attach_delta`.
+
+    Backbones of one process that no delta changes share their weights.
+    """
+    backbone = (frozen_backbone if KINDS[config.tune_method].frozen else load_backbone)(config)
+    return backbone, attach_delta(backbone.model, config, stack)
 
 
 def attach_delta(model: PreTrainedModel, config: MethodConfig, stack: int = 1) -> Tunable:

@@ -25,13 +25,16 @@ def allowed_sources(targets: Sequence[str], sources: Sequence[str]) -> Tensor:
     return allowed
 
 
-def softmax_weights(S: Tensor, temperature: float | Tensor, higher_is_more_similar: bool, allowed: Tensor) -> Tensor:
-    """Softmax of the oriented similarities over the allowed sources, (T, n), rows sum to 1, float64.
+def softmax_weights(
+    S: Tensor, temperature: float | Tensor, higher_is_more_similar: bool = False, allowed: Tensor | None = None
+) -> Tensor:
+    """Softmax of the oriented similarities over the allowed sources (all of them unless given), (T, n), rows sum to 1, float64.
 
     `temperature` has the unit of S; one number, or one per target (T, 1). However small it is, the weights are the limit:
     the most similar source has all of it, equally similar ones share it.
     """
     temperature = torch.as_tensor(temperature, dtype=torch.float64)
+    allowed = torch.ones_like(S, dtype=torch.bool) if allowed is None else allowed
     if not ((temperature > 0) & torch.isfinite(temperature)).all():
         raise UserError(f"the temperature must be a finite number above 0, not {temperature.tolist()}")
     if not torch.isfinite(S[allowed]).all():

@@ -10,20 +10,19 @@ A measure is a function `score(sources, batch)`: the K stacked sources on one ba
 A table that is not the one that `config.json` names, or was made from something else, is set aside, not continued.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pewe.backbone import Backbone, frozen_backbone
+from pewe.backbone import Backbone
 from pewe.batches import Batch, scoring_batches
 from pewe.cli import log, log_settings, log_to
 from pewe.data import Encoded, load_split, sampled_prefixes, split_digest, task_names
-from pewe.deltas.attach import attach_delta
+from pewe.deltas.attach import attached
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint, task_checkpoint
 from pewe.deltas.config import unread_flags
 from pewe.deltas.kinds import SCORED
@@ -57,8 +56,7 @@ def run(measure: Measure, config: SimilarityConfig) -> pd.DataFrame:
 def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFrame:
     targets = task_names(config, scored=False)
     names = source_names(config.source_ckpt_path, config.source_tasks, targets)
-    backbone = frozen_backbone(config)
-    delta = attach_delta(backbone.model, config)
+    backbone, delta = attached(config)
     states = read_sources(config, delta, config.source_ckpt_path, names)
     tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
     dev = {target: _dev_split(backbone, config, target) for target in targets}
@@ -71,7 +69,7 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     stack = config.stack or automatic_stack(backbone, config, measure, len(states))
     rows = Matrix(out, record, targets, names)
     rows.adopt(out / PARTS)
-    _fill(rows, measure, Sources(backbone, delta, config, measure.needs_target), states, tuned, dev, stack)
+    _fill(rows, measure, Sources(backbone, delta, config), states, tuned, dev, stack)
     return rows.finish(config.pictures)
 
 
@@ -161,7 +159,8 @@ def _fill(
             bar.update(len(chunk) * (len(dev) - len(missing)))
             for target in missing:
                 try:
-                    load_stack(sources, [states[name] for name in chunk], tuned.get(target), first=target == missing[0])
+                    if target == missing[0] or measure.needs_target:
+                        sources.load([states[name] for name in chunk], tuned.get(target))
                     values = score_target(measure, sources, dev[target])
                 except torch.cuda.OutOfMemoryError:
                     if stack == 1:
@@ -170,18 +169,15 @@ def _fill(
                     torch.cuda.empty_cache()
                     bar.reset()
                     return _fill(rows, measure, sources, states, tuned, dev, stack // 2)
-                rows.add(target, chunk, values)
+                rows.add(target, chunk, {scope: column.tolist() for scope, column in values.items()})
                 bar.update(len(chunk))
 
 
-def load_stack(sources: Sources, chunk: list[DeltaState], target: DeltaState | None, first: bool) -> None:
-    """The stack of a chunk of sources, with the target's delta in front where the measure needs it."""
-    if first or target is not None:
-        sources.delta.load(([target] if target is not None else []) + chunk)
+def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, Tensor]:
+    """Scope -> the value of every source on a target's dev lines (its first batches), summed or averaged, (K,), float64.
 
-
-def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[str, list[float]]:
-    """Scope -> the value of every source on a target's batches, summed or (--reduction mean) averaged."""
+    Raises UserError for a value that is not finite.
+    """
     config, totals = sources.config, {}
     batches = list(budgeted_batches(measure, config, sources.backbone.pad, encoded))
     set_mode(sources.model, training=False)
@@ -189,8 +185,8 @@ def score_target(measure: Measure, sources: Sources, encoded: Encoded) -> dict[s
         for scope, values in measure.score(sources, batch).items():
             totals[scope] = totals.get(scope, 0) + values.detach().double().cpu()
     divisor = len(batches) if config.reduction == "mean" else 1
-    result = {scope: (total / divisor).tolist() for scope, total in totals.items()}
-    bad = [scope for scope, column in result.items() if not all(map(math.isfinite, column))]
+    result = {scope: total / divisor for scope, total in totals.items()}
+    bad = [scope for scope, column in result.items() if not column.isfinite().all()]
     if bad:
         raise UserError(f"{measure.name} on {encoded.task}, {bad[0]}: a value is not finite; try --dtype float32")
     return result

@@ -1,6 +1,6 @@
 """K stacked sources on a batch of the target: statistics over its label tokens, in pieces that fit into memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from pewe.backbone import Backbone
 from pewe.batches import Batch
 from pewe.deltas.tunable import Tunable
 from pewe.forward import T5, Packed, Watch, pack
+from pewe.state import DeltaState
 
 if TYPE_CHECKING:
     from pewe.similarity.config import SimilarityConfig
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 class Sources:
     """K stacked source deltas on the backbone.
 
-    With `has_target`, member 0 of the stack is the delta tuned on the target, and the K sources follow it.
+    Of a measure that needs it, member 0 of the stack is the delta tuned on the target, and the K sources follow it.
     """
 
     backbone: Backbone
     delta: Tunable
     config: "SimilarityConfig"
-    has_target: bool = False
+
+    def load(self, states: Sequence[DeltaState], target: DeltaState | None = None) -> "Sources":
+        """Fill the stack with these sources, the target's delta in front of them where there is one; returns itself."""
+        self.delta.load([*([] if target is None else [target]), *states])
+        return self
 
     @property
     def stack(self) -> int:

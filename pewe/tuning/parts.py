@@ -12,12 +12,13 @@ from pathlib import Path
 from pewe.backbone import Backbone
 from pewe.cli import cause_of, log, log_to
 from pewe.data import SPLITS, chosen_prefixes, load_split, task_names
+from pewe.deltas.attach import attached
 from pewe.errors import UserError
 from pewe.files import PARTS, hold
 from pewe.flags import check as check_flags
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.plan import Cell, cells, in_lockstep, limited, plan, stacks
-from pewe.tuning.tune import attached, stored, tune_stack
+from pewe.tuning.tune import stored, tune_stack
 from pewe.tuning.work import Work
 
 
@@ -36,7 +37,7 @@ def tune_part(work: Work, number: int, finished: Callable[[int], None]) -> None:
     out = Path(config.output_dir)
     with hold(out / PARTS / name, wait=True):
         log_to(out / "logs" / f"part_{name}.txt", config.quiet)
-        backbone, _ = attached(config)
+        backbone, _ = attached(config, config.largest_stack)
         check_flags(config)
         known = stacks(sound_cells(work, backbone), length_by_data(work, backbone), config)
         if number < len(known):
@@ -71,7 +72,7 @@ def _tune(work: Work, chosen: Sequence[Cell], finished: Callable[[int], None]) -
     """These cells in one stack; where that fails, each alone, so that a bad one costs itself only."""
     config = work.config
     try:
-        backbone, delta = attached(config)
+        backbone, delta = attached(config, config.largest_stack)
         runs = list(plan(config, backbone, delta, work.inits, chosen))
         done = stored(runs, config)
         finished(len(done))

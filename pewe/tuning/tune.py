@@ -13,14 +13,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pewe.backbone import Backbone, frozen_backbone, load_backbone
+from pewe.backbone import Backbone
 from pewe.cli import log, log_settings, log_to
-from pewe.deltas.attach import attach_delta
+from pewe.deltas.attach import attached
 from pewe.deltas.checkpoint import BEST, checksum, read_checkpoint
 from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import MEASURED, Tested, Tunable
 from pewe.errors import UserError
 from pewe.files import hold, write_config
+from pewe.state import DeltaState
 from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.member import Member, read_resume, write_best
@@ -58,13 +59,18 @@ class FailedRuns(UserError):
         self.causes, self.tasks, self.table = causes, tasks, table
 
 
-def tune(config: TuneConfig, finished: Callable[[int], None] = lambda runs: None, again: bool = True) -> pd.DataFrame:
+def tune(
+    config: TuneConfig,
+    finished: Callable[[int], None] = lambda runs: None,
+    again: bool = True,
+    init: DeltaState | None = None,
+) -> pd.DataFrame:
     """All runs that are not finished yet, `config.largest_stack` at a time; returns and writes the table of results.
 
     `finished` is told how many runs have a result now that had none, or none known, before. Without `again`, runs that
-    failed are not tried again.
+    failed are not tried again. `init` is where all of them begin, instead of the ensembles of `config.train_checkpoint`.
     """
-    return execute(work_of(config), finished, again)
+    return execute(work_of(config, init), finished, again)
 
 
 def execute(work: Work, finished: Callable[[int], None], again: bool = True) -> pd.DataFrame:
@@ -79,17 +85,10 @@ def execute(work: Work, finished: Callable[[int], None], again: bool = True) -> 
         log_to(out / "log.txt", config.quiet)
         log_settings(config)
         write_config(out, config)
-        backbone, delta = attached(config)
+        backbone, delta = attached(config, config.largest_stack)
         runs = list(plan(config, backbone, delta, work.inits, cells(config, work.sources)))
         keep_common_init(config, runs)
         return carry_out(config, backbone, delta, runs, finished, again)
-
-
-def attached(config: TuneConfig) -> tuple[Backbone, Tunable]:
-    """The backbone with a delta of this kind."""
-    load = frozen_backbone if KINDS[config.tune_method].frozen else load_backbone
-    backbone = load(config)
-    return backbone, attach_delta(backbone.model, config, config.largest_stack)
 
 
 def carry_out(

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pewe.data import task_names
 from pewe.deltas.checkpoint import delta_identity, read_checkpoint, sources_hint
 from pewe.deltas.sources import first_files, source_files, source_names
 from pewe.deltas.tunable import Tunable
+from pewe.errors import UserError
 from pewe.inputs import check_files
 from pewe.state import DeltaState, Shapes, check_state
 from pewe.tuning.config import TuneAllConfig, TuneConfig
@@ -22,9 +24,18 @@ class Work:
     sources: Sequence[str] = ("",)  # where a task has several inits
 
 
-def work_of(config: TuneConfig) -> Work:
-    """The runs from an ensemble, or from nothing, or without any tuning."""
-    return Work(config, lambda delta, task, source, shapes: initial_state(config, delta, task, shapes))
+def work_of(config: TuneConfig, start: DeltaState | None = None) -> Work:
+    """The runs from an ensemble, or from nothing, or without any tuning; or all of them from the state that is given."""
+    if start is None:
+        return Work(config, lambda delta, task, source, shapes: initial_state(config, delta, task, shapes))
+    if config.train_checkpoint or not config.do_train:
+        raise UserError("a state to begin with is tuned, in place of --train_checkpoint: do_train, without it")
+
+    def init(delta: Tunable, task: str, source: str, shapes: Shapes) -> DeltaState:
+        check_state(start, shapes, Path("the state to begin with"))
+        return start
+
+    return Work(config, init)
 
 
 def pairs_of(config: TuneAllConfig) -> Work:
