@@ -9,6 +9,8 @@ from pewe.flags import SeedConfig, flag
 from pewe.model_files import BackboneConfig
 
 OPTIMIZERS = ("adafactor", "adamw")
+NOWHERE = "none"  # as --report_to
+REPORT_TO = ("tensorboard", "wandb", NOWHERE)
 LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
@@ -31,6 +33,13 @@ class TrainConfig(SeedConfig):
     )
     valid_interval: int = flag(100, "updates between two validations", low=1)
     log_interval: int = flag(100, "updates between two log entries of the training loss", decides=False, low=1)
+    report_to: list[str] = flag(
+        ["tensorboard"],
+        f"where the curves of a run go: {', '.join(REPORT_TO)}, as in the Trainer of transformers",
+        decides=False,
+        choices=REPORT_TO,
+        unique=True,
+    )
     early_stop: int = flag(10, "stop after this many validations without improvement", low=1)
     predict_batch_size: int = flag(80, "dev and test lines per forward and delta", low=1)
     micro_batch_size: int = flag(

@@ -28,6 +28,7 @@ from pewe.state import DeltaState, Shapes, shapes_of
 from pewe.tuning.config import TuneAllConfig, TuneConfig
 from pewe.tuning.member import Member, read_resume
 from pewe.tuning.runs import Run, folder_of, run_settings
+from pewe.tuning.scalars import check_report
 
 One = TypeVar("One", "Cell", Run)
 Inits = Callable[[Tunable, str, str, Shapes], DeltaState]  # of a task and the source, if any: where a run starts
@@ -37,6 +38,7 @@ def check(config: TuneConfig) -> None:
     """Everything about the flags that can be told before a model is loaded."""
     check_flags(config)
     check_use(config)
+    check_report(config.report_to)
     if config.train_epochs and config.largest_stack > 1:
         raise UserError("--train_epochs: tasks of a stack would end at different updates; --stack must be 1")
     if config.common_init and not KINDS[config.tune_method].scored:

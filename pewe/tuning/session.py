@@ -37,7 +37,7 @@ from pewe.tuning.optimizers import (
     stacked_rates,
     statistics_of,
 )
-from pewe.tuning.scalars import Scalars
+from pewe.tuning.scalars import Report
 
 
 def fit(
@@ -97,7 +97,7 @@ class Session:
             seed = f"{config.seed}/{member.task}"
             stream = training_updates(member.train, seed, batch_size, accumulate, choices.full_updates)
             self.streams.append(islice(stream, member.progress.updates, None))
-        self.writers = [Scalars(m.folder / "tensorboard", purge_step=m.progress.updates) for m in members]
+        self.writers = [Report(config.report_to, m.folder, m.progress.updates, m.settings) for m in members]
 
     def start(self) -> None:
         """Load inits or resume files; the starting delta may be a candidate for the best checkpoint."""
