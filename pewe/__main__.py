@@ -103,7 +103,11 @@ COMMANDS = {
         _plain(one="pewe.deltas.convert"),
         "one",
     ),
-    "export": Command("a LoRA becomes a folder of PEFT with a model card", _plain(one="pewe.deltas.export"), "one"),
+    "export": Command(
+        "a LoRA becomes a folder of PEFT, an adapter one of adapters, with a model card",
+        _plain(one="pewe.deltas.export"),
+        "one",
+    ),
 }
 
 

@@ -1,20 +1,24 @@
-"""A LoRA of ours, tuned or merged, becomes a folder that PEFT's `PeftModel.from_pretrained` loads, with a model card.
+"""A delta of ours, tuned or merged, becomes a folder that another library loads, with a model card.
 
 python -m pewe.deltas.export --to peft --checkpoint checkpoints/lora/Loss/without_boolq_checkpoint.pt --model T5 --out FOLDER
+python -m pewe.deltas.export --to adapters --checkpoint checkpoints/adapter/Loss/without_boolq_checkpoint.pt --out FOLDER
 
-Where the weights of an ensemble and the names of its sources are known, the card has them as a table.
+LoRA goes to PEFT, adapters to the library `adapters`. Where the weights of an ensemble and the names of its sources are known,
+the card has them as a table.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pewe.command import main
 
 import safetensors.torch
 
 from pewe.deltas.checkpoint import BACKBONE, MODEL, check_made_for, open_checkpoint
+from pewe.deltas.flags import ADAPTER_TYPES
 from pewe.deltas.peft_folder import CONFIG, PREFIX, WEIGHTS, check_complete, targets_of
 from pewe.errors import UserError
 from pewe.files import provenance, replacing
@@ -22,48 +26,103 @@ from pewe.flags import check, flag
 from pewe.identity import model_digest
 from pewe.state import DeltaState, check_state
 
-FORMATS = ("peft",)
-CARD = "README.md"
+CARD, UNKNOWN = "README.md", "BACKBONE"
+
+
+class Made(NamedTuple):
+    """A delta in the format of another library."""
+
+    files: Mapping[str, bytes]  # of the folder
+    words: str  # what it is
+    tag: str
+    loading: tuple[str, ...]  # lines of Python
+
+
+def as_peft(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
+    """A LoRA as a folder of PEFT. Raises UserError where a projection has none that others have."""
+    check_complete({name.removesuffix(".lora_A"): None for name in state if name.endswith(".lora_A")}, path)
+    r, alpha, targets = next(iter(state.values())).shape[1], args["lora_alpha"], targets_of(state)
+    settings = peft_config(r, alpha, targets, None if model == UNKNOWN else model)
+    files = {
+        WEIGHTS[0]: safetensors.torch.save(peft_tensors(state), {"format": "pt"}),
+        CONFIG: (json.dumps(settings, indent=2) + "\n").encode(),
+    }
+    loading = (
+        "from peft import PeftModel",
+        "from transformers import T5ForConditionalGeneration",
+        "",
+        f'model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained("{model}"), "THIS_FOLDER")',
+    )
+    return Made(files, f"LoRA of rank {r}, alpha {settings['lora_alpha']:g}, on {', '.join(targets)}", "lora", loading)
+
+
+def as_adapters(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
+    """Adapters as a folder of the library `adapters`. Raises UserError where a block lacks one."""
+    from pewe.deltas.adapters_folder import (  # loads what attaches deltas, which --help does not
+        adapter_files,
+        check_sites,
+    )
+
+    check_sites(state, args["adapter_type"], path)
+    r = next(iter(state.values())).shape[1]
+    loading = (
+        "import adapters",
+        "from transformers import T5ForConditionalGeneration",
+        "",
+        f'model = T5ForConditionalGeneration.from_pretrained("{model}")',
+        "adapters.init(model)",
+        'model.load_adapter("THIS_FOLDER", set_active=True)',
+    )
+    words = f"Adapter ({args['adapter_type']}) of bottleneck {r}, in every block"
+    return Made(
+        adapter_files(state, args["adapter_type"], None if model == UNKNOWN else model), words, "adapter", loading
+    )
+
+
+class Format(NamedTuple):
+    """A library: the kind of delta that it takes, the flag without which it is not known, and what makes the folder."""
+
+    kind: str
+    needs: str
+    make: Callable[[DeltaState, Mapping, Path, str], Made]
+
+
+FORMATS = {"peft": Format("lora", "lora_alpha", as_peft), "adapters": Format("adapter", "adapter_type", as_adapters)}
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a LoRA as others read it."""
+    """Write a delta as others read it."""
 
-    to: str = flag(
-        "peft", "format; adapters and prefixes have none that was found to be the same function", choices=FORMATS
-    )
-    checkpoint: str = flag(
-        "", "checkpoint of a LoRA, tuned (checkpoint-best.pt) or merged (without_<task>_checkpoint.pt)"
-    )
+    to: str = flag("peft", "library: peft (LoRA), or adapters (houlsby and pfeiffer)", choices=FORMATS)
+    checkpoint: str = flag("", "checkpoint, tuned (checkpoint-best.pt) or merged (without_<task>_checkpoint.pt)")
     out: str = flag("", "folder to write")
     model: str = flag("", "name of the backbone in the folder (default: as the checkpoint says)")
     tokenizer_path: str = flag("", "tokenizer of that backbone, where it is not the model's own")
     lora_alpha: float = flag(0.0, "alpha, where the checkpoint does not say it", low=0)
+    adapter_type: str = flag("", "type of an adapter, where the checkpoint does not say it", choices=ADAPTER_TYPES)
     license: str = flag("", "licence of the module, for the card")
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the folder. Raises UserError for what is no LoRA, and for a backbone that it was not made for."""
+    """Write the folder. Raises UserError for a kind of delta that the library has not, and for another backbone."""
     check(config)
     if not config.checkpoint or not config.out:
         raise UserError("--checkpoint and --out are both needed")
-    path, out = Path(config.checkpoint), Path(config.out)
-    state, args = open_checkpoint(path, "lora")
+    path, out, to = Path(config.checkpoint), Path(config.out), FORMATS[config.to]
+    state, args = open_checkpoint(path, to.kind)
     check_state(state, None, path)
-    sites = {name.removesuffix(".lora_A"): None for name in state if name.endswith(".lora_A")}
-    check_complete(sites, path)
-    told: dict = {"lora_alpha": config.lora_alpha} if config.lora_alpha else {}
+    told = {to.needs: getattr(config, to.needs)} if getattr(config, to.needs) else {}
     if config.model and BACKBONE in args:
         told[BACKBONE] = model_digest(config.model, config.tokenizer_path)
     check_made_for(args, told, path)
-    if "lora_alpha" not in {**told, **args}:
-        raise UserError(f"{path} does not say its lora_alpha; give --lora_alpha")
-    r, alpha = next(iter(state.values())).shape[1], {**told, **args}["lora_alpha"]
-    settings = peft_config(r, alpha, targets_of(state), config.model or args.get(MODEL))
-    write(out / WEIGHTS[0], safetensors.torch.save(peft_tensors(state), {"format": "pt"}))
-    write(out / CONFIG, (json.dumps(settings, indent=2) + "\n").encode())
-    write(out / CARD, card(config, args, settings).encode())
+    known = {**told, **args}
+    if to.needs not in known:
+        raise UserError(f"{path} does not say its {to.needs}; give --{to.needs}")
+    model = config.model or args.get(MODEL) or UNKNOWN
+    made = to.make(state, known, path, model)
+    for name, content in {**made.files, CARD: card(config, args, made, model).encode()}.items():
+        write(out / name, content)
     return out
 
 
@@ -94,34 +153,30 @@ def peft_config(r: int, alpha: float, targets: list[str], model: str | None) -> 
     }
 
 
-def card(config: ExportConfig, args: Mapping, settings: Mapping) -> str:
+def card(config: ExportConfig, args: Mapping, made: Made, model: str) -> str:
     """The model card: what this was merged or tuned from, and how to load it."""
-    model, made = settings["base_model_name_or_path"] or "BACKBONE", provenance()
-    front = ["---", "library_name: peft", *([f"base_model: {model}"] if model != "BACKBONE" else [])]
-    front += [f"license: {config.license}"] * bool(config.license) + ["tags: [lora, t5, pewe]", "---"]
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    about = provenance()
+    front = ["---", f"library_name: {config.to}", *([f"base_model: {model}"] if model != UNKNOWN else [])]
+    front += [f"license: {config.license}"] * bool(config.license) + [f"tags: [{made.tag}, t5, pewe]", "---"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     shown = {name: value for name, value in args.items() if name not in ("sources", "weights")}
     return "\n".join(
         [
             *front,
             f"# {Path(config.checkpoint).stem}",
             "",
-            f"LoRA of rank {settings['r']}, alpha {settings['lora_alpha']:g}, on {', '.join(settings['target_modules'])} of "
-            f"`{model}`. Licence: {config.license or 'not stated'}.",
+            f"{made.words} of `{model}`. Licence: {config.license or 'not stated'}.",
             "",
             *sources_table(args),
             "## How to load",
             "",
             "```python",
-            "from peft import PeftModel",
-            "from transformers import T5ForConditionalGeneration",
-            "",
-            f'model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained("{model}"), "THIS_FOLDER")',
+            *made.loading,
             "```",
             "",
             "## What it was made from",
             "",
-            f"By pewe, {made['commit']}; {versions}.",
+            f"By pewe, {about['commit']}; {versions}.",
             "",
             "```json",
             json.dumps(shown, indent=1, sort_keys=True, default=str),
@@ -144,7 +199,7 @@ def sources_table(args: Mapping) -> list[str]:
 
 
 def _run(config: ExportConfig) -> None:
-    print(f"{export(config)}: a LoRA of PEFT, with its card")
+    print(f"{export(config)}: a folder of {config.to}, with its card")
 
 
 if __name__ == "__main__":
