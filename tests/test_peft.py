@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import random_batch, tiny_t5
+from conftest import random_batch, tiny_config, tiny_t5
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -90,6 +90,31 @@ def test_every_linear_layer_in_our_own_forward(folders):
         found = functional.linear(T5(delta).states(packed), model.lm_head.weight)
     wanted = [logits_of(one, args)[batch["labels"] != -100] for one in (state, other)]
     assert torch.allclose(found, torch.cat(wanted), rtol=0, atol=1e-5)
+
+
+SOME = {
+    "one block": {"layers_to_transform": [1], "layers_pattern": "block"},
+    "the decoder": {"target_modules": r"decoder.*\.(q|wo)"},
+    "not the cross-attention": {"exclude_modules": r".*EncDecAttention.*"},
+}
+
+
+@pytest.mark.parametrize("shape", SOME)
+def test_a_projection_without_lora_gets_zeros(tmp_path, shape):
+    """Where the backbone is here, which says how many blocks there are; a number of its layers has LoRA."""
+    tiny_config().save_pretrained(tmp_path / "base")
+    plain = make_peft(tmp_path / "plain", **SOME[shape])
+    with pytest.raises(UserError, match="only some layers have LoRA, and the backbone None is not here"):
+        read_peft(plain)
+    folder = change(plain, tmp_path / "named", base_model_name_or_path=str(tmp_path / "base"))
+    (state, args), (again, _) = read_peft(folder), read_peft(plain, str(tmp_path / "base"))
+    assert torch.allclose(logits_of(state, args), logits_of_peft(folder), rtol=0, atol=1e-5)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    stored = len(load_file(folder / WEIGHTS[0]))
+    assert stored < len(state) and sum(bool(tensor.any()) for tensor in state.values()) == stored
+    sources = Checkpoints([folder, make_peft(tmp_path / "full", target_modules=targets_of(state))], "lora")
+    (merged,) = merge(sources, torch.tensor([[1.0, 0.0]]))
+    assert torch.allclose(logits_of(merged, sources.made_for), logits_of_peft(folder), rtol=0, atol=1e-5)
 
 
 def test_a_lora_on_layers_that_the_t5_has_not_is_refused():

@@ -80,7 +80,7 @@ def convert_peft(config: "ConvertConfig") -> dict:
     `--model` says that this is its backbone, whatever its configuration calls it.
     """
     folder = peft_folder(config.peft)
-    state, args = read_peft(folder)
+    state, args = read_peft(folder, config.model)
     r, alpha = config.lora_r or args["lora_r"], config.lora_alpha or args["lora_alpha"]
     state, args = fitted(state, args, r, alpha, folder)
     if config.model:

@@ -4,7 +4,7 @@
 
 PEFT stores A as (r, d_in) and B as (d_out, r); ours are A (d_in, r) and B (r, d_out). Where all projections have one rank
 and scale, every number stays as it is. Otherwise A and B get zeros up to the largest rank, and B the quotient of the scales:
-the same function. Nothing is unpickled but tensors.
+the same function. A projection without LoRA, where only some layers have it, gets A = B = 0. Nothing is unpickled but tensors.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from pewe.deltas.flags import LORA_TARGETS, WIDEST
 from pewe.errors import UserError
-from pewe.identity import model_digest
+from pewe.identity import cached_folder, model_digest
 from pewe.model_files import json_object
 from pewe.state import DeltaState, check_state, float_state
 
@@ -59,8 +59,10 @@ def is_peft(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_peft(folder: Path) -> tuple[DeltaState, dict]:
+def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
     """The state as float32, under our names, and what a checkpoint says of it: rank, alpha, backbone.
+
+    `model` is the backbone, which says how many blocks there are, where the configuration has another name for it.
 
     Raises UserError that names the file and the entry or tensor: damaged files, another method than LoRA or a kind of it
     that is more than A and B, projections that a T5 has not, or not all of a target, shapes that do not fit the rank.
@@ -70,6 +72,7 @@ def read_peft(folder: Path) -> tuple[DeltaState, dict]:
     check_plain(config, path)
     tensors, weights = _tensors(folder)
     found = {site: _lora(site, pair, config, path, weights) for site, pair in _pairs(tensors, weights).items()}
+    found |= without_lora(found, config, model or config.get("base_model_name_or_path"), path)
     check_complete(found, weights)
     widest = max(found.values(), key=lambda one: one.A.shape[1])
     r = widest.A.shape[1]
@@ -167,15 +170,54 @@ def _of_site(site: str, config: Mapping, path: Path, name: str, patterns: str) -
         raise UserError(f"{path}: {patterns} has a name that is no pattern ({error})") from None
 
 
+def without_lora(found: Mapping[str, Lora], config: Mapping, model: str | None, path: Path) -> dict[str, Lora]:
+    """The projections that a LoRA of some layers leaves as they are, with matrices of zeros; none of one for all layers.
+
+    Raises UserError where the backbone, which says how many blocks there are, is not here.
+    """
+    some = config.get("layers_to_transform") is not None or config.get("exclude_modules")
+    if not found or not (some or isinstance(config.get("target_modules"), str)):
+        return {}
+    folder = Path(model) if model and Path(model).is_dir() else cached_folder(model) if model else None
+    if folder is None or not (folder / "config.json").is_file():
+        if not some and not lacking(found):  # a pattern that names all layers
+            return {}
+        raise UserError(
+            f"{path}: only some layers have LoRA, and the backbone {model} is not here; pewe convert --model says it"
+        )
+    about = json_object(folder / "config.json")
+    blocks = {"encoder": about.get("num_layers"), "decoder": about.get("num_decoder_layers") or about.get("num_layers")}
+    if any(type(count) is not int for count in blocks.values()):
+        raise UserError(f"{folder / 'config.json'} has no num_layers: no T5")
+    shapes = {
+        match[4]: (one.A.shape[0], one.B.shape[1]) for site, one in found.items() if (match := SITE.fullmatch(site))
+    }
+    wanted = [
+        (site, target) for target in shapes for side, count in blocks.items() for site in _all(side, count, target)
+    ]
+    return {
+        site: Lora(torch.zeros(shapes[target][0], 1), torch.zeros(1, shapes[target][1]), 1.0)
+        for site, target in wanted
+        if site not in found
+    }
+
+
 def check_complete(sites: Mapping[str, object], path: Path) -> None:
     """Raises UserError that names the first projection without LoRA, of a block or attention where others have it."""
+    if site := lacking(sites):
+        targets = ", ".join(targets_of(sites))
+        raise UserError(
+            f"{path} has no LoRA on {site}; a delta needs each target ({targets}) in every block of both stacks"
+        )
+
+
+def lacking(sites: Mapping[str, object]) -> str:
+    """The first projection without LoRA in the blocks up to the last that has any; empty where there is none."""
     blocks = {side: _blocks(sites, side) for side in ("encoder", "decoder")}
-    targets = targets_of(sites)
-    for site in (site for target in targets for side, count in blocks.items() for site in _all(side, count, target)):
-        if site not in sites:
-            raise UserError(
-                f"{path} has no LoRA on {site}; a delta needs each target ({', '.join(targets)}) in every block of both stacks"
-            )
+    wanted = (
+        site for target in targets_of(sites) for side, count in blocks.items() for site in _all(side, count, target)
+    )
+    return next((site for site in wanted if site not in sites), "")
 
 
 def _blocks(sites: Mapping[str, object], side: str) -> int:
