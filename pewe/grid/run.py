@@ -25,14 +25,14 @@ def run(config: Config) -> None:
     """Resolve what is asked for; then carry it out, or (--dry_run) say what would be done."""
     log_to(None, quiet=True)
     experiment = resolve(config)
+    if without := experiment.without():
+        log.warning("without %s: rows of sources that are tasks of the data, in one folder", ", ".join(without))
     if config.dry_run:
         return show_plan(experiment)
     for model in experiment.models:
         check_t5(model)  # before any step, not once for every cell
-    for why in experiment.lacking():
-        raise UserError(why)
-    if without := experiment.without():
-        log.warning("without %s: rows of sources that are tasks of the data, in one folder", ", ".join(without))
+    if lacking := experiment.lacking():
+        raise UserError(lacking[0])
     check_place(experiment.folder)
     if config.part:
         with one_of_parts(experiment):
