@@ -1,15 +1,17 @@
 """What carrying out a unit costs beside its work: 10,000 stub units through the schedule of the grid.
 
     python -m benchmarks.scaling                        in this process
-    python -m benchmarks.scaling --devices 2            the same by Ray on two workers
+    python -m benchmarks.scaling --devices 0 2          the same, and again by Ray on two workers
 
 A stub waits for `unit_seconds` and writes its record, as a real unit does. Of the wall time of all devices, what is not waiting is
-overhead: the schedule, Ray, stamps and records. `idle share` is that part of the whole.
+overhead: the schedule, Ray, stamps and records. `idle_share` is that part of the whole. `cpu_ms` is the CPU time of this process
+a unit, which bounds how many units a second it can give out; others on the machine do not lengthen it.
 """
 
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ class Config:
     units: int = flag(10_000, "stub units", low=1)
     steps: int = flag(20, "steps that share them", low=1)
     unit_seconds: float = flag(0.02, "seconds that a stub waits", low=0)
-    devices: int = flag(0, "workers of Ray; 0: in this process, without Ray", low=0)
+    devices: list[int] = flag([0], "workers of Ray, one case each; 0: in this process, without Ray", low=0)
     name: str = flag("scaling", "name of the result file")
 
 
@@ -86,50 +88,54 @@ class Grid:
         return self.steps[kind, of]
 
 
-def in_this_process(schedule: Schedule) -> None:
-    """One after the other."""
+def took(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the clock, and of this process on a CPU."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def in_order(schedule: Schedule) -> None:
+    """In this process, one after the other."""
     for unit in schedule:
         schedule.ended(unit, unit.carry_out(lambda cells: None))
 
 
-def on_devices(schedule: Schedule, folder: Path, devices: int) -> float:
-    """By Ray; returns the seconds until the first worker was there."""
-    start = time.perf_counter()
+def on_devices(schedule: Schedule, folder: Path, devices: int) -> tuple[float, float]:
+    """By Ray; what it `took` from when all workers were there."""
     with cluster.connected(str(devices), "", on_gpu=False) as (ray, needs):
         team = cluster.Team(ray, needs, folder)
         while len(team.idle) < devices:
             team.hire()
             team.welcome()
             time.sleep(0.1)
-        begun = time.perf_counter() - start
-        cluster.carry_out(schedule, team, Progress(1, dict, every=600))
-        return begun
+        return took(lambda: cluster.carry_out(schedule, team, Progress(1, dict, every=600)))
 
 
-def bench(config: Config) -> None:
-    """Carry all of them out once."""
+def case(config: Config, devices: int) -> dict:
+    """Carry all of them out once; returns the line of the result. Raises RuntimeError where a stub fails."""
     with tempfile.TemporaryDirectory() as place:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         folder = Path(place) / "checkpoints" / "stubs"
         folder.mkdir(parents=True)
         grid = Grid(config, folder)
-        start = time.perf_counter()
         schedule = Schedule([grid], grid.inits())
-        if config.devices:
-            begun = on_devices(schedule, folder, config.devices)
-        else:
-            begun = in_this_process(schedule) or 0.0
-        wall = time.perf_counter() - start - begun
+        wall, cpu = on_devices(schedule, folder, devices) if devices else took(lambda: in_order(schedule))
     if schedule.failed:
         raise RuntimeError(f"{len(schedule.failed)} stubs failed: {next(iter(schedule.failed.values()))}")
-    devices = max(1, config.devices)
     units = config.units // config.steps * config.steps
-    overhead = (wall * devices - units * config.unit_seconds) / units
+    overhead = (wall * max(1, devices) - units * config.unit_seconds) / units
     idle = overhead / (overhead + config.unit_seconds)
-    line = {"case": f"{units} units of {config.unit_seconds:g} s, {config.devices or 'no'} workers of Ray"}
+    line = {"case": f"{units} units of {config.unit_seconds:g} s, {devices or 'no'} workers of Ray"}
     line |= {"seconds": round(wall, 1), "overhead_ms": round(1000 * overhead, 2), "idle_share": round(idle, 3)}
-    print("  ".join(f"{name} {value}" for name, value in line.items()))
-    measure.write(config.name, config, [line])
+    line |= {"cpu_ms": round(1000 * cpu / units, 2)}
+    print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+    return line
+
+
+def bench(config: Config) -> None:
+    """Every case, and the result."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    measure.write(config.name, config, [case(config, devices) for devices in config.devices])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_tiny_data
 from nodes import Cluster, grid
 
 pytestmark = pytest.mark.slow
@@ -16,9 +16,8 @@ SUITE = """
 title = "Cluster"
 [all]
 model = "{root}/checkpoints/mini_t5"
-task_dir = "{root}/data/mini_gym"
-task_list = "mini_task_list"
-tasks = ["mini_read_towns", "mini_read_people", "mini_yesno_towns", "mini_yesno_people"]
+task_dir = "data"
+tasks = {tasks}
 device = "cpu"
 max_input_length = 64
 max_output_length = 8
@@ -29,15 +28,16 @@ bsz_list = [8]
 predict_batch_size = 200
 valid_interval = 5
 [sources]
-train_iters = {sources}
+train_iters = 20
 [targets]
-train_iters = {targets}
+train_iters = 10
 [weights]
 effective = 1.5
 [delta.adapter]
 adapter_size = 4
 learning_rate_list = [6e-3]
 """
+TASKS = ["mini_read_towns", "mini_read_people", "mini_yesno_towns", "mini_yesno_people"]
 FLAGS = ("--suite", "suite.toml", "--seeds", "1", "2", "--init", "Random", "Average", "Loss")
 TABLES = ("cells.tsv", "curves.tsv", "weights.tsv", "similarities.tsv")
 
@@ -48,10 +48,11 @@ def ray():
     return pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-cluster.txt")
 
 
-def place(folder: Path, sources: int = 20, targets: int = 10) -> Path:
-    """A folder with the suite."""
+def place(folder: Path) -> Path:
+    """A folder with the suite and its data."""
     folder.mkdir()
-    (folder / "suite.toml").write_text(SUITE.format(root=ROOT, sources=sources, targets=targets))
+    write_tiny_data(folder / "data", {task: task for task in TASKS})
+    (folder / "suite.toml").write_text(SUITE.format(root=ROOT, tasks=TASKS))
     return folder
 
 
@@ -73,6 +74,14 @@ def clean(tmp_path_factory) -> dict[str, str]:
     return tables(folder)
 
 
+def until(folder: Path, step: str, driver: subprocess.Popen) -> None:
+    """Wait until a run of the step has been validated once: it is in the midst of its updates then."""
+    end = time.monotonic() + 900
+    while not list(folder.glob(f"checkpoints/suite/adapter/*/{step}/**/resume.pt")):
+        assert driver.poll() is None and time.monotonic() < end, (folder / "driver.log").read_text()[-4000:]
+        time.sleep(0.1)
+
+
 def ends(driver: subprocess.Popen, folder: Path) -> None:
     assert driver.wait(1500) == 0, (folder / "driver.log").read_text()[-4000:]
 
@@ -88,15 +97,12 @@ def test_a_node_is_lost_and_the_driver_too(clean, tmp_path):
     with Cluster(20123, tmp_path) as cluster:
         words = (*FLAGS, "--ray_address", cluster.address)
         driver = grid(folder, *words)
-        time.sleep(25)
-        assert driver.poll() is None
+        until(folder, "sources", driver)
         cluster.lose_node()
-        time.sleep(20)
-        if driver.poll() is None:
-            driver.kill()
-            driver.wait()
-            driver = grid(folder, *words)
-        ends(driver, folder)
+        until(folder, "from_Random", driver)
+        driver.kill()
+        driver.wait()
+        ends(grid(folder, *words), folder)
     assert tables(folder) == clean
     assert not list(folder.glob("checkpoints/**/.parts/*/unit.json"))
 
