@@ -1,8 +1,14 @@
-"""What a step costs: floating-point operations, memory and disk, from the configuration, the backbone's shapes and the data.
+"""What a step costs: its work, from the configuration, the backbone's shapes and the data.
 
-A product of a weight with a token is 2 FLOP a weight. The backbone is frozen: a backward pass goes to the activations only and
-costs as much as a forward one. No padding is computed, so that tokens count as they are; a generated answer passes the decoder
-token by token. The delta itself, optimiser, norms and softmax are left out: they are in the measured share of the peak.
+Work is counted in FLOP of a large matrix product, whose speed is measured where the plan is made. Three things take time:
+
+* products: 2 FLOP a weight and token. The backbone is frozen: a backward pass goes to the activations only and costs as much
+  as a forward one. No padding is computed, so that tokens count as they are; a generated answer passes the decoder token by token.
+* numbers that are no product: norms, activations, dropout, softmax pass over what was written. One number takes as long as
+  `NUMBER` FLOP, so that narrow backbones, and a prefix's many keys, are far from the speed of a product.
+* starting the operations of a layer, `START` seconds, once for all members of a stack.
+
+The delta's own products and the optimiser are left out.
 """
 
 from collections.abc import Mapping
@@ -16,6 +22,10 @@ from pewe.tokens import tokenise
 from pewe.tuning.config import TuneConfig
 
 SAMPLE = 200  # lines of a file that are looked at
+# Measured in CPU time of one thread: updates of 12 members on the mini T5 (d_model 128) and of 8 on Flan-T5-small (512), adapters;
+# and updates of 12 members against those of one.
+NUMBER = 420.0
+START = 3.5e-3
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Shapes:
 
     d_model: int
     d_ff: int
+    heads: int
     inner: int  # heads times d_kv
     layers: int
     decoder_layers: int
@@ -36,22 +47,31 @@ class Shapes:
         return self.matrices * self.d_model * self.d_ff
 
     def of_input(self, length: float, more_keys: int = 0) -> float:
-        """FLOP of a forward for a token of an input of this length: the encoder, and its keys and values for the decoder.
+        """Work of a forward for a token of an input of this length: the encoder, and its keys and values for the decoder.
 
         `more_keys` are those of a prefix, in front of every self-attention.
         """
-        scores = 2 * self.inner * (length + more_keys)
-        layer = 4 * self.d_model * self.inner + self.feed_forward + scores
-        return 2.0 * (self.layers * layer + self.decoder_layers * 2 * self.d_model * self.inner)
+        keys = length + more_keys
+        layer = 4 * self.d_model * self.inner + self.feed_forward + 2 * self.inner * keys
+        products = self.layers * layer + self.decoder_layers * 2 * self.d_model * self.inner
+        numbers = self.layers * self._numbers(1, 4, keys) + self.decoder_layers * 2 * self.inner
+        return 2.0 * products + NUMBER * numbers
 
     def of_output(self, length: float, more_keys: int = 0) -> float:
-        """FLOP of a forward for a token of the answer to such an input: the decoder without those, and the head."""
-        scores = 2 * self.inner * (length + more_keys)
-        layer = 6 * self.d_model * self.inner + self.feed_forward + scores
-        return 2.0 * (self.decoder_layers * layer + self.vocabulary * self.d_model)
+        """Work of a forward for a token of the answer to such an input: the decoder without those, and the head."""
+        keys = length + more_keys
+        layer = 6 * self.d_model * self.inner + self.feed_forward + 2 * self.inner * keys
+        products = self.decoder_layers * layer + self.vocabulary * self.d_model
+        numbers = self.decoder_layers * self._numbers(2, 6, keys) + 3 * self.vocabulary  # logits, softmax, losses
+        return 2.0 * products + NUMBER * numbers
+
+    def _numbers(self, attentions: int, projections: int, keys: float) -> float:
+        """Numbers that a layer writes for a token: norms and sums, projections, feed-forward, scores and weights."""
+        own = 2 * (attentions + 1) * self.d_model + projections * self.inner + (self.matrices + 1) * self.d_ff
+        return own + 2 * self.heads * keys
 
     def forward(self, lines: "Lines", more_keys: int = 0) -> float:
-        """FLOP of a forward for a line with its answer, read or generated."""
+        """Work of a forward for a line with its answer, read or generated."""
         inputs = lines.inputs * self.of_input(lines.inputs, more_keys)
         return inputs + lines.outputs * self.of_output(lines.inputs, more_keys)
 
@@ -70,6 +90,7 @@ def shapes_in(folder: Path) -> Shapes:
     return Shapes(
         d_model=content["d_model"],
         d_ff=content["d_ff"],
+        heads=content["num_heads"],
         inner=content["num_heads"] * content["d_kv"],
         layers=content["num_layers"],
         decoder_layers=content.get("num_decoder_layers") or content["num_layers"],
@@ -106,21 +127,32 @@ def split_lines(config: TaskConfig, tokenizer, task: str, split: str) -> Lines:
     return lines_of(path, tokenizer, config.max_input_length, config.max_output_length)
 
 
-def of_run(shapes: Shapes, config: TuneConfig, splits: Mapping[str, Lines], batch_size: int) -> float:
-    """FLOP of a tuning run that is not stopped early: updates forward and back, validations, the test."""
+@dataclass(frozen=True)
+class Work:
+    """In FLOP of a large product, and the layers whose operations are started, forward and back, for a whole stack."""
+
+    flop: float
+    layers: float
+
+    def seconds(self, peak: float, members: int = 1) -> float:
+        """Of one of so many members, where a large product reaches `peak` FLOP/s."""
+        return self.flop / peak + self.layers * START / members
+
+
+def of_run(shapes: Shapes, config: TuneConfig, splits: Mapping[str, Lines], batch_size: int) -> Work:
+    """A tuning run that is not stopped early: updates forward and back, validations, what is looked at on the test lines."""
     keys = config.prefix_num if config.tune_method == "prefix" else 0
-    train, dev, test = (
-        lines.count * shapes.forward(lines, keys) for lines in (splits[name] for name in ("train", "dev", "test"))
-    )
+    work = {name: lines.count * shapes.forward(lines, keys) for name, lines in splits.items()}
     updates = config.train_iters if config.do_train else 0
     validations = updates // config.valid_interval + (config.start_is_candidate or not config.do_train)
-    batch = train / splits["train"].count * batch_size
-    return 2 * updates * batch + validations * dev + (test if config.do_predict else 0.0)
-
-
-def share_of_peak(shapes: Shapes) -> float:
-    """The part of a large matrix product's speed that a run reaches on a CPU.
-
-    Measured: 0.18 for stacks of the mini T5 (d_model 128), 0.4 for Flan-T5-small (512) without a stack; a curve through both.
-    """
-    return 0.65 * shapes.d_model / (shapes.d_model + 330)
+    tests = (config.do_predict or bool(config.trace_test)) + len(config.trace_test)
+    test = splits["test"]
+    likelihood = test.count * test.outputs * shapes.of_output(test.inputs, keys) if config.trace_test else 0.0
+    batch = work["train"] / splits["train"].count * batch_size
+    flop = 2 * updates * batch + validations * work["dev"] + tests * (work["test"] + likelihood)
+    micro = -(-batch_size // config.micro_batch_size)
+    layers = 2.0 * updates * micro * (shapes.layers + shapes.decoder_layers)
+    for name, times in (("dev", validations), ("test", tests)):
+        batches = -(-splits[name].count // config.predict_batch_size)
+        layers += times * batches * (shapes.layers + splits[name].outputs * shapes.decoder_layers)
+    return Work(flop, layers)

@@ -33,7 +33,7 @@ from pewe.tuning.memory import Shape, generation_bytes, update_bytes
 from unit_model import ENSEMBLES
 
 STATES = 3  # of a delta in a resume file: where it stands, its best, statistics of the optimiser
-UNMEASURED = 0.3  # of the peak, on a device on which nothing was measured
+UNMEASURED = 0.5  # of the speed that the model assumes, on a device on which nothing was measured
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,14 @@ def of_tuning(grid: Grid, step: Step, known: Timings) -> Estimate:
     each = step.cells // len(tasks)
     splits = {task: {split: lines(config, task, split) for split in SPLITS} for task in tasks}
     timed = known.seconds(grid.delta, step.row) if step.row else None
-    flop = sum(each * cost.of_run(shapes, config, splits[task], config.bsz_list[0]) for task in tasks)
+    members = min(config.largest_stack, step.cells)
     seconds, how = step.cells * (timed or 0.0), f"finished runs of {grid.delta}, {known.device}"
     if timed is None:
-        seconds, how = by_flop(shapes, flop)
+        speed, how = device_speed()
+        works = (cost.of_run(shapes, config, splits[task], size) for task in tasks for size in config.bsz_list)
+        seconds = each / len(config.bsz_list) * sum(work.seconds(speed, members) for work in works)
     size = state_bytes(config)
-    kept = max(held(config, min(config.largest_stack, step.cells), splits[task]) for task in tasks)
+    kept = max(held(config, members, splits[task]) for task in tasks)
     disk = step.cells * size * (1 + STATES)
     return Estimate(step.cells, updates_of(step), seconds, weights(config, shapes) + kept, disk, how)
 
@@ -214,16 +216,16 @@ def of_similarity(step: Step) -> Estimate:
         batches = config.max_batches or measure.max_batches(config, task) or -1
         count = dev.count if batches < 0 else min(dev.count, batches * config.predict_batch_size)
         flop += len(config.source_tasks or tasks) * count * shapes.forward(dev) * (2 if measure.gradients else 1)
-    seconds, how = by_flop(shapes, flop)
-    return Estimate(seconds=seconds, memory=weights(config, shapes), disk=100.0 * len(tasks) ** 2, how=how)
+    speed, how = device_speed()
+    return Estimate(seconds=flop / speed, memory=weights(config, shapes), disk=100.0 * len(tasks) ** 2, how=how)
 
 
-def by_flop(shapes: cost.Shapes, flop: float) -> tuple[float, str]:
-    """Seconds by a share of the peak, and where that is from."""
+def device_speed() -> tuple[float, str]:
+    """FLOP/s that the model of the cost assumes here, and where that is from."""
     peak, name = device_peak()
-    share = cost.share_of_peak(shapes) if name == "cpu" else UNMEASURED
-    said = "measured" if name == "cpu" else "assumed, nothing was measured on such a device"
-    return flop / (share * peak), f"{share:.0%} ({said}) of {peak / 1e9:.0f} GFLOP/s of a matrix product here, {name}"
+    share = 1.0 if name == "cpu" else UNMEASURED
+    said = "" if name == "cpu" else f"{share:.0%} (assumed, nothing was measured on such a device) of "
+    return share * peak, f"a model, {said}{peak / 1e9:.0f} GFLOP/s of a matrix product here, {name}"
 
 
 @cache
