@@ -83,6 +83,10 @@ class Grid:
         """All rows."""
         return [name for kind, name in self.steps if kind == "tuned"]
 
+    def has(self, init: str) -> bool:
+        """Whether there is such a row."""
+        return ("tuned", init) in self.steps
+
     def step(self, kind: str, of: str = "") -> Step:
         """The step of this name."""
         return self.steps[kind, of]

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,7 +84,7 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         self.head = self._start("--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false")
-        time.sleep(8)
+        self._wait_for_head()
         for _ in range(2):
             self.add()
         return self
@@ -92,6 +93,16 @@ class Cluster:
         for process in (*self.nodes, self.head):
             kill(below(process.pid))
             process.wait()
+
+    def _wait_for_head(self) -> None:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                if self.head.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError((self.folder / "ray.log").read_text()[-2000:]) from None
+                time.sleep(0.5)
 
     def _start(self, *words: str) -> subprocess.Popen:
         command = [str(RAY), "start", "--block", "--object-store-memory=80000000", *words]

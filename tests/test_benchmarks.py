@@ -13,6 +13,7 @@ from benchmarks import (
     pemt,
     plain,
     roofline,
+    scaling,
     scoring,
     table,
     tuning,
@@ -77,6 +78,12 @@ def test_the_roofline_of_a_small_size(small_config, monkeypatch):
     for row in rows.values():
         assert row["share"] >= 0 and row["ours_s"] > 0, row
         assert sum(row["parts"].values()) <= 100 and all(value >= 0 for value in row["parts"].values())
+
+
+def test_stub_units_go_through_the_schedule(small_config):
+    scaling.bench(scaling.Config(units=6, steps=2, unit_seconds=0.01))
+    (row,) = read_json(measure.RESULTS / "scaling.json")["rows"]
+    assert row["case"].startswith("6 units of 0.01 s, no workers") and row["seconds"] >= 0.06 and row["overhead_ms"] > 0
 
 
 def test_flops_by_hand():

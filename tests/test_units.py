@@ -277,6 +277,17 @@ def test_the_model_of_cost_is_near_the_stored_seconds():
     assert 1 / 1.5 < of_run(SMALL, config, splits, 8).seconds(145e9 / 2) / seconds < 1.5
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    def init(*address, **flags):
+        raise Exception("The current node timed out.\nMore.")
+
+    monkeypatch.setattr(cluster, "load_ray", lambda: SimpleNamespace(init=init, shutdown=None))
+    for address, said in (("", "Ray did not start on this machine"), ("a:1", "--ray_address a:1: Ray is not reached")):
+        with pytest.raises(UserError) as error, cluster.connected("2", address, on_gpu=False):
+            pass
+        assert str(error.value) == f"{said}: The current node timed out."
+
+
 SRUN = """#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do shift; done
 exec "$@"

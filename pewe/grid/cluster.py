@@ -86,7 +86,11 @@ def connected(devices: str, address: str, on_gpu: bool) -> Iterator[tuple[Module
     ours = {name: value for name, value in os.environ.items() if name.startswith("PEWE_")}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     about = {"runtime_env": {"env_vars": {**ours, "PYTHONPATH": path}}}
-    ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **about, **({} if address else local))
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **about, **({} if address else local))
+    except Exception as error:  # of many kinds, bare ones too
+        where = f"--ray_address {address}: Ray is not reached" if address else "Ray did not start on this machine"
+        raise UserError(f"{where}: {_line(error)}") from None
     try:
         there = ray.cluster_resources()
         cores, cards = int(there.get("CPU", 1)), int(there.get("GPU", 0)) if on_gpu else 0
