@@ -17,6 +17,7 @@ from transformers import T5ForConditionalGeneration
 from pewe.attention import relative_bias, seen, softmax, softmax_total
 from pewe.batches import IGNORED, Batch
 from pewe.dropout import NoDropout, OneStream
+from pewe.meter import count
 from pewe.no_delta import NoDelta
 from pewe.packing import Layout, linears, norm, to_line, to_rectangle
 
@@ -100,6 +101,7 @@ class T5:
     def encode(self, ids: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         """(N,) -> (N, d), and its layout; both longer by the prompt of each row where the delta has one."""
         stack = self.model.encoder
+        count(lines=len(layout.lengths))
         hidden = functional.embedding(ids, stack.embed_tokens.weight)
         if (prompt := self.delta.prompt()) is not None:
             hidden, layout = with_prompt(hidden, layout, prompt)

@@ -23,6 +23,7 @@ from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.losses import member_losses
 from pewe.merging.few_shot import FewShot, FewShotConfig, Found, layers_of, weigh_and_save
+from pewe.meter import count
 from pewe.progress import Bar
 from pewe.setting import TASK_LIST
 
@@ -92,6 +93,7 @@ def learn(config: Config, few_shot: FewShot, mixed: Mixed, allowed: Tensor, task
         optimizer.zero_grad()
         W.backward(mixed.gradient())
         optimizer.step()
+        count(updates=len(tasks))
         bar.update(len(tasks))
     return torch.softmax(alpha.detach().masked_fill(~allowed[:, None], -torch.inf), dim=2).double().cpu()
 

@@ -11,6 +11,7 @@ from pewe.errors import UserError
 from pewe.files import provenance, read_json, read_table, within, write_json, write_table
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid
+from pewe.grid.work import costs_of
 from pewe.merging.save import WEIGHTS
 from pewe.own_tasks import write_declared
 from pewe.reporting.stats import OUTCOMES
@@ -25,7 +26,14 @@ from unit_model import ENSEMBLES
 def collect(grids: Sequence[Grid], out: Path, about: dict) -> None:
     """Gather the results of all steps that hold today into the tables of results/<suite>/; of a stale step no row stays."""
     tasks = grids[0].flags["tasks"]
-    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "curves": [], "trace": [], "weights": [], "similarities": []}
+    tables: dict[str, list[pd.DataFrame]] = {
+        "cells": [],
+        "curves": [],
+        "trace": [],
+        "weights": [],
+        "similarities": [],
+        "costs": [],
+    }
     for grid in grids:
         key = {"delta": grid.delta, "seed": grid.seed}
         grid.leave_out((grid.step("sources").stamp() or {}).get("without", []))
@@ -42,6 +50,7 @@ def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
     for step in (grid.step("sources"), *(grid.step("tuned", init) for init in grid.rows())):
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
+            yield "costs", costs_of(step)
             if step.row in KINDS[grid.delta].inits:
                 gates = gates_of([path.parent for path in files_of(step, "run.json")])
                 yield "weights", mean_gates(gates).assign(init=step.row)

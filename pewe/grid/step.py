@@ -8,12 +8,13 @@ of that is so today; one that is not done computes only what is missing.
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pewe.errors import UserError
 from pewe.files import PARTS, read_json, write_record
-from pewe.identity import deciding, difference, digest, file_print, has_print, unsealed
+from pewe.identity import PROVENANCE, deciding, difference, digest, file_print, has_print, unsealed
+from pewe.meter import WORK, Work
 
 STAMP = "step.json"
 
@@ -25,9 +26,11 @@ class Made:
     files: list[Path]
     failed: dict[str, str] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
+    work: Work = field(default_factory=Work)  # beside what the records of its runs say
 
     def __add__(self, other: "Made") -> "Made":
-        return Made(self.files + other.files, self.failed | other.failed, self.without + other.without)
+        work = self.work + other.work
+        return Made(self.files + other.files, self.failed | other.failed, self.without + other.without, work)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,6 @@ class Step:
         made = self.run(self.config, finished, again)
         files = {os.path.relpath(path, self.folder): file_print(path) for path in made.files}
         about = {"made_from": made_from, "state": "done", "failed": made.failed, "without": made.without}
-        write_record(self.folder / STAMP, {**about, "files": files})
+        write_record(self.folder / STAMP, {**about, "files": files, PROVENANCE: {WORK: asdict(made.work)}})
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return made

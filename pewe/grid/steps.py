@@ -17,7 +17,14 @@ from pewe.cli import cause_of
 from pewe.data import task_names
 from pewe.deltas.checkpoint import BEST, COMMON_INIT
 from pewe.deltas.kinds import KINDS
-from pewe.files import read_record
+from pewe.grid.commands import (
+    at_once,
+    ensembles_of,
+    matrix_of,
+    statistics_of,
+    work_of_matrix,
+    work_of_statistics,
+)
 from pewe.grid.own_sources import Own, OwnSources, needs_tasks
 from pewe.grid.parts import PAIRS, PAIRS_AS_THEY_ARE, SCOPES, STACKS, blocks, by_scope
 from pewe.grid.step import STAMP, WHOLE, Made, Parts, Step
@@ -147,7 +154,8 @@ class Grid:
 
     def _statistics(self) -> Step:
         config = self.config(collect_deltas.Config, source_ckpt_path=self.source_path, full_train=True)
-        return self._step("statistics", "", config, at_once(collect_deltas.run, statistics_of), (("sources",),))
+        run = at_once(collect_deltas.run, statistics_of, work_of_statistics)
+        return self._step("statistics", "", config, run, (("sources",),))
 
     def _tuned(self, init: str) -> Step:
         config, needs, run = self._tuning("targets", self.folder("tuned", init)), (), tune_tasks
@@ -175,7 +183,8 @@ class Grid:
             measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
         )
         needs = (("sources",),) * (not measure.matrix) + (("tuned", "Random"),) * measure.needs_target
-        run, parts = at_once(partial(loop.run, measure), matrix_of), WHOLE if measure.matrix else blocks(measure)
+        run = at_once(partial(loop.run, measure), matrix_of, work_of_matrix)
+        parts = WHOLE if measure.matrix else blocks(measure)
         return self._step("similarity", init, config, run, needs, parts=parts)
 
     def _base(self) -> str:
@@ -213,32 +222,6 @@ class Grid:
 def runs(config: TuneConfig, inits: int) -> int:
     """Runs of a tuning command from so many inits."""
     return inits * len(config.learning_rate_list) * len(config.bsz_list)
-
-
-def at_once(command: Callable, files_of: Callable[[object], list[Path]]) -> Callable[..., Made]:
-    """A command without cells of its own, as a step carries it out; `files_of` its configuration are what it made."""
-
-    def carry_out(config, finished, again=True) -> Made:
-        command(config)
-        return Made(files_of(config))
-
-    return carry_out
-
-
-def matrix_of(config) -> list[Path]:
-    """The table of a similarity, and its record."""
-    return [Path(config.output_dir) / name for name in (RESULT, RECORD)]
-
-
-def ensembles_of(config) -> list[Path]:
-    """The files of an ensemble, and its record."""
-    folder = Path(config.save_ckpt_path)
-    return [folder / name for name in (RECORD, *read_record(folder / RECORD)["files"])]
-
-
-def statistics_of(config) -> list[Path]:
-    """The statistics of the sources, which lie beside their checkpoints."""
-    return [collect_deltas.statistics_file(Path(config.source_ckpt_path), task) for task in config.tasks]
 
 
 def tuned_by(command: Callable) -> Callable[..., Made]:

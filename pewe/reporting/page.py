@@ -6,6 +6,7 @@ Reads <folder>/{cells,weights,similarities,curves,trace}.tsv and provenance.json
     summary.md                                    their means: inits down, deltas across
     trace.md                                      test score and log-likelihood at each point of --trace_test
     comparisons.tsv                               every init against Random, Average, Best_source, Manual; tasks are the units
+    costs.md                                      lines, updates and seconds of each row
     modules.md                                    test score from the weights of each block or layer, and their spread
     own_group.md, own_group.png                   weight on the sources of the target's own group
     pictures/                                     learning curves; heat maps of weights and similarities of the first seed
@@ -27,12 +28,18 @@ from pewe.files import replacing, within, write_table, write_text
 from pewe.flags import flag
 from pewe.reporting import stats
 from pewe.reporting.compared import compared_table, comparisons, headline
+from pewe.reporting.costs import cost_table
 from pewe.reporting.pictures import SCORES, Picture, own_group_table, pictures
 from pewe.reporting.stats import OUTCOMES
 from pewe.reporting.stored import BASELINES, SOURCES, Stored, plain_rows, read_stored, score_table, varied
 from pewe.reporting.tables import best_in_bold, markdown
 from task_list import GROUP_OF, METRICS
 
+COSTS = (
+    "Mean over seeds of one pass over all targets: lines through the backbone (a line counts once for each delta that sees it), "
+    "updates of a delta or of weights, seconds. init: all that the row's init is made from (similarity, statistics, other "
+    "runs; what rows share counts in each), without the sources, whose own tuning is the row Full data; tuning: from that init."
+)
 PAPER = "The paper reports improvements of 5 to 8 % over its baselines."
 
 
@@ -106,10 +113,12 @@ def write(folder: Path) -> None:
     """All tables, pictures and the page."""
     stored = read_stored(folder)
     tables(stored)
-    compared, modules = comparisons(stored), module_table(stored)
+    compared, modules, costs = comparisons(stored), module_table(stored), cost_table(stored)
     write_table(folder / "comparisons.tsv", compared)
     if len(stored.trace):
         write_text(folder / "trace.md", trace_table(stored))
+    if len(costs):
+        write_text(folder / "costs.md", markdown(costs, "init") + f"\n{COSTS}\n")
     if len(modules):
         write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
@@ -129,6 +138,8 @@ def write(folder: Path) -> None:
         metric_of=METRICS,
         comparisons=compared_table(compared),
         modules=modules,
+        costs=costs,
+        about_costs=COSTS,
         sources=SOURCES,
         pictures=shown,
         scores=SCORES,

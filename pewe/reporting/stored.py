@@ -1,6 +1,6 @@
 """The tables that an experiment left in its folder, read and checked; and the mean scores of its rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Rows(tuple[str, ...]):
 INITS = Rows(("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits)))
 BASELINES = ("Random", "Average")
 REFERENCES = (*BASELINES, "Best_source", "Manual")  # what all other rows are contrasted with
+INIT, TUNING = "init", "tuning"  # parts of a row's cost: what its init is made from, and its own tuning
 COLUMNS = {  # of the tables: names and numbers
     "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
     "weights": (["delta", "init", "target", "source"], ["seed", "weight"]),
     "similarities": (["delta", "init", "target", "source"], ["seed", "value"]),
     "curves": (["delta", "init", "task"], ["seed", "updates", "dev"]),
     "trace": (["delta", "init", "task", "prefix", "point"], ["seed", "dev", "updates", *OUTCOMES]),
+    "costs": (["delta", "init", "part"], ["seed", "lines", "updates", "seconds"]),
 }
 
 
@@ -49,6 +51,7 @@ class Stored:
     curves: pd.DataFrame
     trace: pd.DataFrame
     about: dict
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def read_stored(folder: Path) -> Stored:
@@ -56,8 +59,8 @@ def read_stored(folder: Path) -> Stored:
     if not (folder / "cells.tsv").is_file():
         raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
     declare(folder)
-    tables = (_in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items())
-    return Stored(folder, *tables, read_json(folder / "provenance.json") or {})
+    tables = {name: _in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items()}
+    return Stored(folder, about=read_json(folder / "provenance.json") or {}, **tables)
 
 
 def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:

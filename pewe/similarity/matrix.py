@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from pewe.cli import log
 from pewe.files import read_record, read_table, replacing, write_record, write_table
-from pewe.identity import difference, file_digest
+from pewe.identity import PROVENANCE, difference, file_digest
+from pewe.meter import UNKNOWN, WORK, Work, so_far
 from pewe.reporting.plots import heat_map
 from pewe.similarity.table import COLUMNS, RESULT, similarity_frame
 
@@ -31,6 +33,12 @@ def previous_rows(out: Path, settings: dict) -> pd.DataFrame:
     return pd.DataFrame(columns=COLUMNS)
 
 
+def spent_on(out: Path) -> Work:
+    """What a stored matrix has cost, as its record says; not a number where it does not say so."""
+    found = (read_record(out / "config.json") or {}).get(PROVENANCE, {}).get(WORK)
+    return UNKNOWN if found is None else Work(**found)
+
+
 class Matrix:
     """The table under construction: knows which pairs are there, and writes at most every two seconds.
 
@@ -40,13 +48,17 @@ class Matrix:
     def __init__(self, out: Path, record: dict, targets: Sequence[str], sources: Sequence[str]):
         self.rows: dict[tuple[str, str, str], float] = {}
         self.pairs: set[tuple[str, str]] = set()
-        self._take(previous_rows(out, record["settings"]))
+        self.spent, self.began = Work(), so_far()  # on the rows that were there, and since when on others
+        self._take(out, record["settings"])
         self.out, self.targets, self.sources = out, list(targets), list(sources)
         there = [file_digest(out / RESULT)] if (out / RESULT).is_file() else []
         self.record = {**record, "finished": False, "tables": {RESULT: there}}
         self.written = time.monotonic()
 
-    def _take(self, table: pd.DataFrame) -> None:
+    def _take(self, out: Path, settings: dict) -> None:
+        table = previous_rows(out, settings)
+        if not set(zip(table["target"], table["source"], strict=True)) <= self.pairs:
+            self.spent += spent_on(out)
         self.rows |= {(r.target, r.source, r.scope): r.value for r in table.itertuples()}
         self.pairs |= {(target, source) for target, source, _ in self.rows}
 
@@ -56,7 +68,7 @@ class Matrix:
         for part in sorted(parts.glob("*")):
             saved = (read_record(part / "config.json") or {}).get("settings", {})
             own = {name: {t: v for t, v in settings[name].items() if t in saved.get(name, ())} for name in BY_TARGET}
-            self._take(previous_rows(part, {**settings, **own}))
+            self._take(part, {**settings, **own})
 
     def has(self, target: str, sources: Sequence[str]) -> bool:
         return all((target, source) in self.pairs for source in sources)
@@ -75,7 +87,13 @@ class Matrix:
         with replacing(self.out / RESULT) as temporary:
             write_table(temporary, table)
             tables[RESULT] = [*tables[RESULT][-1:], file_digest(temporary)]
+            self._note_work()
             write_record(self.out / "config.json", self.record)
+
+    def _note_work(self) -> None:
+        """In the record, what the rows that it is of have cost."""
+        spent = asdict(self.spent + (so_far() - self.began))
+        self.record[PROVENANCE] = {**self.record[PROVENANCE], WORK: spent}
 
     def table(self) -> pd.DataFrame:
         scopes = list(dict.fromkeys(scope for _, _, scope in self.rows))

@@ -22,6 +22,7 @@ from pewe.deltas.config import unread_flags
 from pewe.files import hold, provenance
 from pewe.flags import check, flag
 from pewe.identity import deciding, model_digest
+from pewe.meter import Work
 from pewe.similarity.config import SimilarityConfig
 from pewe.similarity.matrix import Matrix
 from pewe.similarity.measure import Measure
@@ -86,8 +87,9 @@ def matrix_of_tasks(about: OfTasks, config: TasksConfig) -> pd.DataFrame:
             "higher_is_more_similar": about.higher_is_more_similar,
             "provenance": provenance(),
         }
-        targets, sources = ({task: reader.read(encoded) for task, encoded in own.items()} for own in texts.values())
         rows = Matrix(out, record, list(texts["dev"]), list(texts["train"]))
+        rows.spent = Work()  # all of it is made anew
+        targets, sources = ({task: reader.read(encoded) for task, encoded in own.items()} for own in texts.values())
         for target, row in zip(texts["dev"], about.compare(targets, sources).tolist(), strict=True):
             rows.add(target, list(texts["train"]), {"all": row})
         return rows.finish(config.pictures)

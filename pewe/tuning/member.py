@@ -9,6 +9,7 @@ from pewe import identity
 from pewe.cli import log
 from pewe.data import Encoded
 from pewe.deltas.checkpoint import BEST, write_checkpoint
+from pewe.meter import Work
 from pewe.state import DeltaState
 
 
@@ -22,8 +23,14 @@ class Progress:
     without_improvement: int = 0
     finished: bool = False
     seconds: float = 0.0
+    lines: float = 0.0  # through the backbone, its share of the stack's
     history: list[dict] = field(default_factory=list)  # updates, train loss since the last one, dev
     trace: list[dict] = field(default_factory=list)  # point, updates, test, log_likelihood (--trace_test)
+
+    def measured(self, spent: Work, sharing: int) -> dict[str, float]:
+        """Seconds and lines until now, with this run's share of what so many have spent together since."""
+        seconds, lines = self.seconds + spent.seconds / sharing, self.lines + spent.lines / sharing
+        return {"seconds": round(seconds, 2), "lines": round(lines)}
 
 
 @dataclass

@@ -6,7 +6,6 @@ checkpoint and resume file; its result is that of tuning it alone. A member that
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from itertools import islice
 
@@ -22,6 +21,7 @@ from pewe.deltas.tunable import Tunable
 from pewe.dropout import OwnStreams
 from pewe.flags import SEED
 from pewe.losses import member_losses
+from pewe.meter import Work, count, so_far
 from pewe.progress import Bar
 from pewe.state import DeltaState
 from pewe.tuning.choices import OURS, Choices
@@ -127,7 +127,7 @@ class Session:
     def train(self, steps: int, bar: Bar) -> list[float]:
         """`steps` updates of every member; returns the mean training loss of each."""
         self.backbone.model.train()
-        start, total, since_log = time.perf_counter(), 0.0, 0.0
+        before, total, since_log = so_far(), 0.0, 0.0
         for step in range(1, steps + 1):
             losses = self._update(self.members[0].progress.updates + step)
             total, since_log = total + losses, since_log + losses
@@ -140,8 +140,14 @@ class Session:
         means = (total / steps).tolist()
         for member in self.members:
             member.progress.updates += steps
-            member.progress.seconds += (time.perf_counter() - start) / len(self.members)
+        self._note(so_far() - before)
         return means
+
+    def _note(self, spent: Work) -> None:
+        """Every member has its share of what the stack has cost."""
+        for member in self.members:
+            member.progress.seconds += spent.seconds / len(self.members)
+            member.progress.lines += spent.lines / len(self.members)
 
     def _update(self, number: int) -> Tensor:
         dropout = self._dropout(number)
@@ -158,6 +164,7 @@ class Session:
             total += losses.detach()
         self.norms = clip_gradients(self.delta, self.config.max_grad_norm)
         self.optimizer.step()
+        count(updates=len(self.members))
         self.optimizer.zero_grad(set_to_none=True)
         return total / torch.tensor([len(window) for window in windows], device=total.device)
 
@@ -195,7 +202,7 @@ class Session:
 
     def validate(self, losses: list[float]) -> None:
         """Dev score of every member; write the resume files, then the better checkpoints, which they hold too."""
-        start = time.perf_counter()
+        before = so_far()
         scores = evaluate(
             self.backbone,
             self.delta,
@@ -204,11 +211,10 @@ class Session:
             self.config.predict_batch_size,
             self.max_length,
         )
-        seconds = (time.perf_counter() - start) / len(self.members)
+        self._note(so_far() - before)
         states, better = self.delta.states(), []
         for member, writer, score, loss, state in zip(self.members, self.writers, scores, losses, states, strict=True):
             progress = member.progress
-            progress.seconds += seconds
             progress.history.append({"updates": progress.updates, "loss": loss, "dev": score})
             writer.add_scalar(f"dev/{member.metric}", score, progress.updates)
             if (progress.updates or self.config.start_is_candidate) and self._compare(member, score, state):
@@ -246,7 +252,7 @@ class Session:
                 "optimizer": statistics_of(self.optimizer, k, self.delta.stacked),
                 "progress": dataclasses.asdict(member.progress),
             }
-            saved[identity.PROVENANCE] = {"seconds": saved["progress"].pop("seconds")}
+            saved[identity.PROVENANCE] = {name: saved["progress"].pop(name) for name in ("seconds", "lines")}
         save_together(files)
 
     def retire(self) -> list[Member]:

@@ -5,7 +5,6 @@ what it would be made from now, and its best checkpoint is there. A run that div
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.deltas.tunable import MEASURED, Tested, Tunable
 from pewe.errors import UserError
 from pewe.files import hold, write_config
+from pewe.meter import so_far
 from pewe.state import DeltaState
 from pewe.tuning.choices import ORIGINAL, OURS
 from pewe.tuning.config import TuneAllConfig, TuneConfig
@@ -209,24 +209,24 @@ def score_and_record(
 ) -> dict[Path, dict]:
     """Test the best checkpoints of a stack, or what is not tuned, and record the results, which are returned by folder."""
     runs = [run for run, _ in pairs]
-    start = time.perf_counter()
+    before = so_far()
     if config.do_train:
         delta.load([read_checkpoint(run.folder / BEST, config.tune_method) for run in runs])
     else:
         delta.load([run.init for run in runs])
         for (_, member), score in zip(pairs, scores_on(backbone, delta, runs, "dev", config), strict=True):
             member.progress.best = score
-    tested = time.perf_counter()
+    tested = so_far()
     tests = test_best(backbone, delta, pairs, config)
-    end = time.perf_counter()
+    end = so_far()
     results = {}
     for (run, member), test in zip(pairs, tests, strict=True):
         score, block = test.get("test"), {}
         if config.do_predict:
             epochs = member.progress.updates * run.batch_size / len(member.train.inputs)
-            seen = Tested(run.folder, run.splits["test"], score, epochs, end - tested)
+            seen = Tested(run.folder, run.splits["test"], score, epochs, (end - tested).seconds)
             block = delta.result_block(backbone, seen, config)
-        measured = {"seconds": round(member.progress.seconds + (end - start) / len(runs), 2)}
+        measured = member.progress.measured(end - before, len(runs))
         measured |= {name: block.pop(name) for name in MEASURED if name in block}
         result = {**_result(run, member, score), "block": block, **tables_print(config.tune_method, run.folder)}
         if config.trace_test:
