@@ -24,7 +24,16 @@ from pewe.merging.average import merge
 from pewe.merging.few_shot import FewShot, layers_of, merged_by_layer
 from pewe.merging.rules.task_arithmetic import TaskArithmeticFlags, task_arithmetic
 from pewe.merging.save import read_states
-from unit_model import unit_model_gradient, unit_model_LoraHub, unit_model_scale, unit_model_soup
+from pewe.meter import metered
+from unit_model import (
+    ENSEMBLES,
+    unit_model_arrow,
+    unit_model_gradient,
+    unit_model_LoraHub,
+    unit_model_scale,
+    unit_model_soup,
+    unit_model_union,
+)
 
 METHODS = ("adapter", "lora", "prefix")
 TASKS = list(MINI_TASKS)
@@ -210,7 +219,9 @@ def test_a_soup_has_the_dev_score_that_it_was_chosen_for(world):
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_weights_by_gradient_are_those_of_one_target_at_a_time(world, method, by_layer):
     config = world.config(unit_model_gradient, method, updates=2, by_layer=by_layer, learning_rate=0.3, batch_size=4)
-    unit_model_gradient.run(config)
+    with metered() as spent:
+        unit_model_gradient.run(config)
+    assert (spent.updates, spent.lines) == (3 * 2, 3 * 2 * 4)
     W = world.weights(config)
     assert np.allclose(W.to_numpy().sum(1), 1, atol=1e-6) and not np.diag(W.to_numpy()).any()
     assert np.abs(W.to_numpy() - (1 - np.eye(3)) / 2).max() > 0.01  # they have moved
@@ -250,6 +261,94 @@ def test_equal_weights_in_all_layers_are_the_merge(world):
     (merged,) = merged_by_layer(states, dict.fromkeys(layers_of(states[0]), W))
     (expected,) = merge(states, W)
     assert list(merged) == list(expected) and all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
+# ---- Union
+
+
+def test_a_union_is_tuned_on_all_but_the_target(world):
+    """In a stack as alone; by plain Adafactor steps on the lines of the two others; the shares are those of the lines."""
+    config = world.config(unit_model_union, "adapter", train_iters=2, union_lines=5, bsz_list=[4], full_train=False)
+    with metered() as spent:
+        unit_model_union.run(config)
+    assert (spent.updates, spent.lines) == (3 * 2, 3 * 2 * 4)
+    assert np.allclose(world.weights(config).to_numpy(), (1 - np.eye(3)) / 2)
+    first = world.merged(config, TASKS[0])
+    alone = replace(config, stack=1, save_ckpt_path=f"{config.save_ckpt_path}_alone")
+    unit_model_union.run(alone)
+    assert all(torch.allclose(first[name], tensor, atol=1e-5) for name, tensor in world.merged(alone, TASKS[0]).items())
+    few_shot = world.few_shot("adapter")
+    parts = {task: unit_model_union.first_lines(few_shot.split(task, "train"), 5) for task in TASKS}
+    joined = unit_model_union.union(parts, TASKS[0])
+    assert joined.inputs == parts[TASKS[1]].inputs + parts[TASKS[2]].inputs and len(joined.inputs) == 10
+    few_shot.delta.initialise([f"{config.seed}"])
+    start = few_shot.delta.states()[0]
+    moved = [float((first[name] - tensor).abs().max()) for name, tensor in start.items()]
+    assert max(moved) > 1e-3 and max(moved) < 0.1  # two updates from the same start
+    other = unit_model_union.tuned(
+        config, few_shot.backbone, few_shot.delta, [joined], unit_model_union.Bar(disable=True)
+    )
+    assert all(torch.allclose(first[name], tensor, atol=1e-5) for name, tensor in other[0].items())
+    settings = read_record(Path(config.save_ckpt_path) / "config.json")["settings"]
+    assert settings["lines"].keys() == set(TASKS) and settings["train_iters"] == 2 and "sources" not in settings
+
+
+# ---- Arrow
+
+
+def test_arrow_by_a_slow_loop_in_float64(world):
+    """Full decompositions of A B, token by token, on what transformers gives to each projection of the frozen backbone."""
+    config = world.config(unit_model_arrow, arrow_k=1, temperature=0.5)
+    unit_model_arrow.run(config)
+    table = read_table(Path(config.save_ckpt_path) / "layer_weight.tsv", ["target", "layer", "source", "weight"])
+    found = table.astype({"weight": float}).set_index(["target", "layer", "source"])["weight"]
+    few_shot = world.few_shot()
+    states, target = list(few_shot.states), TASKS[1]
+    sites = sorted({name.rpartition(".")[0] for name in states[0]})
+    lines, model = (
+        few_shot.split(target, "train"),
+        load_backbone(BackboneConfig(model=str(world.backbone), device="cpu")).model,
+    )
+    inputs: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
+    for site in sites:
+        model.get_submodule(site).register_forward_pre_hook(
+            lambda _, x, site=site: inputs[site].append(x[0][0].double())
+        )
+    with torch.no_grad():
+        for ids, labels in zip(lines.inputs, lines.labels(), strict=True):
+            model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
+    for site in (sites[0], sites[-1]):
+        first = [torch.linalg.svd(s[f"{site}.lora_A"].double() @ s[f"{site}.lora_B"].double())[0][:, 0] for s in states]
+        total, tokens = torch.zeros(len(TASKS), dtype=torch.float64), torch.cat(inputs[site])
+        for x in tokens:
+            scores = {j: float((x @ v).abs()) for j, v in enumerate(first) if j != 1}
+            total[max(scores, key=scores.get)] += 1  # k = 1: all to the first
+        expected = total / len(tokens)
+        assert [found[target, site, task] for task in TASKS] == pytest.approx(expected.tolist(), abs=1e-3)
+    merged = world.merged(config, target)
+    own = sum(
+        found[target, sites[0], task] * state[f"{sites[0]}.lora_A"] for task, state in zip(TASKS, states, strict=True)
+    )
+    assert torch.allclose(merged[f"{sites[0]}.lora_A"], own, atol=1e-5) and merged.keys() == states[0].keys()
+
+
+def test_arrow_routes_a_token_by_hand():
+    V = torch.eye(3, dtype=torch.float64)
+    x, allowed = torch.tensor([[3.0, -4.0, 1.0], [0.0, 0.0, -2.0]]), torch.tensor([True, True, True])
+    near, far = np.exp(4) / (np.exp(4) + np.exp(3)), 1 / (1 + np.exp(-2))
+    found = unit_model_arrow.coefficients(x[:1], V, allowed, 2, 1.0)
+    assert found.tolist() == pytest.approx([1 - near, near, 0])
+    found = unit_model_arrow.coefficients(x[1:], V, torch.tensor([False, True, True]), 3, 1.0)
+    assert found.tolist() == pytest.approx([0, 1 - far, far])  # its own delta gets nothing
+    A, B = draws("A", 9, 3), draws("B", 3, 7)
+    own = unit_model_arrow.direction(A, B) @ torch.linalg.svd(A.double() @ B.double())[0][:, 0]
+    assert abs(own.item()) == pytest.approx(1, abs=1e-12)
+
+
+def test_arrow_is_for_lora_alone(world):
+    with pytest.raises(UserError, match="--delta adapter: Arrow reads the products of LoRAs"):
+        unit_model_arrow.run(world.config(unit_model_arrow, "adapter"))
+    assert ENSEMBLES["Arrow"].kinds == ("lora",)
 
 
 # ---- scale

@@ -28,6 +28,8 @@ class Ensemble:
     measure_flags: Mapping = field(default_factory=dict)
     group: str = PAPER
 
+    kinds: tuple[str, ...] = ()  # of delta that it is for; none: all
+    sections: tuple[str, ...] = ()  # of a suite whose flags the script takes beside those of [weights]
     def combined(self, name: str, rule: str) -> "Ensemble":
         """The same weights, those of the init `name`, with another combiner (`--combine`)."""
         needs = (("similarity", name),) if self.measure else self.needs
@@ -92,6 +94,8 @@ ENSEMBLES = Ensembles(
         "GraNd_block": by_measure("GraNd", MODULES, mode="block"),
         "GraNd_layer": by_measure("GraNd", MODULES, mode="layer"),
         "block": by_measure("block", MODULES),
+        "Union": Ensemble("unit_model_union", group=RIVALS, sections=("tuning", "sources")),
+        "Arrow": Ensemble("unit_model_arrow", group=RIVALS, kinds=("lora",)),
     }
 )
 

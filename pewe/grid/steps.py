@@ -82,7 +82,8 @@ class Grid:
 
     def inits(self) -> list[str]:
         """The rows of the table that this kind of delta has, those with another combiner (NAME+RULE) aside."""
-        return list(KINDS[self.delta].inits or ("Random", *ENSEMBLES))
+        own = [name for name, one in ENSEMBLES.items() if not one.kinds or self.delta in one.kinds]
+        return list(KINDS[self.delta].inits or ("Random", *own))
 
     def has(self, init: str) -> bool:
         """Whether this kind of delta has the row."""
@@ -107,8 +108,9 @@ class Grid:
         common |= {"source_tasks": self.sources, **self.own.size} if self.own else {}
         made = self.suite.config(kind, self.delta, *sections, **{**common, **flags})
         if self.limit and hasattr(made, "train_iters"):
-            traced = [updates for updates in made.trace_test if updates <= self.limit]
-            made = replace(made, train_iters=min(made.train_iters, self.limit), trace_test=traced)
+            made = replace(made, train_iters=min(made.train_iters, self.limit))
+        if self.limit and hasattr(made, "trace_test"):
+            made = replace(made, trace_test=[updates for updates in made.trace_test if updates <= self.limit])
         return made
 
     def step(self, kind: str, of: str = "") -> Step:
@@ -206,7 +208,11 @@ class Grid:
             "origin_data_path": self.folder(*similarity),
         }
         config = self.config(
-            script.Config, "weights", **{name: str(path) for name, path in paths.items()}, **ensemble.flags
+            script.Config,
+            *ensemble.sections,
+            "weights",
+            **{name: str(path) for name, path in paths.items()},
+            **ensemble.flags,
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
         others = len(self.sources) - bool({*self.sources} & {*self.flags["tasks"]})  # than the target

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from pewe.backbone import BackboneConfig, load_backbone
+from pewe.backbone import Backbone, BackboneConfig, load_backbone
 from pewe.batches import collate
 from pewe.data import DataConfig, Encoded, chosen_prefixes, load_split, split_digest
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import Checkpoints, check_made_for, delta_identity
 from pewe.deltas.config import ScoredDeltaConfig, SizeConfig
 from pewe.deltas.kinds import SCORED
+from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.identity import model_digest
@@ -46,18 +47,23 @@ class _Attached(BackboneConfig, ScoredDeltaConfig):
     """Which delta on which backbone."""
 
 
+def attached(config) -> tuple[_Attached, Backbone, Tunable]:
+    """What the flags say of the delta, the backbone, and a delta of this kind on it. Raises UserError for other kinds."""
+    if config.delta not in SCORED:
+        raise UserError(f"--delta {config.delta}: ensembles are of {', '.join(SCORED)} deltas")
+    names = [one.name for one in fields(_Attached) if one.name in config.__dataclass_fields__]
+    about = _Attached(tune_method=config.delta, **{name: getattr(config, name) for name in names})
+    backbone = load_backbone(config)
+    return about, backbone, attach_delta(backbone.model, about)
+
+
 class FewShot:
     """A backbone, the sources of one kind of delta, and the few-shot lines of their targets."""
 
     def __init__(self, config: FewShotConfig, states: Checkpoints, tasks: Sequence[str]):
         """Raises UserError where the sources are not of this backbone and size, or a target has no lines."""
-        if config.delta not in SCORED:
-            raise UserError(f"--delta {config.delta}: ensembles are of {', '.join(SCORED)} deltas")
-        names = [one.name for one in fields(_Attached) if one.name in config.__dataclass_fields__]
-        about = _Attached(tune_method=config.delta, **{name: getattr(config, name) for name in names})
+        about, self.backbone, self.delta = attached(config)
         self.config, self.states, self.tasks = config, states, list(tasks)
-        self.backbone = load_backbone(config)
-        self.delta = attach_delta(self.backbone.model, about)
         check_made_for(states.made_for, delta_identity(about), states.paths[0])
         check_state(states[0], shapes_of(self.delta), states.paths[0])
         self.backbone.model.eval()
@@ -156,8 +162,11 @@ def layers_of(state: DeltaState) -> dict[str, list[str]]:
 
 
 def merged_by_layer(states: Sequence[DeltaState], by_layer: Mapping[str, Tensor]) -> Iterator[DeltaState]:
-    """theta_i = sum_j w_ij^l theta_j in each layer l, for every target; weights (T, n) by layer."""
-    layers = layers_of(states[0])
+    """theta_i = sum_j w_ij^l theta_j in each layer l, for every target; weights (T, n) by layer.
+
+    A layer is the beginning of the names of its tensors: a sub-layer, a linear layer, a side of the model. All have weights.
+    """
+    layers = {layer: [name for name in states[0] if name.startswith(f"{layer}.")] for layer in by_layer}
     parts = [
         merge([{name: state[name] for name in layers[layer]} for state in states], W) for layer, W in by_layer.items()
     ]
