@@ -1,9 +1,12 @@
 """Any weights with any rule: `--combine`, its flags and its base."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from test_ensemble_record import TASKS, WITHOUT_STATISTICS, World, state_of
 
+from pewe.cli import main
 from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.errors import UserError
 from pewe.files import read_record
@@ -135,3 +138,13 @@ def test_sources_that_began_with_different_deltas_are_recorded_as_such(world):
     assert inits(common(world, 0.5)) == inits("zero") == "common"
     world.source(TASKS[0], 0, init="another")
     assert inits("zero") == "unlike or unknown"
+
+
+@pytest.mark.parametrize("name", ["average", "Fisher", "RegMean", "LoraHub", "gradient", "soup", "scale", "arrow"])
+@pytest.mark.parametrize("flag", ["--effective", "--top_k"])
+def test_a_script_without_a_softmax_has_no_flags_of_one(name, flag, capsys):
+    """They were accepted and changed nothing."""
+    script = import_module(f"unit_model.unit_model_{name}")
+    with pytest.raises(SystemExit):
+        main(script.run, script.Config, args=[flag, "2"])
+    assert f"unknown flag '{flag}'" in capsys.readouterr().err

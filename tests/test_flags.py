@@ -15,7 +15,7 @@ from pewe.errors import UserError
 from pewe.flags import LARGEST, SEED, check, check_file, checked_name, complaint
 from pewe.fusion.cells import Config as FusionConfig
 from pewe.grid.config import Config as GridConfig
-from pewe.merging.save import EnsembleConfig
+from pewe.merging.save import SoftmaxConfig
 from pewe.similarity.config import SimilarityConfig
 from pewe.tuning.config import TuneConfig
 
@@ -74,7 +74,7 @@ def test_every_flag_of_every_command_has_a_range(path):
             assert kind is not str or complaint(config_class, field.name, [""] if as_list else "")
 
 
-TUNE, SIM, FUSE, ENS, GRID = TuneConfig, SimilarityConfig, FusionConfig, EnsembleConfig, GridConfig
+TUNE, SIM, FUSE, ENS, GRID = TuneConfig, SimilarityConfig, FusionConfig, SoftmaxConfig, GridConfig
 REFUSED = [
     (TUNE, "--learning_rate_list nan", "--learning_rate_list must be a finite number, not nan"),
     (TUNE, "--learning_rate_list 1e-3 inf", "--learning_rate_list must be a finite number, not inf"),
@@ -192,10 +192,10 @@ def test_values_of_a_file_are_checked_for_every_command_that_reads_them():
         ({"as_original": 1}, "as_original must be bool, not 1"),
     ):
         if message is None:
-            check_file(values, [TuneConfig, EnsembleConfig], "x.toml, [all]")
+            check_file(values, [TuneConfig, SoftmaxConfig], "x.toml, [all]")
             continue
         with pytest.raises(UserError, match=message):
-            check_file(values, [TuneConfig, EnsembleConfig], "x.toml, [all]")
+            check_file(values, [TuneConfig, SoftmaxConfig], "x.toml, [all]")
 
 
 ELSEWHERE = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pewe.errors import UserError
-from pewe.merging.save import EnsembleConfig, ensemble_weights
+from pewe.merging.save import SoftmaxConfig, ensemble_weights
 from pewe.merging.weights import softmax_weights, temperature_for, uniform_weights
 from pewe.reporting.stats import effective_numbers
 
@@ -54,6 +54,6 @@ def test_equal_similarities_give_equal_weights_and_a_temperature(value):
 
 def test_an_effective_number_that_cannot_be_reached_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("pewe.cli.log.propagate", True)
-    W, _ = ensemble_weights(EnsembleConfig(effective=2.0), torch.zeros(4, 4).double(), 0.1, True, OTHERS)
+    W, _ = ensemble_weights(SoftmaxConfig(effective=2.0), torch.zeros(4, 4).double(), 0.1, True, OTHERS)
     assert W.numpy() == pytest.approx(uniform_weights(OTHERS).numpy())
     assert "gives an effective number of sources of 3" in caplog.text and caplog.records[0].levelname == "WARNING"

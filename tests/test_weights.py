@@ -17,7 +17,7 @@ from pewe.deltas.checkpoint import Checkpoints, ensemble_checkpoint, read_checkp
 from pewe.errors import UserError
 from pewe.files import read_table
 from pewe.merging.average import merge
-from pewe.merging.save import EnsembleConfig, ensemble_weights
+from pewe.merging.save import SoftmaxConfig, ensemble_weights
 from pewe.merging.weights import allowed_sources, softmax_weights, temperature_for, top_sources, uniform_weights
 from pewe.reporting.stats import effective_numbers
 from pewe.similarity.table import similarity_frame
@@ -313,15 +313,15 @@ def test_a_single_source_is_called_what_it_is_for_few_tasks_too(count, wanted, c
     """The temperature that the warning gives has the effective number that it promises; where there is no choice, none."""
     S, others = draws("few", count, count).double(), ~torch.eye(count, dtype=torch.bool)
     log.propagate = True
-    ensemble_weights(EnsembleConfig(), S, 1e-4, True, others)
+    ensemble_weights(SoftmaxConfig(), S, 1e-4, True, others)
     said = caplog.text
     assert f"the median effective number of sources is 1.0: {count} of {count} targets" in said
     assert f"would give {wanted:g} (--effective {wanted:g})" in said
     found = softmax_weights(S, float(re.search(r"tem (\S+) would", said)[1]), True, others)
     assert np.median(effective_numbers(found.numpy())) == pytest.approx(wanted, rel=0.02)
     caplog.clear()
-    ensemble_weights(EnsembleConfig(), S, 10.0, True, others)
-    ensemble_weights(EnsembleConfig(), S[:2, :2], 1e-4, True, others[:2, :2])
+    ensemble_weights(SoftmaxConfig(), S, 10.0, True, others)
+    ensemble_weights(SoftmaxConfig(), S[:2, :2], 1e-4, True, others[:2, :2])
     assert not caplog.text
 
 

@@ -24,8 +24,8 @@ from pewe.flags import flag
 from pewe.identity import file_digest
 from pewe.merging.combine import Combiner
 from pewe.merging.save import (
-    EnsembleConfig,
     Part,
+    SoftmaxConfig,
     digests,
     ensemble_sources,
     ensemble_tasks,
@@ -46,7 +46,7 @@ save_ckpt_path = "checkpoints/adapter/Performance"
 
 
 @dataclass(frozen=True)
-class Config(EnsembleConfig):
+class Config(SoftmaxConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")

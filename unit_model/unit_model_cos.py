@@ -19,8 +19,8 @@ from pewe.cli import log_to
 from pewe.flags import flag
 from pewe.merging.combine import Combiner
 from pewe.merging.save import (
-    EnsembleConfig,
     Part,
+    SoftmaxConfig,
     digests,
     ensemble_sources,
     ensemble_tasks,
@@ -40,7 +40,7 @@ save_ckpt_path = "checkpoints/adapter/cos"
 
 
 @dataclass(frozen=True)
-class Config(EnsembleConfig):
+class Config(SoftmaxConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")

@@ -21,8 +21,8 @@ from pewe.flags import flag, suggest
 from pewe.identity import file_digest
 from pewe.merging.combine import Combiner
 from pewe.merging.save import (
-    EnsembleConfig,
     Part,
+    SoftmaxConfig,
     digests,
     ensemble_tasks,
     ensemble_weights,
@@ -41,7 +41,7 @@ save_ckpt_path = "checkpoints/adapter/Loss"
 
 
 @dataclass(frozen=True)
-class Config(EnsembleConfig):
+class Config(SoftmaxConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")

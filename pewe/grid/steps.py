@@ -32,7 +32,7 @@ from pewe.grid.suite import Suite
 from pewe.merging import collect_deltas
 from pewe.merging.combine import ZERO
 from pewe.merging.rules import RULES
-from pewe.merging.save import RECORD
+from pewe.merging.save import SoftmaxConfig
 from pewe.reporting.stored import SOURCES
 from pewe.similarity import loop
 from pewe.similarity.table import RESULT
@@ -215,8 +215,9 @@ class Grid:
             **ensemble.flags,
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources
-        others = len(self.sources) - bool({*self.sources} & {*self.flags["tasks"]})  # than the target
-        config = replace(config, effective=min(config.effective, (1 + others) / 2) if others > 1 else 0.0)
+        if isinstance(config, SoftmaxConfig) and "effective" not in ensemble.flags:
+            others = len(self.sources) - bool({*self.sources} & {*self.flags["tasks"]})  # than the target
+            config = replace(config, effective=min(config.effective, (1 + others) / 2) if others > 1 else 0.0)
         rule = RULES[config.combine]
         if rule.differences:
             config = replace(config, base=self._base())

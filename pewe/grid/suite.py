@@ -21,13 +21,13 @@ from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
 from pewe.flags import check_file, checked_name, suggest
-from pewe.merging.save import EnsembleConfig
+from pewe.merging.save import SoftmaxConfig
 from pewe.texts import visible
 from pewe.tuning.config import TuneConfig
 
 FOLDER = ROOT / "scripts" / "suites"
 TUNING = ("tuning", "sources", "targets", "pairs")
-SECTIONS = {"all": (TuneConfig, EnsembleConfig), **dict.fromkeys(TUNING, (TuneConfig,)), "weights": (EnsembleConfig,)}
+SECTIONS = {"all": (TuneConfig, SoftmaxConfig), **dict.fromkeys(TUNING, (TuneConfig,)), "weights": (SoftmaxConfig,)}
 # flags that the grid gives to its commands
 SET = (
     "seed",

@@ -71,15 +71,21 @@ class EnsembleConfig(CombineConfig):
     )
     task_dir: str = flag(SETTING.task_dir, "data folder, whose tasks.toml declares tasks of one's own", decides=False)
     quiet: bool = flag(False, "warnings only", decides=False)
+
+    def __post_init__(self) -> None:
+        declare(self.task_dir)
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig(EnsembleConfig):
+    """What the scripts share whose weights are a softmax of similarities; the others have no such flags."""
+
     effective: float = flag(0.0, "choose the temperature so that the median effective number of sources is this", low=0)
     top_k: int = flag(
         0,
         "of weights from a similarity keep the largest K of each target, made to sum to 1; 1: the best source; 0: all",
         low=0,
     )
-
-    def __post_init__(self) -> None:
-        declare(self.task_dir)
 
 
 def ensemble_tasks(config: EnsembleConfig, default: Sequence[str] | str) -> list[str]:
@@ -120,7 +126,7 @@ def read_states(folder: str, delta: str, tasks: Sequence[str], like: Checkpoints
 
 
 def ensemble_weights(
-    config: EnsembleConfig, S: Tensor, temperature: float, higher: bool, allowed: Tensor
+    config: SoftmaxConfig, S: Tensor, temperature: float, higher: bool, allowed: Tensor
 ) -> tuple[Tensor, float]:
     """Softmax weights (T, n) and the temperature used: the given one, or that of `--effective`. Warns of a collapse.
 
