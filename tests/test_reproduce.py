@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MINI_TASKS
+from conftest import MINI_TASKS, ROOT
 
 from pewe.data import SPLITS
 from pewe.deltas.kinds import KINDS
@@ -24,7 +24,7 @@ from pewe.reporting import page as report
 from pewe.reporting import stats
 from pewe.reporting.stored import SOURCES
 from pewe.reporting.tables import best_by_dev
-from unit_model import FUSION, MODULES, PAPER, of_group
+from unit_model import EFFECTIVE, FUSION, MODULES, PAPER, of_group
 
 DEFAULT_INITS = ["Random", *of_group(PAPER)]
 PEMT = KINDS["pemt"].inits
@@ -397,6 +397,34 @@ def test_few_sources_get_a_lower_effective_number():
         return Grid(suite, "adapter", 1, Path("x"), {"tasks": tasks[:count]}).step("weights", "Loss").config.effective
 
     assert (effective(12), effective(4)) == (3.0, 2.0)
+
+
+def test_rows_of_another_effective_number_share_the_similarity():
+    """Their own number, whatever the suite says and however few the tasks; of equal sources all have one."""
+    suite = read_suite("mini")
+    for count in (12, 6):
+        grid = Grid(suite, "adapter", 1, Path("x"), {"tasks": suite.tasks()[:count]})
+        for number in (2, 3, 5):
+            step = grid.step("weights", f"Loss_{number}")
+            assert step.config.effective == number and grid.step("similarity", "Loss") in step.needs
+    text = (ROOT / "scripts" / "effective.sh").read_text()
+    inits = text.split("--init ")[1].split(' "$@"')[0].split()
+    assert inits == ["Random", "Best_source", *of_group(EFFECTIVE), "Average"]
+
+
+def test_arrow_is_a_row_of_lora_alone():
+    suite = read_suite("mini")
+    rows = {d: Grid(suite, d, 1, Path("x"), {"tasks": suite.tasks()}).inits() for d in ("adapter", "lora")}
+    assert "Arrow" in rows["lora"] and "Arrow" not in rows["adapter"] and "Union" in rows["adapter"]
+
+
+def test_a_union_is_tuned_as_the_sources_are():
+    suite = read_suite("mini")
+    grid = Grid(suite, "lora", 7, Path("x"), {"tasks": suite.tasks()}, limit=9)
+    union, sources = grid.step("weights", "Union").config, grid.step("sources").config
+    for name in ("learning_rate_list", "bsz_list", "max_grad_norm", "train_iters", "seed"):
+        assert getattr(union, name) == getattr(sources, name)
+    assert union.train_iters == 9
 
 
 def test_pemt_and_its_ablations_are_rows(here):

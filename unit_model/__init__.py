@@ -12,6 +12,7 @@ from types import ModuleType
 PAPER = "the paper's"
 RIVALS = "rivals"
 FUSION = "of Dataless Knowledge Fusion"
+EFFECTIVE = "of another effective number of sources"
 MODULES = "with a row per block or layer"
 
 RANDOM = ("tuned", "Random")  # a step of the experiment: its kind, and of what
@@ -27,9 +28,9 @@ class Ensemble:
     measure: str = ""  # whose similarity they are made from: the step ("similarity", <the init>)
     measure_flags: Mapping = field(default_factory=dict)
     group: str = PAPER
-
     kinds: tuple[str, ...] = ()  # of delta that it is for; none: all
     sections: tuple[str, ...] = ()  # of a suite whose flags the script takes beside those of [weights]
+
     def combined(self, name: str, rule: str) -> "Ensemble":
         """The same weights, those of the init `name`, with another combiner (`--combine`)."""
         needs = (("similarity", name),) if self.measure else self.needs
@@ -43,6 +44,11 @@ class Ensemble:
 def by_measure(measure: str, group: str = PAPER, **flags) -> Ensemble:
     """Softmax of a similarity that is computed with these flags."""
     return Ensemble("unit_model_others", measure=measure, measure_flags=flags, group=group)
+
+
+def of_effective(number: int) -> Ensemble:
+    """Softmax of the similarity Loss at the temperature that gives this median effective number of sources."""
+    return Ensemble("unit_model_others", (("similarity", "Loss"),), {"effective": float(number)}, group=EFFECTIVE)
 
 
 class Ensembles(Mapping[str, Ensemble]):
@@ -88,14 +94,15 @@ ENSEMBLES = Ensembles(
         "LoraHub": Ensemble("unit_model_LoraHub", group=RIVALS),
         "Gradient": Ensemble("unit_model_gradient", group=RIVALS),
         "Gradient_layer": Ensemble("unit_model_gradient", flags={"by_layer": True}, group=RIVALS),
+        "Union": Ensemble("unit_model_union", group=RIVALS, sections=("tuning", "sources")),
+        "Arrow": Ensemble("unit_model_arrow", group=RIVALS, kinds=("lora",)),
         "TaskArithmetic": Ensemble("unit_model_scale", group=RIVALS),
+        **{f"Loss_{number}": of_effective(number) for number in (2, 3, 5)},
         "Fisher": Ensemble("unit_model_Fisher", (("statistics", ""),), group=FUSION),
         "RegMean": Ensemble("unit_model_RegMean", (("statistics", ""),), group=FUSION),
         "GraNd_block": by_measure("GraNd", MODULES, mode="block"),
         "GraNd_layer": by_measure("GraNd", MODULES, mode="layer"),
         "block": by_measure("block", MODULES),
-        "Union": Ensemble("unit_model_union", group=RIVALS, sections=("tuning", "sources")),
-        "Arrow": Ensemble("unit_model_arrow", group=RIVALS, kinds=("lora",)),
     }
 )
 
