@@ -11,8 +11,10 @@ from pewe.deltas.checkpoint import task_checkpoint, write_checkpoint
 from pewe.errors import UserError
 from pewe.files import read_record
 from pewe.identity import state_digest
+from pewe.merging.combine import Combiner
 from pewe.merging.rules import RULES
-from unit_model import ENSEMBLES, listed
+from pewe.merging.save import read_states
+from unit_model import ENSEMBLES, listed, unit_model_average
 
 CASES = [
     ("task_arithmetic", {"scale": 0.7}, "zero"),
@@ -44,6 +46,19 @@ def test_a_rule_by_its_script_is_the_rule_by_hand(world, rule, flags, base):
         assert tensor.dtype == torch.float32 and torch.allclose(tensor, expected[name].float(), atol=1e-6)
     combined = read_record(world.out / "config.json")["settings"]["combined"]
     assert {"rule": rule, **flags}.items() <= combined.items() and combined.get("base", "") == base
+
+
+@pytest.mark.parametrize(("rule", "flags", "base"), [("average", {}, ""), *CASES])
+def test_all_targets_at_once_are_those_one_by_one(world, rule, flags, base):
+    given = [f"{name}={value}" for name, value in flags.items()]
+    config = unit_model_average.Config(delta="lora", combine=rule, combine_flags=given, base=base)
+    states = read_states(str(world.sources), "lora", TASKS)
+    combiner = Combiner(config, states, TASKS, str(world.sources))
+    W = torch.tensor([[0.0, 0.7, 0.3], [0.4, 0.0, 0.6], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    for row, merged in zip(W, combiner.merge(W), strict=True):
+        (alone,) = combiner.merge(row[None])
+        assert all(torch.equal(alone[name], tensor) for name, tensor in merged.items())
+    assert {rule for rule, _, _ in CASES} | {"average"} == {name for name, one in RULES.items() if not one.statistics}
 
 
 @pytest.mark.parametrize("name", WITHOUT_STATISTICS)

@@ -129,6 +129,24 @@ def test_all_targets_at_once_are_the_merges_one_by_one():
     assert torch.allclose(merge_maps("fisher", maps, 0 * fishers, W)[1], maps[1:].mean(0))
 
 
+@pytest.mark.parametrize(("method", "flags"), [("regmean", {"alpha": 0.9, "ridge": 1e-6}), ("fisher", {})])
+def test_rules_with_statistics_pass_the_invariants_of_all_rules(method, flags):
+    """One source and equal sources give that source, whatever their statistics; the order changes nothing."""
+    generator = torch.Generator().manual_seed(5)
+    maps = list(torch.randn(3, d, h, generator=generator, dtype=torch.float64))
+    inputs = torch.randn(3, 30, d, generator=generator, dtype=torch.float64)
+    of = {"regmean": [x.T @ x for x in inputs], "fisher": list(torch.rand(3, d, h, generator=generator).double())}[
+        method
+    ]
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    alone = merge_maps(method, maps[:1], of[:1], torch.ones(1, dtype=torch.float64), **flags)
+    assert torch.allclose(alone, maps[0], atol=1e-8)
+    assert torch.allclose(merge_maps(method, maps[:1] * 3, of, weights, **flags), maps[0], atol=1e-8)
+    order = [2, 0, 1]
+    other = merge_maps(method, [maps[i] for i in order], [of[i] for i in order], weights[order], **flags)
+    assert torch.allclose(other, merge_maps(method, maps, of, weights, **flags), atol=1e-10)
+
+
 def test_truncation_is_the_best_in_the_metric_of_the_inputs():
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(50, d, generator=generator, dtype=torch.float64) @ torch.randn(

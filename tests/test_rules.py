@@ -9,7 +9,8 @@ from conftest import draws
 
 from pewe.errors import UserError
 from pewe.flags import check
-from pewe.merging.rules import RULES
+from pewe.merging.rules import RULES, NoFlags
+from pewe.merging.rules.average import average
 from pewe.merging.rules.core_space import CoreSpaceFlags, core, core_space
 from pewe.merging.rules.dare import DareFlags, dare, dropped
 from pewe.merging.rules.knots import KnotsFlags, knots, tied
@@ -24,6 +25,7 @@ WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 EQUAL = torch.full((N,), 1 / N, dtype=torch.float64)
 
 CASES = {  # each as its defaults are, and so that one source comes back
+    "average": (average, NoFlags(), NoFlags()),
     "task_arithmetic": (task_arithmetic, TaskArithmeticFlags(), TaskArithmeticFlags(scale=1.0)),
     "ties": (ties, TiesFlags(), TiesFlags(density=1.0)),
     "ties_as_peft": (ties, TiesFlags(as_peft=True), TiesFlags(density=1.0, as_peft=True)),
@@ -36,7 +38,7 @@ CASES = {  # each as its defaults are, and so that one source comes back
     "core_iso_c": (core_space, CoreSpaceFlags(inside="iso_c", rank=-1), None),
     "knots": (knots, KnotsFlags(), KnotsFlags(density=1.0, scale=1.0)),
 }
-LINEAR_IN_FACTORS = ("task_arithmetic", "ties", "ties_as_peft", "dare", "dare_ties")
+LINEAR_IN_FACTORS = ("average", "task_arithmetic", "ties", "ties_as_peft", "dare", "dare_ties")
 WHOLE = [name for name, (_, _, whole) in CASES.items() if whole]
 
 
@@ -65,6 +67,11 @@ def difference(name: str, one: dict, other: dict) -> float:
     assert list(one) == list(other)
     pairs = zip(maps(name, one).values(), maps(name, other).values(), strict=True)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def test_every_rule_is_among_the_cases():
+    """A new one passes the invariants; those with statistics do in test_fusion_deltas.py."""
+    assert {rule for rule, _, _ in CASES.values()} == {rule.merge for rule in RULES.values() if not rule.statistics}
 
 
 @pytest.mark.parametrize("name", WHOLE)
