@@ -50,7 +50,8 @@ def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
     for step in (grid.step("sources"), *(grid.step("tuned", init) for init in grid.rows())):
         if not step.missing(serves=[]):
             yield from cells_of(step, grid.root.parent)
-            yield "costs", costs_of(step)
+            if step.stamp()["files"]:  # else they are sources of one's own
+                yield "costs", costs_of(step)
             if step.row in KINDS[grid.delta].inits:
                 gates = gates_of([path.parent for path in files_of(step, "run.json")])
                 yield "weights", mean_gates(gates).assign(init=step.row)
