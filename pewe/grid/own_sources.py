@@ -114,5 +114,6 @@ def needs_tasks(init: str) -> bool:
         "manual_division" in ensemble.flags
         or any(MEASURES[measure].matrix is not None for measure in measures if measure)
         or ("statistics", "") in ensemble.needs
+        or bool(ensemble.sections)  # tuned on the lines themselves
         or bool(RULES[ensemble.flags.get("combine", "average")].statistics)
     )
