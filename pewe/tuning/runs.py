@@ -257,6 +257,6 @@ def write_results(out: Path, runs: Sequence[Run], results: Mapping[Path, dict], 
     columns = ["target", "source", *COLUMNS[1:]] if any(run.source for run in runs) else list(COLUMNS)
     rows = [row_of(results[run.folder], run.folder, out) for run in runs if run.folder in results]
     names = dict.fromkeys(name for row in (*others, *rows) for name in (*row["block"], *row["measured"]))
-    columns[-1:-1] = [name for name in names if name not in columns]
+    columns[-1:-1] = [name for name in names if name not in (*columns, "lines")]  # a cost, which stays in the record
     write_table(out / "result.tsv", pd.DataFrame([*others, *rows], columns=columns))
     return pd.DataFrame(rows, columns=columns)
