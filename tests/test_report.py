@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from pewe.cli import main
 from pewe.errors import UserError
+from pewe.files import write_table
 from pewe.reporting import page as report
 from pewe.reporting import pictures as drawn_by
 from pewe.reporting import plots, stored, tables
@@ -135,6 +136,18 @@ def test_what_would_be_markup_in_a_markdown_table_is_not():
         r"| R&amp;D | x \| y | a b |",
     ]
     assert escaped(0.25) == "0.25" and escaped("mini_read_towns") == "mini_read_towns"
+
+
+def test_what_the_rows_cost_stands_on_the_page(folder, monkeypatch):
+    """The mean over seeds; a cost that is not known is a dash."""
+    monkeypatch.setattr(report, "pictures", lambda *_: [])
+    rows = [("adapter", "Loss", seed, "init", 100 * seed, 0, 3.0) for seed in (1, 2)]
+    rows += [("adapter", "Random", 1, "tuning", 40, 8, 1.6)]
+    columns = ["delta", "init", "seed", "part", "lines", "updates", "seconds"]
+    write_table(folder / "costs.tsv", pd.DataFrame(rows, columns=columns))
+    report.write(folder)
+    assert "| Loss | adapter | 150 | 0 | 3 | – | – | – |" in (folder / "costs.md").read_text()
+    assert "<h2>Cost of each row</h2>" in (folder / "report.html").read_text()
 
 
 def test_an_experiment_of_sources_alone(folder):

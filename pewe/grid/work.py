@@ -16,12 +16,14 @@ from pewe.scores import RECORD
 def costs_of(step: Step) -> pd.DataFrame:
     """Rows init, part, lines, updates, seconds of a step that tunes: of its tuning, and of all that its init is made from.
 
-    The sources, which every row shares, have a row of their own. What several rows share counts in each of them.
+    The sources, which every row shares, have a row of their own. What several rows share counts in each of them. A
+    part whose cost is not known, as of an earlier version, has no row.
     """
     parts = {TUNING: work_of(step)}
     if step.row != SOURCES:
         parts[INIT] = sum((work_of(need) for need in needed(step)), Work())
-    return pd.DataFrame([{"init": step.row, "part": part, **dataclasses.asdict(work)} for part, work in parts.items()])
+    rows = [{"init": step.row, "part": part, **dataclasses.asdict(work)} for part, work in parts.items()]
+    return pd.DataFrame(rows).dropna()
 
 
 def needed(step: Step) -> list[Step]:
