@@ -39,13 +39,13 @@ def costs(folder) -> pd.DataFrame:
 
 
 def test_every_row_has_its_cost_and_a_second_call_changes_none(here, monkeypatch):  # noqa: F811
-    """Three targets, two learning rates, four updates of four lines and two validations; Loss scores 3 x 3 pairs."""
+    """Three targets, two learning rates, four updates of four lines, three validations (the start is one); Loss scores 3 x 3 pairs."""
     without_pictures(monkeypatch)
     flags = {"init": ["Random", "Loss", "Fisher"]}
     here(**flags)
     found = costs(here.folder)
     lengths = {split: sum(lines_in(here.folder, task, split) for task in MINI_TASKS) for split in ("dev", "test")}
-    per_rate = 3 * 4 * 4 + 2 * lengths["dev"] + lengths["test"]
+    per_rate = 3 * 4 * 4 + 3 * lengths["dev"] + lengths["test"]
     for init in flags["init"]:
         assert found.loc[(init, "tuning"), ["lines", "updates"]].tolist() == [2 * per_rate, 2 * 3 * 4]
     assert found.loc[("Full data", "tuning"), "updates"] == 3 * 4 and ("Full data", "init") not in found.index
