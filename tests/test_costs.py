@@ -39,7 +39,7 @@ def costs(folder) -> pd.DataFrame:
 
 
 def test_every_row_has_its_cost_and_a_second_call_changes_none(here, monkeypatch):  # noqa: F811
-    """Three targets, two learning rates, four updates of four lines, three validations (the start is one); Loss scores 3 x 3 pairs."""
+    """Three targets, two rates, four updates of four lines, three validations (the start is one); Loss scores 3 x 3 pairs."""
     without_pictures(monkeypatch)
     flags = {"init": ["Random", "Loss", "Fisher"]}
     here(**flags)
