@@ -52,28 +52,40 @@ class PrefixedCache:
         prefix = self.keys.to(keys.dtype), self.values.to(values.dtype)
         return torch.cat([prefix[0], keys], dim=-2), torch.cat([prefix[1], values], dim=-2)
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """P + tokens so far: where transformers 5 takes the position of the first new token from."""
+        return self.keys.shape[-2] + (0 if self.cache is None else self.cache.get_seq_length(layer))
+
 
 class PrefixSite(nn.Module):
     """Wraps one self-attention: gives it the prefixed cache, P more key positions and positions moved by P."""
 
-    def __init__(self, network: PrefixNetwork, layer: int):
+    def __init__(self, network: PrefixNetwork, layer: int, causal: bool):
         super().__init__()
         self.network = [network]  # in a list: the network is registered once, not per site
-        self.layer = layer
+        self.layer, self.causal = layer, causal
 
     def pre_forward(self, hidden: Tensor, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """Called by opendelta with the arguments of T5Attention.forward; hidden (K*B, S, d)."""
         keys, values = self.network[0](self.layer)
         per_member, length = hidden.shape[0] // keys.shape[0], keys.shape[-2]
-        cache = kwargs.get("past_key_values")
+        name = "cache" if "cache" in kwargs else "past_key_values"  # as transformers 5 and 4 call it
+        cache = kwargs.get(name)
         cache = getattr(cache, "self_attention_cache", cache)
-        kwargs["past_key_values"] = PrefixedCache(
+        kwargs[name] = PrefixedCache(
             cache, keys.repeat_interleave(per_member, 0), values.repeat_interleave(per_member, 0)
         )
         mask = kwargs.get("mask")
-        if mask is not None:  # additive: 0 lets every query see the prefix
-            kwargs["mask"] = torch.cat([mask.new_zeros((*mask.shape[:-1], length)), mask], dim=-1)
-        kwargs["cache_position"] = kwargs["cache_position"] + length
+        if (
+            mask is None and self.causal
+        ):  # transformers 5 leaves it to torch, for which the prefix would be the first tokens
+            past = kwargs[name].get_seq_length(self.layer) - length
+            mask = hidden.new_ones((1, 1, hidden.shape[1], past + hidden.shape[1]), dtype=torch.bool).tril(past)
+        if mask is not None:  # every query sees the prefix: an additive mask is 0 there, one of booleans true
+            seen = mask.new_full((*mask.shape[:-1], length), mask.dtype == torch.bool)
+            kwargs["mask"] = torch.cat([seen, mask], dim=-1)
+        if kwargs.get("cache_position") is not None:  # of transformers 4
+            kwargs["cache_position"] = kwargs["cache_position"] + length
         return (hidden,), kwargs
 
     def post_forward(self, output: tuple) -> tuple:
@@ -104,7 +116,7 @@ class Prefix(Delta):
     def update_module(self, module: nn.Module, key: str) -> None:
         _, _, attention = self.find_module(module, key)
         stack, _, layer, *_ = key.split(".")
-        site = PrefixSite(self.networks[stack], int(layer))
+        site = PrefixSite(self.networks[stack], int(layer), stack == "decoder")
         self.delta_modules.append(site)
         self.insert_sequential_module(attention, delta_module=site, delta_name="prefix")
 
