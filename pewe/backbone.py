@@ -11,16 +11,13 @@ import transformers
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     MT5ForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
     UMT5ForConditionalGeneration,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from pewe.cli import log
 from pewe.errors import UserError
@@ -28,6 +25,7 @@ from pewe.flags import check
 from pewe.hardware import bfloat16_gain, device_of
 from pewe.identity import model_digest
 from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, as_stored, check_folder, json_object, loading
+from pewe.tokenizer_files import load_tokenizer
 
 transformers.logging.set_verbosity_error()
 torch.set_flush_denormal(True)  # numbers below 1e-38, as sharp attention has them, take a CPU many times longer than 0
@@ -93,32 +91,6 @@ def t5_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     if config.tokenizer_path:
         check_folder(config.tokenizer_path, "--tokenizer_path", needs="")
     return _t5_tokenizer(config.tokenizer_path or config.model)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a hub's model, also one that transformers 5 has saved."""
-    with loading(f"a tokenizer from {name!r}"):
-        saved = get_tokenizer_config(name)
-        if not isinstance(saved, dict):
-            raise ValueError("tokenizer_config.json is not a JSON object")
-        kind = PreTrainedTokenizerFast if saved.get("tokenizer_class") == "TokenizersBackend" else AutoTokenizer
-        tokenizer = kind.from_pretrained(name, trust_remote_code=False, **_as_version_4(saved, Path(name)))
-        if not isinstance(
-            tokenizer, PreTrainedTokenizerBase
-        ):  # transformers returns False for pieces that it cannot read
-            raise ValueError("its files hold no tokenizer")
-        return tokenizer
-
-
-def _as_version_4(saved: dict, folder: Path) -> dict:
-    """What to read otherwise of a tokenizer_config.json of transformers 5."""
-    changes = {}
-    if isinstance(saved.get("extra_special_tokens"), list):  # 4 calls the list additional_special_tokens
-        changes["extra_special_tokens"] = {}
-        changes["additional_special_tokens"] = saved.get("additional_special_tokens") or saved["extra_special_tokens"]
-    if folder.is_dir() and not (folder / "spiece.model").is_file() and saved.get("add_prefix_space") is not None:
-        changes["add_prefix_space"] = None  # 4 would make the tokenizer again from spiece.model, which 5 does not write
-    return changes
 
 
 def check_finite(name: str, model: PreTrainedModel) -> None:

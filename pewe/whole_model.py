@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pewe import backbone
+from pewe import tokenizer_files
 from pewe.backbone import check_finite, check_vocabulary, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
@@ -22,7 +22,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     if not (Path(model) / "config.json").is_file():
         raise UserError(f"--model {model} is no model folder: expected config.json, *.safetensors and a tokenizer")
     check_folder(model)
-    return backbone.load_tokenizer(model)
+    return tokenizer_files.load_tokenizer(model)
 
 
 def model_config(model: str) -> PretrainedConfig:

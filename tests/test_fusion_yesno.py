@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import ROOT, tiny_t5
 from sklearn.metrics import f1_score
-from transformers import AutoTokenizer
 
 from pewe.batches import IGNORED
 from pewe.errors import UserError
@@ -19,6 +18,7 @@ from pewe.fusion.cells import Cell, Config
 from pewe.fusion.domains import read_domains
 from pewe.fusion.yesno import answer_form, answer_logits
 from pewe.fusion.zoo import Zoo
+from pewe.tokenizer_files import load_tokenizer
 
 LABELS = {"a": ("glad", "sad"), "b": ("sad", "angry"), "c": ("glad", "angry")}
 
@@ -27,7 +27,7 @@ LABELS = {"a": ("glad", "sad"), "b": ("sad", "angry"), "c": ("glad", "angry")}
 def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
     tiny_t5(vocab_size=1352).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_t5").save_pretrained(folder)
+    load_tokenizer(str(ROOT / "checkpoints" / "mini_t5")).save_pretrained(folder)
     return folder
 
 
@@ -57,7 +57,7 @@ def config(backbone, tmp_path, monkeypatch):
 
 
 def test_rows_ask_for_every_known_label(config, tmp_path, backbone):
-    tokenizer, limits = AutoTokenizer.from_pretrained(backbone), {"train": 0, "test": 0}
+    tokenizer, limits = load_tokenizer(str(backbone)), {"train": 0, "test": 0}
     domains, labels = read_domains(tmp_path / "data", ["a", "b"], "yesno", tokenizer, 64, limits, {})
     assert labels == ["angry", "glad", "sad"] and domains["a"].known == {1, 2}
     shown = [tuple(map(tokenizer.decode, row)) for row in domains["a"].train]
@@ -70,7 +70,7 @@ def test_rows_ask_for_every_known_label(config, tmp_path, backbone):
 
 def test_answers_are_greedy_decoding(backbone):
     """Restricted to yes and no by generate's own means, and free."""
-    model, tokenizer = tiny_t5(vocab_size=1352), AutoTokenizer.from_pretrained(backbone)
+    model, tokenizer = tiny_t5(vocab_size=1352), load_tokenizer(str(backbone))
     form = answer_form(tokenizer)
     assert [tokenizer.decode([token]) for token in (*form.prefix, form.yes, form.no)] == ["<extra_id_0>", "yes", "no"]
     inputs = dict(tokenizer([f"we saw {number} of them" for number in range(40)], padding=True, return_tensors="pt"))
@@ -154,4 +154,4 @@ def test_errors_name_what_does_not_apply(config):
         with pytest.raises(UserError, match=message):
             experiment.run(replace(config, **changes))
     with pytest.raises(UserError, match="tokenizer writes yes and no alike"):
-        answer_form(AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_bert"))
+        answer_form(load_tokenizer(str(ROOT / "checkpoints" / "mini_bert")))
