@@ -24,7 +24,7 @@ from pewe.errors import UserError
 from pewe.flags import check
 from pewe.hardware import bfloat16_gain, device_of
 from pewe.identity import model_digest
-from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, as_stored, check_folder, json_object, loading
+from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
 from pewe.tokenizer_files import load_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -132,15 +132,10 @@ def check_t5(name: str) -> str:
 def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
     kind = check_t5(name)
     with loading(f"the model {name!r}"):
-        model, report = MODELS[kind].from_pretrained(
-            name,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            attn_implementation="eager",
-            trust_remote_code=False,
+        _check_embedding(name)
+        model, report = as_stored(
+            MODELS[kind], name, dtype=dtype, ignore_mismatched_sizes=True, attn_implementation="eager"
         )
-    as_stored(model)
     for problem in ("mismatched", "missing", "unexpected"):
         if wrong := sorted(key if isinstance(key, str) else key[0] for key in report[f"{problem}_keys"]):
             raise UserError(
@@ -149,6 +144,48 @@ def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
     _check_head(Path(name), model)
     check_finite(name, model)
     return model.eval()
+
+
+def as_stored(kind: type, name: str, **settings) -> tuple[PreTrainedModel, dict]:
+    """`kind.from_pretrained` and its report; what config.json says of a T5's head is in tie_word_embeddings, as in transformers 4.
+
+    transformers 5 says of every T5 that its head is tied to the embedding, and loads one of its own all the same. What decides
+    whether the decoder's output is scaled it writes as scale_decoder_outputs, which 4 does not know.
+    """
+    stored, _ = PretrainedConfig.get_config_dict(name)
+    tied = {"tie_word_embeddings": _tied(stored)} if stored.get("model_type") in MODELS else {}
+    if (
+        int(transformers.__version__.split(".")[0]) < 5
+    ):  # 5 ties the embeddings of encoder and decoder by the same setting
+        settings |= tied
+    if Path(name).is_dir():  # a download has a bar
+        transformers.logging.disable_progress_bar()
+    model, report = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+    model.config.update(tied)
+    return model, report
+
+
+def own_head(model: PreTrainedModel) -> PreTrainedModel:
+    """A new T5 v1.1 with an output head of its own, which transformers 5 makes the embedding whatever its configuration says."""
+    if model.lm_head.weight is model.shared.weight:
+        model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return model
+
+
+def _tied(stored: dict) -> bool:
+    """Whether a config.json says, or leaves it so, that the head is the embedding, and the decoder's output scaled."""
+    said = stored.get("scale_decoder_outputs", stored.get("tie_word_embeddings"))
+    return stored["model_type"] != "mt5" if said is None else bool(said)
+
+
+def _check_embedding(name: str) -> None:
+    """Raise UserError for embeddings that are not of the size that config.json says, which not every version can name."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    wanted = (config.vocab_size, config.d_model)
+    path, table = _stored(Path(name), "shared.weight")
+    if table is not None and table.shape != wanted:
+        raise UserError(f"--model {name}: config.json says {wanted}, shared.weight of {path} is {tuple(table.shape)}")
 
 
 def _check_head(folder: Path, model: T5ForConditionalGeneration) -> None:
@@ -196,7 +233,7 @@ def _check_tokens(name: str, model: T5ForConditionalGeneration, tokenizer: PreTr
 
 def start_with_pad(name: str, config: PretrainedConfig) -> None:
     """Give a configuration of an encoder-decoder that does not say it a T5's decoder_start_token_id: pad."""
-    if config.is_encoder_decoder and config.decoder_start_token_id is None:
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         log.warning(
             "%s: config.json has no decoder_start_token_id; a T5 starts with pad (%s)", name, config.pad_token_id
         )

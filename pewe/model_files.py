@@ -89,17 +89,6 @@ def json_object(path: Path) -> dict:
     return content
 
 
-def as_stored(model):
-    """A model whose configuration says that the output head is tied to the embedding only where config.json does.
-
-    transformers 5 says so of every T5, loads a head of its own all the same, and keeps what config.json says as
-    scale_decoder_outputs, which it also stores.
-    """
-    if getattr(model.config, "scale_decoder_outputs", True) is False:
-        model.config.tie_word_embeddings = False
-    return model
-
-
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
     """Turn whatever transformers raises on damaged files, which are many kinds of errors, into one UserError."""

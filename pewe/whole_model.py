@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe import tokenizer_files
-from pewe.backbone import check_finite, check_vocabulary, start_with_pad
+from pewe.backbone import as_stored, check_finite, check_vocabulary, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
-from pewe.model_files import as_stored, check_folder, loading
+from pewe.model_files import check_folder, loading
 
 POSITIONS = re.compile(r"(.*\.)?(position_embeddings|embed_positions|wpe)")
 A_LAYER = re.compile(r".*\.\d+\.")  # a name with a number: one of several layers
@@ -38,10 +38,7 @@ def load_model(kind: type, folder: str, new_head: bool = False, **settings) -> P
     damaged, are not finite or do not fit the configuration.
     """
     with loading(repr(folder)):
-        model, report = kind.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **settings
-        )
-        as_stored(model)
+        model, report = as_stored(kind, folder, dtype=torch.float32, **settings)
     body = f"{model.base_model_prefix}."
     missing = [
         name for name in report["missing_keys"] if not new_head or (name.startswith(body) and "pooler" not in name)

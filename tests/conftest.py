@@ -18,11 +18,10 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pewe import own_tasks
-from pewe.backbone import Backbone, BackboneConfig, load_backbone
+from pewe.backbone import Backbone, BackboneConfig, load_backbone, own_head
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import read_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
-from pewe.model_files import as_stored
 from pewe.similarity.config import TargetConfig
 from pewe.tuning.config import TuneConfig
 from task_list import GROUP_OF, METRICS, TASK_LISTS, QA_task_list
@@ -97,11 +96,9 @@ def tiny_t5(**changes) -> T5ForConditionalGeneration:
 
 
 def new_t5(config: T5Config) -> T5ForConditionalGeneration:
-    """A T5 of this configuration, which transformers 5 gives a head that is tied to the embedding, whatever it says."""
-    model = as_stored(T5ForConditionalGeneration(config).eval())
-    if not model.config.tie_word_embeddings and model.lm_head.weight is model.shared.weight:
-        model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().clone())
-    return model
+    """A T5 of this configuration; v1.1 has an output head of its own."""
+    model = T5ForConditionalGeneration(config).eval()
+    return model if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings) else own_head(model)
 
 
 def random_state(delta, text: str, std: float = 0.3) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN_FUSION, fusion_npz, random_batch, tiny_t5
+from conftest import GOLDEN_FUSION, fusion_npz, new_t5, random_batch, tiny_t5
 from rules import merge_maps
 from safetensors.torch import load_file
 from transformers import (
@@ -29,7 +29,7 @@ from pewe.merging.rules.regmean import shrunk
 from pewe.merging.statistics import FISHER, GRAM, Statistics
 from pewe.merging.store import model_tensors, read_tensors
 
-WORLDS = {"roberta_emotion": RobertaForSequenceClassification, "t5_emotion": T5ForConditionalGeneration}
+WORLDS = {"roberta_emotion": RobertaForSequenceClassification, "t5_emotion": new_t5}
 LABELLED = ("roberta_emotion",)  # worlds whose head has a row per label
 
 

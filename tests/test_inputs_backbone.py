@@ -20,6 +20,7 @@ from pewe.fusion.zoo import Zoo
 from pewe.merging import collect
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.tune import tune
+from pewe.whole_model import load_model
 
 EMBEDDED = ROOT / "checkpoints" / "mini_t5"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -95,7 +96,10 @@ SPOILED = {
         "cannot load .*config.json: maximum",
     ),
     "config is empty": (lambda f: (f / "config.json").write_text("{}"), "config.json has no model_type"),
-    "a text for a number": (lambda f: edit(f, "config.json", d_model="x"), "cannot load the model"),
+    "a text for a number": (
+        lambda f: edit(f, "config.json", d_model="x"),
+        r"cannot load the model|says \(1300, 'x'\), shared.weight",
+    ),
     "no heads": (lambda f: edit(f, "config.json", num_heads=0), "6 of which are mismatched|cannot load"),
     "another activation": (
         lambda f: edit(f, "config.json", feed_forward_proj="gated-evil", dense_act_fn=None),
@@ -133,9 +137,12 @@ SPOILED = {
         "unexpected, e.g. decoder.block.1",
     ),
     "more layers": (lambda f: edit(f, "config.json", num_layers=4), "missing, e.g. encoder.block.3"),
-    "another vocabulary": (lambda f: edit(f, "config.json", vocab_size=10**4), "mismatched, e.g. lm_head.weight"),
+    "another vocabulary": (
+        lambda f: edit(f, "config.json", vocab_size=10**4),
+        r"says \(10000, 24\), shared.weight of .* is \(1300, 24\)",
+    ),
     "a head that is tied away": (
-        lambda f: edit(f, "config.json", tie_word_embeddings=None),
+        lambda f: edit(f, "config.json", tie_word_embeddings=None, scale_decoder_outputs=None),
         "lm_head.weight of its own, but config.json",
     ),
     "NaN": (
@@ -193,7 +200,7 @@ def test_a_head_that_is_tied_away_in_every_form_of_weights(form, folder):
         "shards" not in form
     )
     loaded(folder)
-    edit(folder, "config.json", tie_word_embeddings=True)
+    edit(folder, "config.json", tie_word_embeddings=True, scale_decoder_outputs=None)
     with pytest.raises(UserError, match=r"lm_head.weight of its own, but config.json says"):
         loaded(folder)
 
@@ -252,6 +259,17 @@ def test_a_folder_of_a_tokenizer_alone(folder, tmp_path):
     (only / "spiece.model").write_text(LFS)
     with pytest.raises(UserError, match=r"spiece\.model is a pointer of Git LFS"):
         loaded(folder, tokenizer_path=str(only))
+
+
+def test_a_head_of_its_own_as_transformers_5_says_it(folder):
+    """It writes of every T5 that the head is the embedding, and of one without that scale_decoder_outputs is false."""
+    tokens = {"input_ids": torch.tensor([[5, 6, 1]]), "labels": torch.tensor([[7, 1]])}
+    before = loaded(folder).model(**tokens).logits
+    edit(folder, "config.json", tie_word_embeddings=True, scale_decoder_outputs=False)
+    after = loaded(folder).model
+    assert not after.config.tie_word_embeddings and torch.equal(after(**tokens).logits, before)
+    whole = load_model(type(after), str(folder))
+    assert not whole.config.tie_word_embeddings and torch.equal(whole.lm_head.weight, after.lm_head.weight)
 
 
 # ---- tokenizers of transformers 5

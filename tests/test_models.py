@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import MINI_TASKS, SMALL, fill, filled, small, tiny_config, tiny_t5, tuning_config
+from conftest import MINI_TASKS, SMALL, fill, filled, new_t5, small, tiny_config, tiny_t5, tuning_config
 from test_forward import assert_equal_losses_and_gradients, uneven_batch
 from transformers import ByT5Tokenizer, MT5Config, UMT5Config
 
-from pewe.backbone import MODELS, BackboneConfig, load_backbone
+from pewe.backbone import MODELS, BackboneConfig, load_backbone, own_head
 from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
 from pewe.losses import member_losses
@@ -22,7 +22,7 @@ def tiny(kind: str, **changes):
     """A random tiny model of this kind; its tensors are those of the tiny T5, and of an umT5 a position bias more a layer."""
     settings = {name: value for name, value in tiny_config(**changes).to_dict().items() if name != "model_type"}
     config = CONFIGS[kind](**{**settings, "attn_implementation": "eager"})
-    return fill(MODELS[kind](config).eval())
+    return fill(own_head(MODELS[kind](config).eval()))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_umt5_with_equal_tables_is_a_t5_with_a_prefix_too():
 def write_byt5(folder):
     """A tiny ByT5 as the hub has it: a T5 v1.1 over bytes, deeper encoder than decoder, one row more than the tokenizer."""
     tokenizer = ByT5Tokenizer()
-    model = fill(MODELS["t5"](tiny_config(vocab_size=len(tokenizer), num_layers=3, num_decoder_layers=1)).eval())
+    model = fill(new_t5(tiny_config(vocab_size=len(tokenizer), num_layers=3, num_decoder_layers=1)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -20,10 +20,12 @@ import numpy as np
 import sentencepiece as spm
 import torch
 from tqdm import tqdm
-from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers import T5Config, T5ForConditionalGeneration
 
+from pewe.backbone import own_head
 from pewe.cli import ROOT, main
 from pewe.flags import flag, seed_flag
+from pewe.tokenizer_files import load_tokenizer
 
 sys.path.insert(0, str(ROOT / "data" / "mini_gym"))
 import world
@@ -73,7 +75,7 @@ def document(rng: Random, max_words: int) -> str:
     return " ".join(words)
 
 
-def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> T5Tokenizer:
+def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> None:
     """A BPE SentencePiece model (frequent words become pieces) with T5's special ids, and 100 sentinels at its end."""
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
@@ -93,9 +95,8 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> T5Tokeni
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(model.getvalue())
-    tokenizer = T5Tokenizer(str(folder / "spiece.model"), extra_ids=N_SENTINELS, legacy=True, model_max_length=512)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    about = {"tokenizer_class": "T5Tokenizer", "extra_ids": N_SENTINELS, "legacy": True, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def question_words() -> list[str]:
@@ -108,14 +109,14 @@ def question_words() -> list[str]:
     )
 
 
-def encode(texts: list[str], tokenizer: T5Tokenizer, max_length: int) -> list[Doc]:
+def encode(texts: list[str], pieces: spm.SentencePieceProcessor, max_length: int) -> list[Doc]:
     """Token ids word by word (SentencePiece never crosses a space), cut to `max_length` tokens."""
     salient, cache, docs = world.salient_words(), {}, []
     for text in tokenizer_words(texts):
         doc, length = [], 0
         for word in text:
             if word not in cache:
-                cache[word] = (tokenizer.sp_model.encode(" " + word), word in salient)
+                cache[word] = (pieces.encode(" " + word), word in salient)
             length += len(cache[word][0])
             if length > max_length:
                 break
@@ -210,7 +211,7 @@ def build_model(args: Config, vocab_size: int) -> T5ForConditionalGeneration:
         pad_token_id=PAD,
         eos_token_id=EOS,
     )
-    model = T5ForConditionalGeneration(config)
+    model = own_head(T5ForConditionalGeneration(config))
     torch.nn.init.normal_(model.shared.weight, std=0.3)
     model.lm_head.weight.data = model.shared.weight / (0.3 * args.d_model**0.5)  # copying is easy
     for name, module in model.named_modules():
@@ -268,11 +269,11 @@ def run(args: Config) -> None:
     print(json.dumps(asdict(args), indent=1))
     rng = Random(f"corpus {args.seed}")
     texts = [document(rng, args.max_length) for _ in tqdm(range(args.docs), desc="corpus")]
-    if args.init_from:
-        tokenizer = T5Tokenizer.from_pretrained(args.init_from, legacy=True, trust_remote_code=False)
-    else:
-        tokenizer = train_tokenizer(texts[:20_000], args.vocab_size, Path(args.output_dir))
-    docs = encode(texts, tokenizer, args.max_length)
+    if not args.init_from:
+        train_tokenizer(texts[:20_000], args.vocab_size, Path(args.output_dir))
+    folder = Path(args.init_from or args.output_dir)
+    tokenizer = load_tokenizer(str(folder))
+    docs = encode(texts, spm.SentencePieceProcessor(model_file=str(folder / "spiece.model")), args.max_length)
     model = build_model(args, len(tokenizer)).to(args.device)
     print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()):,} parameters; {texts[0]!r}")
     stream = batches(docs, args.batch_size, tokenizer.convert_tokens_to_ids("<extra_id_0>"), args.seed)

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
 
 from data.build.rows import INSTALL
+from pewe.backbone import own_head
 from pewe.cli import log, log_to
 from pewe.errors import UserError
 from pewe.flags import flag
@@ -46,6 +47,7 @@ CONFIG = {
     "num_decoder_layers": 8,
     "num_heads": 6,
     "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -121,9 +123,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def as_t5(weights: dict[str, Tensor]) -> T5ForConditionalGeneration:
     """The model with these weights. Raises UserError where a weight is missing or left over."""
-    config = T5Config(**CONFIG)
-    config.tie_word_embeddings = False
-    model = T5ForConditionalGeneration(config)
+    model = own_head(T5ForConditionalGeneration(T5Config(**CONFIG)))
     weights = {**weights, "decoder.embed_tokens.weight": weights["shared.weight"]}
     report = model.load_state_dict(weights, strict=False)
     if wrong := [*report.missing_keys, *report.unexpected_keys]:
