@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 # `-m venv --clear F` makes F/bin/python, a copy of itself; its prefix is the folder above bin; `-m pip` needs the file pip
-STAND_IN = """#!/usr/bin/env bash
+STAND_IN = r"""#!/usr/bin/env bash
 here="$(cd "$(dirname "$0")/.." && pwd)"
 case "$*" in
   *"import torch"*) exit 1 ;;
@@ -17,6 +17,7 @@ case "$*" in
   "-m pip --version") [ -e "$here/pip" ]; exit ;;
 esac
 echo "$*" | sed 's|/tmp/[^ ]*|LIST|' >>"$LOG"
+case "$*" in *"-r /tmp"*) cp "$(echo "$*" | sed 's|.* -r \(/tmp[^ ]*\).*|\1|')" "$LOG.list" ;; esac
 case "$*" in
   "-m venv --clear"*) rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; touch "$4/pip" ;;
 esac
@@ -43,14 +44,14 @@ def setup(tmp_path):
     (tmp_path / "base" / "pip").touch()
     log = tmp_path / "log"
 
-    def run() -> list[str]:
+    def run(**variables: str) -> list[str]:
         log.write_text("")
-        environment = {**os.environ, "LOG": str(log)}
+        environment = {**os.environ, "LOG": str(log), **variables}
         command = ["bash", repository / "scripts" / "setup_env.sh", "--python", base]
         subprocess.run(command, env=environment, check=True, capture_output=True)
         return log.read_text().splitlines()
 
-    run.venv, run.requirements = repository / ".venv", repository / "requirements.txt"
+    run.venv, run.requirements, run.list = repository / ".venv", repository / "requirements.txt", tmp_path / "log.list"
     return run
 
 
@@ -95,3 +96,18 @@ def test_what_was_stopped_while_it_was_filled_is_filled_again(setup):
     setup()
     (setup.venv / ".pewe-requirements").unlink()
     assert setup() == INSTALL
+
+
+def test_another_transformers_takes_the_place_of_the_pinned_one_and_back(setup):
+    older = [line for line in (ROOT / "requirements-transformers5.txt").read_text().splitlines() if line[0] != "#"]
+    assert setup() == VENV + INSTALL
+    pinned = setup.list.read_text().splitlines()
+    other = [INSTALL[0] + " -r requirements-transformers5.txt", *INSTALL[1:]]
+    assert setup(TRANSFORMERS="5") == other and setup(TRANSFORMERS="5") == []
+    replaced = {line for line in pinned if line not in setup.list.read_text().splitlines()}
+    assert {line.split("==")[0] for line in replaced} == {line.split("==")[0] for line in older} >= {"transformers"}
+    assert not replaced & set(older)
+    assert setup() == INSTALL and setup.list.read_text().splitlines() == pinned
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        setup(TRANSFORMERS="3")
+    assert error.value.returncode == 2 and error.value.stderr.startswith(b"error: TRANSFORMERS=3: there is no ")
