@@ -13,8 +13,8 @@ import torch
 from conftest import MINI_TASKS, ROOT, SMALL, tuning_config
 from safetensors.torch import load_file, save_file
 
+import pewe.tuning.outcomes
 import pewe.tuning.runs
-import pewe.tuning.tune
 from pewe import identity
 from pewe.backbone import load_backbone
 from pewe.cli import main
@@ -411,7 +411,7 @@ def test_the_task_of_which_every_run_failed_is_told(tiny_backbone, tiny_data, tm
 @pytest.mark.parametrize("score", [math.nan, -1.0])
 @pytest.mark.parametrize("as_original", [False, True])
 def test_scores_that_are_undefined_or_lowest_end_with_a_result(world, score, as_original):
-    for module in (pewe.tuning.tune, pewe.tuning.session):
+    for module in (pewe.tuning.outcomes, pewe.tuning.session):
         world.patch.setattr(module, "evaluate", lambda backbone, delta, splits, *_: [score] * len(splits))
     table = world.tune(as_original=as_original, stack=2, tasks=list(MINI_TASKS[:2]))
     assert len(table) == 2 and table[["dev", "test"]].map(lambda x: x == score or (x != x and score != score)).all(
@@ -691,7 +691,7 @@ def test_a_pair_is_not_made_again_for_another_list_of_sources(world, updates):
 
 def test_the_task_keeps_its_checkpoint_while_one_of_its_runs_is_made_again(world):
     rates = {"learning_rate_list": [1e-2, 3e-3]}
-    for module in (pewe.tuning.tune, pewe.tuning.session):
+    for module in (pewe.tuning.outcomes, pewe.tuning.session):
         world.patch.setattr(module, "evaluate", lambda *_: [0.5])
     world.tune(**rates)
     best = task_checkpoint(world.out, TASK).read_bytes()

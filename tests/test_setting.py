@@ -114,7 +114,7 @@ def test_the_first_words_are_the_flags_that_differ_and_the_last_where_the_result
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(tiny_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pewe.tuning.tune.load_backbone", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr("pewe.tuning.tune.attached", lambda *_: pytest.fail("loaded"))
     base = ["--do_train", "--task_dir", str(tiny_data), "--tasks", MINI_TASKS[0], "--output_dir", str(tmp_path)]
     for flags, said in (
         (["--model", "checkpoints/no_such_t5"], "there is no such folder"),
