@@ -5,7 +5,6 @@
 Their runs need not be here any more; where they are, `--collect_from` of the grid takes them, and checks each.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pewe.command import main
 import pandas as pd
 
 from pewe.errors import UserError
-from pewe.files import read_json, read_table, write_json, write_table
+from pewe.files import write_json, write_table
 from pewe.flags import flag
 from pewe.own_tasks import write_declared
 from pewe.reporting import page
@@ -39,24 +38,19 @@ def run(config: Config) -> None:
     folders, out = [Path(folder) for folder in config.folders], Path(config.out)
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"--out {out} is one of --folders; give another place")
-    for folder in folders:
-        read_stored(folder)  # is sound
-    abouts = {str(folder): read_json(folder / "provenance.json") or {} for folder in folders}
+    stored = {folder: read_stored(folder) for folder in folders}
+    abouts = {str(folder): one.about for folder, one in stored.items()}
     check_alike(abouts)
     for name in COLUMNS:
-        if parts := {folder: _table(folder, name) for folder in folders if (folder / f"{name}.tsv").is_file()}:
+        if parts := {folder: table for folder, one in stored.items() if len(table := getattr(one, name))}:
             check_apart(parts, name)
             table = pd.concat(parts.values(), ignore_index=True)
             write_table(out / f"{name}.tsv", table.sort_values(KEYS, kind="stable"))
-    write_declared(out, list(dict.fromkeys(read_stored(folders[0]).cells["task"])))
+    write_declared(out, dict.fromkeys(stored[folders[0]].cells["task"]))
     first = next(iter(abouts.values()))
     write_json(out / "provenance.json", {**first, "settings": _settings(first), "provenance": abouts})
     page.write(out)
     print((out / "table.txt").read_text(encoding="utf-8"))
-
-
-def _table(folder: Path, name: str) -> pd.DataFrame:
-    return read_table(folder / f"{name}.tsv", KEYS)
 
 
 def _settings(about: dict) -> dict:
@@ -77,7 +71,7 @@ def check_alike(abouts: dict[str, dict]) -> None:
 
 def check_apart(parts: dict[Path, pd.DataFrame], name: str) -> None:
     """Raises UserError for a row and seed that two folders have."""
-    seen: dict[Sequence, Path] = {}
+    seen: dict[tuple, Path] = {}
     for folder, table in parts.items():
         for key in table[KEYS].drop_duplicates().itertuples(index=False, name=None):
             if key in seen:

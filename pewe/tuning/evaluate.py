@@ -19,7 +19,7 @@ ALIVE = 0.75  # rows that go on, below which share of the rows at hand the finis
 
 @dataclass
 class Chunk:
-    """Some test lines of every member, and what the encoder makes of them: `lines` are their numbers in file order."""
+    """Some lines of every member, and what the encoder makes of them: `lines` are their numbers in file order."""
 
     lines: list[list[int]]
     t5: T5
