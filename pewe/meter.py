@@ -32,15 +32,16 @@ WORK = "work"  # entry of a record's provenance: what it has cost
 _done = Work()
 
 
-def count(lines: int = 0, updates: int = 0) -> None:
-    """So much more has been done."""
+def count(lines: float = 0, updates: float = 0, seconds: float = 0.0) -> None:
+    """So much more has been done; seconds beside those that pass, of an earlier call whose work goes on here."""
     _done.lines += lines
     _done.updates += updates
+    _done.seconds += seconds
 
 
 def so_far() -> Work:
     """What has been done until now; only a difference of two means anything."""
-    return Work(_done.lines, _done.updates, time.perf_counter())
+    return Work(_done.lines, _done.updates, _done.seconds + time.perf_counter())
 
 
 @contextlib.contextmanager

@@ -281,16 +281,91 @@ def test_a_union_is_tuned_on_all_but_the_target(world):
     parts = {task: unit_model_union.first_lines(few_shot.split(task, "train"), 5) for task in TASKS}
     joined = unit_model_union.union(parts, TASKS[0])
     assert joined.inputs == parts[TASKS[1]].inputs + parts[TASKS[2]].inputs and len(joined.inputs) == 10
-    few_shot.delta.initialise([f"{config.seed}"])
+    alone = replace(alone, save_ckpt_path=f"{config.save_ckpt_path}_other")
+    (member,) = unit_model_union.members_of(alone, few_shot.delta, {TASKS[0]: joined}, {})
     start = few_shot.delta.states()[0]
+    few_shot.delta.initialise([f"{config.seed}"])
+    assert all(torch.equal(start[name], tensor) for name, tensor in few_shot.delta.states()[0].items())
     moved = [float((first[name] - tensor).abs().max()) for name, tensor in start.items()]
     assert max(moved) > 1e-3 and max(moved) < 0.1  # two updates from the same start
-    other = unit_model_union.tuned(
-        config, few_shot.backbone, few_shot.delta, [joined], unit_model_union.Bar(disable=True)
-    )
+    bar = unit_model_union.Bar(disable=True)
+    other = unit_model_union.tuned(alone, few_shot.backbone, few_shot.delta, [member], bar)
     assert all(torch.allclose(first[name], tensor, atol=1e-5) for name, tensor in other[0].items())
     settings = read_record(Path(config.save_ckpt_path) / "config.json")["settings"]
     assert settings["lines"].keys() == set(TASKS) and settings["train_iters"] == 2 and "sources" not in settings
+
+
+def union_of(world, name: str, **flags) -> tuple[unit_model_union.Config, dict[str, dict[str, torch.Tensor]]]:
+    """A union of two updates in a folder of its own, and its deltas."""
+    few = {"train_iters": 2, "union_lines": 5, "bsz_list": [4], "full_train": False, **flags}
+    config = world.config(unit_model_union, "adapter", save_ckpt_path=str(world.folder / name), **few)
+    unit_model_union.run(config)
+    return config, {task: world.merged(config, task) for task in config.tasks}
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def test_the_flags_of_tuning_reach_a_union(world):
+    """Optimizer, schedule, clip, micro-batches: as in a tuning command, and in the record."""
+    _, plain = union_of(world, "plain")
+    with metered() as spent:
+        _, micro = union_of(world, "micro", micro_batch_size=2)
+    assert (spent.updates, spent.lines) == (3 * 2, 3 * 2 * 4)  # of four lines two and two
+    assert apart(plain[TASKS[0]], micro[TASKS[0]]) < 0.05
+    for flags in ({"optimizer": "adamw"}, {"lr_decay_style": "linear", "warmup_steps": 2}, {"max_grad_norm": 1e-4}):
+        config, other = union_of(world, "other", **flags)
+        assert apart(plain[TASKS[0]], other[TASKS[0]]) > 1e-3, flags
+        settings = read_record(Path(config.save_ckpt_path) / "config.json")["settings"]
+        assert flags.items() <= settings.items()
+    for flags, message in (
+        ({"train_epochs": 2}, "--train_epochs: the unions of a stack differ"),
+        ({"micro_batch_size": 3}, "--bsz_list 4 must be a multiple of --micro_batch_size 3"),
+        ({"report_to": ["none", "wandb"]}, "none stands alone"),
+        ({"source_tasks": ["poems", TASKS[0]]}, "no data for task 'poems'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            union_of(world, "refused", **flags)
+
+
+def test_a_union_of_other_tasks_than_the_targets(world):
+    config, _ = union_of(world, "others", tasks=TASKS[:1], source_tasks=TASKS[::-1])
+    table = read_table(Path(config.save_ckpt_path) / "final_weight.tsv", ["target", "source", "weight"])
+    assert dict(zip(table["source"], map(float, table["weight"]), strict=True)) == {
+        TASKS[2]: 0.5,
+        TASKS[1]: 0.5,
+        TASKS[0]: 0,
+    }
+
+
+def test_an_interrupted_union_goes_on_and_its_cost_is_that_of_all_calls(world, monkeypatch):
+    flags = {"train_iters": 6, "log_interval": 2, "stack": 2}  # two stacks, three parts each
+    with metered() as whole:
+        _, expected = union_of(world, "whole", **flags)
+    train, calls = unit_model_union.Session.train, []
+
+    def dying(session, steps, bar):
+        calls.append(session.members[0].progress.updates)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return train(session, steps, bar)
+
+    monkeypatch.setattr(unit_model_union.Session, "train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        union_of(world, "killed", **flags)
+    files = sorted((world.folder / "killed").glob("*/resume.pt"))
+    assert len(files) == 3 and not (world.folder / "killed/config.json").exists()
+    with metered() as spent:
+        config, found = union_of(world, "killed", **flags)
+    assert calls == [0, 2, 4, 0, 2, 2, 4]  # the first stack was done, the other had two updates
+    assert all(apart(found[task], expected[task]) < 1e-6 for task in TASKS)
+    assert (spent.updates, spent.lines) == (whole.updates, whole.lines) == (3 * 6, 3 * 20)  # of ten lines 4, 4 and 2
+    assert spent.seconds > 0 and not any(path.exists() for path in files)
+    calls.clear()
+    unit_model_union.run(config)
+    assert calls == [0, 2, 4, 0, 2, 4]  # a finished one is not gone on with
+    (world.folder / "killed/config.json").unlink()
 
 
 # ---- Arrow

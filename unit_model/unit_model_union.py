@@ -2,16 +2,16 @@
 
     theta_i = argmin over theta of the token loss on the first lines of the full training files of all tasks j != i
 
-The rival that has the sources' data instead of their deltas. All targets are members of one stack, from the same random init,
-with `--train_iters` updates, and no selection by dev score, as the tasks have metrics of their own. So it costs as many updates
-as the sources themselves, once more for every seed. Of several learning rates or batch sizes the first is taken.
+The rival that has the sources' data instead of their deltas: a source without lines is refused by its name. All targets are
+members of one stack, from the same random init, with `--train_iters` updates, and no selection by dev score, as the tasks have
+metrics of their own. So it costs as many updates as the sources themselves, once more for every seed. Of several learning
+rates or batch sizes the first is taken. An interrupted call goes on after the last `--log_interval` updates.
 """
 
 import pewe_environment  # noqa: F401
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pewe.command import main
@@ -26,16 +26,19 @@ from pewe.deltas.config import SizeConfig
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.flags import flag
-from pewe.identity import model_digest
+from pewe.identity import deciding, model_digest, part, state_digest
 from pewe.merging.few_shot import attached
-from pewe.merging.save import EnsembleConfig, Part, ensemble_tasks, save
+from pewe.merging.save import EnsembleConfig, Part, ensemble_sources, ensemble_tasks, save
 from pewe.merging.weights import allowed_sources
+from pewe.meter import count
 from pewe.progress import Bar
-from pewe.setting import TASK_LIST
+from pewe.setting import LIMIT_TRAIN_ITERS, TASK_LIST
 from pewe.state import DeltaState
 from pewe.tuning.choices import OURS
-from pewe.tuning.config import TrainConfig
-from pewe.tuning.member import Member
+from pewe.tuning.config import TrainConfig, UpdateConfig
+from pewe.tuning.member import Member, read_resume
+from pewe.tuning.plan import check_batches
+from pewe.tuning.scalars import check_report
 from pewe.tuning.session import Session
 
 delta = "adapter"
@@ -48,7 +51,7 @@ save_ckpt_path = "checkpoints/adapter/Union"
 
 
 @dataclass(frozen=True)
-class Config(EnsembleConfig, BackboneConfig, DataConfig, SizeConfig):
+class Config(EnsembleConfig, BackboneConfig, DataConfig, SizeConfig, UpdateConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "adapter, lora or prefix")
@@ -62,7 +65,17 @@ class Config(EnsembleConfig, BackboneConfig, DataConfig, SizeConfig):
     stack: int = flag(
         12, "targets tuned in lockstep; auto (0): 12", decides=False, low=0, high=2**12, words={"auto": 0}
     )
+    source_ckpt_path: str = flag("", "no delta is read; of a list the names, which must have lines", decides=False)
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
+
+
+def checked(config: Config) -> Config:
+    """The configuration with at most as many updates as PEWE_LIMIT_TRAIN_ITERS says. Raises UserError for what cannot be."""
+    check_batches(config.bsz_list[:1], config.micro_batch_size)
+    check_report(config.report_to)
+    if config.train_epochs:
+        raise UserError("--train_epochs: the unions of a stack differ in their lines; give --train_iters")
+    return replace(config, train_iters=min(config.train_iters, LIMIT_TRAIN_ITERS or config.train_iters))
 
 
 def union(parts: Mapping[str, Encoded], target: str) -> Encoded:
@@ -77,25 +90,38 @@ def union(parts: Mapping[str, Encoded], target: str) -> Encoded:
 def first_lines(encoded: Encoded, count: int) -> Encoded:
     """The beginning of a split."""
     cut = {name: getattr(encoded, name)[:count] for name in ("examples", "inputs", "outputs")}
-    return dataclasses.replace(encoded, **cut)
+    return replace(encoded, **cut)
 
 
-def tuned(config: Config, backbone: Backbone, delta: Tunable, unions: Sequence[Encoded], bar: Bar) -> list[DeltaState]:
-    """A delta for each union, in one stack. Raises UserError where one diverges."""
+def members_of(config: Config, delta: Tunable, unions: Mapping[str, Encoded], made_from: Mapping) -> list[Member]:
+    """A run for the union of each target, going on where an earlier call has left all of them, which counts as done here."""
     delta.initialise([f"{config.seed}"] * len(unions))
     batch, rate, folder = config.bsz_list[0], config.learning_rate_list[0], Path(config.save_ckpt_path)
-    members = [
-        Member(one.task, "", one, one, batch, rate, folder / one.task.replace(" ", "_"), state, {}, {})
-        for one, state in zip(unions, delta.states(), strict=True)
-    ]
-    about = TrainConfig(seed=config.seed, train_iters=config.train_iters, max_grad_norm=config.max_grad_norm)
-    choices = dataclasses.replace(OURS, start_is_scored=False)
-    session = Session(backbone, delta, members, about, 1, batch, config.max_output_length, choices)
+    members = []
+    for (target, one), init in zip(unions.items(), delta.states(), strict=True):
+        settings = {**deciding(config), **made_from, "target": target, "init": state_digest(init)}
+        members.append(Member(one.task, "", one, one, batch, rate, folder / f"without_{target}", init, settings, {}))
+    saved = [read_resume(member.resume_file, member.settings) for member in members]
+    if all(saved) and len({one["progress"].updates for one in saved}) == 1:
+        for member, one in zip(members, saved, strict=True):
+            member.saved, member.progress = one, one["progress"]
+            count(one["progress"].lines, one["progress"].updates, one["progress"].seconds)
+    return members
+
+
+def tuned(config: Config, backbone: Backbone, delta: Tunable, members: list[Member], bar: Bar) -> list[DeltaState]:
+    """The delta of each member, in one stack. Raises UserError where one diverges."""
+    batch, about = config.bsz_list[0], TrainConfig(**vars(part(config, UpdateConfig)))
+    micro, choices = min(batch, config.micro_batch_size), replace(OURS, start_is_scored=False)
+    session = Session(backbone, delta, members, about, batch // micro, micro, config.max_output_length, choices)
     session.start()
-    session.drop_diverged(session.train(config.train_iters, bar))
-    for member in members:
-        if member.failed:
-            raise UserError(f"{member.task}: {member.failed}")
+    bar.update(sum(member.progress.updates for member in members))
+    while left := config.train_iters - members[0].progress.updates:
+        session.drop_diverged(session.train(min(left, config.log_interval), bar))
+        for member in members:
+            if member.failed:
+                raise UserError(f"{member.task}: {member.failed}")
+        session.write_resume_files(delta.states())
     for writer in session.writers:
         writer.close()
     return delta.states()
@@ -105,26 +131,30 @@ def run(config: Config) -> None:
     """Unions, deltas and heat map of the shares of the lines."""
     log_to(None, config.quiet)
     tasks = ensemble_tasks(config, TASK_LIST)
-    allowed = allowed_sources(tasks, tasks)
+    sources, config = ensemble_sources(config, tasks), checked(config)
+    allowed = allowed_sources(tasks, sources)
     about, backbone, delta = attached(config)
     tokenizer, parts = backbone.tokenizer, {}
-    for task in tasks:
-        whole = load_split(tokenizer, config, task, chosen_prefixes(config, task)[0], "train")
-        parts[task] = first_lines(whole, config.union_lines)
-    counts = torch.tensor([len(parts[task].inputs) for task in tasks], dtype=torch.float64)
-    W = allowed * counts
-    W = W / W.sum(1, keepdim=True)
-    states, size = [], config.stack or 12
-    with Bar(total=len(tasks) * config.train_iters, unit="update", disable=config.quiet) as bar:
-        for start in range(0, len(tasks), size):
-            unions = [union(parts, task) for task in tasks[start : start + size]]
-            states += tuned(config, backbone, delta, unions, bar)
+    for source in sources:
+        whole = load_split(tokenizer, config, source, chosen_prefixes(config, source)[0], "train")
+        parts[source] = first_lines(whole, config.union_lines)
     made_from = {
-        "lines": {task: split_digest(encoded) for task, encoded in parts.items()},
+        "lines": {source: split_digest(encoded) for source, encoded in parts.items()},
         "backbone": model_digest(config.model, config.tokenizer_path),
     }
-    part = Part(tasks, tasks, W, f"{config.delta}: shares of the lines of a union", states)
-    save(config, [part], made_from, delta_identity(about))
+    members, states, size = [], [], config.stack or 12
+    with Bar(total=len(tasks) * config.train_iters, unit="update", disable=config.quiet) as bar:
+        for start in range(0, len(tasks), size):
+            unions = {task: union(parts, task) for task in tasks[start : start + size]}
+            own = members_of(config, delta, unions, made_from)
+            states += tuned(config, backbone, delta, own, bar)
+            members += own
+    W = allowed * torch.tensor([len(one.inputs) for one in parts.values()], dtype=torch.float64)
+    W = W / W.sum(1, keepdim=True)
+    title = f"{config.delta}: shares of the lines of a union"
+    save(config, [Part(tasks, sources, W, title, states)], made_from, delta_identity(about))
+    for member in members:
+        member.resume_file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

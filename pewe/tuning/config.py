@@ -15,8 +15,8 @@ LR_DECAY_STYLES = ("constant", "constant_with_warmup", "linear")
 
 
 @dataclass(frozen=True)
-class TrainConfig(SeedConfig):
-    """How one delta is tuned; the defaults are the paper's."""
+class UpdateConfig(SeedConfig):
+    """How the updates of one delta are made; the defaults are the paper's."""
 
     train_iters: int = flag(100_000, "updates at most", low=1)
     train_epochs: int = flag(
@@ -31,7 +31,10 @@ class TrainConfig(SeedConfig):
     optimizer: str = flag(
         "adafactor", "adafactor, or adamw (PEMT's: betas 0.9 and 0.999, no weight decay)", choices=OPTIMIZERS
     )
-    valid_interval: int = flag(100, "updates between two validations", low=1)
+    micro_batch_size: int = flag(
+        16, "a larger batch is cut into micro-batches of this size, gradients accumulated", low=1
+    )
+    max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
     log_interval: int = flag(100, "updates between two log entries of the training loss", decides=False, low=1)
     report_to: list[str] = flag(
         ["tensorboard"],
@@ -40,12 +43,15 @@ class TrainConfig(SeedConfig):
         choices=REPORT_TO,
         unique=True,
     )
+
+
+@dataclass(frozen=True)
+class TrainConfig(UpdateConfig):
+    """How one delta is tuned, and which of its steps is taken."""
+
+    valid_interval: int = flag(100, "updates between two validations", low=1)
     early_stop: int = flag(10, "stop after this many validations without improvement", low=1)
     predict_batch_size: int = flag(80, "dev and test lines per forward and delta", low=1)
-    micro_batch_size: int = flag(
-        16, "a larger batch is cut into micro-batches of this size, gradients accumulated", low=1
-    )
-    max_grad_norm: float = flag(0.1, "gradient clip over all parameters of one delta", above=0)
     trace_test: list[int] = flag(
         [],
         "updates (0: the start) after which the test lines are scored too; there and of the best step, their log-likelihood",

@@ -49,9 +49,7 @@ def check(config: TuneConfig) -> None:
         raise UserError("--trace_test scores the test lines: give --do_predict")
     if not config.train_epochs and max(config.trace_test, default=0) > config.train_iters:
         raise UserError(f"--trace_test {max(config.trace_test)}: a run ends after {config.train_iters} updates")
-    for size in config.bsz_list:
-        if size > config.micro_batch_size and size % config.micro_batch_size:
-            raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {config.micro_batch_size}")
+    check_batches(config.bsz_list, config.micro_batch_size)
     tasks = task_names(config)
     check_data(config, tasks, SPLITS, config.one_prefix, config.full_train)
     check_backbone(config)
@@ -60,6 +58,13 @@ def check(config: TuneConfig) -> None:
         check_files(
             (ensemble_checkpoint(folder, task) for task in tasks), "ensembles", "make them with a script of unit_model/"
         )
+
+
+def check_batches(sizes: Sequence[int], micro: int) -> None:
+    """Raises UserError for a batch that is no whole number of micro-batches."""
+    for size in sizes:
+        if size > micro and size % micro:
+            raise UserError(f"--bsz_list {size} must be a multiple of --micro_batch_size {micro}")
 
 
 def limited(config: TuneConfig) -> TuneConfig:

@@ -222,7 +222,7 @@ class Session:
             progress.finished = progress.updates >= self.config.train_iters or (
                 progress.without_improvement >= self.config.early_stop
             )
-        self._write_resume_files(states)
+        self.write_resume_files(states)
         for member in better:
             write_best(member)
 
@@ -242,7 +242,8 @@ class Session:
             progress.without_improvement += 1
         return better
 
-    def _write_resume_files(self, states: list[DeltaState]) -> None:
+    def write_resume_files(self, states: Sequence[DeltaState]) -> None:
+        """Where every member stands, these being their states."""
         files = {}
         for k, (member, state) in enumerate(zip(self.members, states, strict=True)):
             files[member.resume_file] = saved = {
