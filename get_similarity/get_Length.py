@@ -11,6 +11,7 @@ import pewe_environment  # noqa: F401
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from pewe.command import main
 
@@ -28,6 +29,7 @@ from pewe.similarity.tasks import OfTasks, Reader, TasksConfig
 class LengthConfig(TasksConfig):
     """Similarity of the lengths of two tasks."""
 
+    forwards: ClassVar[int] = 0
     output_dir: str = flag("checkpoints/adapter/similarity/Length", "folder of result.tsv", decides=False)
 
 

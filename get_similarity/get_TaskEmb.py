@@ -14,6 +14,7 @@ import pewe_environment  # noqa: F401
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from pewe.command import main
 
@@ -41,6 +42,7 @@ LAYER = 5  # leading parts of the name of a sub-layer
 class TaskEmbConfig(TasksConfig, ScoredDeltaConfig):
     """Similarity of the gradients of two tasks."""
 
+    forwards: ClassVar[int] = 2
     output_dir: str = flag("checkpoints/adapter/similarity/TaskEmb", "folder of result.tsv", decides=False)
     batch_size: int = flag(8, "lines of a batch, whose mean loss has the gradient that is squared", low=1)
     probe_seed: int = seed_flag(42, "seed of the probe, and of the labels that it draws")

@@ -8,7 +8,10 @@ from conftest import ROOT
 
 from pewe.backbone import load_tokenizer
 from pewe.data import SPLITS, task_names
+from pewe.grid.config import Config
 from pewe.grid.cost import Lines, Shapes, of_run, split_lines
+from pewe.grid.experiment import grids
+from pewe.grid.forecast import flop_of_lines
 from pewe.grid.suite import read_suite
 from pewe.tuning.config import TuneConfig
 
@@ -46,6 +49,31 @@ def test_what_the_test_lines_cost_is_counted_as_often_as_they_are_looked_at():
     assert flop() - flop(do_predict=False) == pytest.approx(once)
     likelihoods = 3 * 150 * 4.6 * SMALL.of_output(39.7)
     assert flop(trace_test=[0, 20]) - flop() == pytest.approx(2 * once + likelihoods)
+
+
+def test_what_rows_read_beside_tuning_is_counted(monkeypatch):
+    """In passes over the few-shot lines of the targets; of the other measures over the first lines of every task."""
+    monkeypatch.chdir(ROOT)
+    (grid,) = grids(Config(suite="mini", delta=["lora"], seeds=[42]), read_suite("mini"))
+
+    def flop(kind: str, row: str) -> float:
+        return flop_of_lines(grid.step(kind, row).config)
+
+    once = flop("weights", "Arrow")
+    assert flop("weights", "LoraHub") == pytest.approx(40 * once) and once > 0 == flop("weights", "Average")
+    lines = [lines_of("train", task) for task in grid.flags["tasks"]]
+    updates = sum(2 * 50 * 16 * MINI.forward(one) for one in lines)
+    assert flop("weights", "Gradient") == flop("weights", "Gradient_layer") == pytest.approx(updates)
+    assert flop("weights", "Soup") == pytest.approx(flop("weights", "TaskArithmetic")) > 0  # eleven sources, ten scales
+    assert flop("similarity", "Length") == 0
+    assert flop("similarity", "TaskEmb") == pytest.approx(2 * flop("similarity", "TextEmb")) > 0
+    assert flop_of_lines(grid.step("statistics").config) > 0
+
+
+def lines_of(split: str, task: str) -> Lines:
+    """Of the few-shot lines of a task of the mini gym."""
+    config = read_suite("mini").config(TuneConfig, "lora", task_dir=str(ROOT / "data/mini_gym"))
+    return split_lines(config, load_tokenizer(str(ROOT / "checkpoints/mini_t5")), task, split)
 
 
 def test_the_model_of_cost_is_near_the_stored_seconds():

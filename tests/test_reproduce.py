@@ -248,6 +248,18 @@ def test_dry_run_names_the_steps_and_computes_nothing(here, capsys):
     assert not (here.folder / "checkpoints").exists()
 
 
+def test_a_plan_counts_what_a_row_tunes_itself(here, capsys):
+    """Union tunes a delta for each target, four updates of four lines; only seconds are of the searches for weights."""
+    flags = {"suite": "tiny.toml", "delta": ["adapter"], "seeds": [1], "dry_run": True}
+    reproduce.run(Config(**flags, init=["Average", "Union"]))
+    lines = capsys.readouterr().out.splitlines()
+    (union,) = [line for line in lines if "seed_1/weights/Union" in line]
+    assert "weights/Union  1 cells, 3 runs, 12 updates, " in union
+    assert "the whole: 18 runs, 72 updates, " in "\n".join(
+        lines
+    )  # 3 sources, 3 unions, 2 rates for 3 targets of 2 rows
+
+
 def test_the_estimated_time_is_of_runs_like_those_that_wait(here, capsys):
     out = here.folder / "results/tiny"
     out.mkdir(parents=True)

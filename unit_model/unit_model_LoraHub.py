@@ -53,6 +53,10 @@ class Config(FewShotConfig):
     )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
 
+    def forwards(self, lines: int, sources: int) -> float:
+        """All lines at each point of the search."""
+        return self.evaluations * lines
+
 
 class InStacks:
     """f(x) for an optimiser that asks for one point after another; what it will ask for next is computed with it.
@@ -140,7 +144,7 @@ def _loss(config: Config, few_shot: FewShot, lines: Encoded, own: Tensor, points
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
-    weigh_and_save(config, TASK_LIST, "train", "weights of LoraHub", partial(weigh, config))
+    weigh_and_save(config, TASK_LIST, "weights of LoraHub", partial(weigh, config))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Config(FewShotConfig):
     """Flags; the constants above are their defaults."""
 
     delta: str = flag(delta, "lora")
+    combine: str = flag("average", "each layer has weights of its own", choices=("average",))
     arrow_k: int = flag(arrow_k, "sources that a token is routed to", low=1)
     temperature: float = flag(temperature, "of the softmax over them, in the unit of a hidden state", above=0)
     source_ckpt_path: str = flag(source_ckpt_path, "folder with <source>/checkpoint-best.pt", decides=False)
@@ -106,7 +107,7 @@ def run(config: Config) -> None:
     log_to(None, config.quiet)
     if config.delta != "lora":
         raise UserError(f"--delta {config.delta}: Arrow reads the products of LoRAs, expected lora")
-    weigh_and_save(config, TASK_LIST, "train", "weights of Arrow, an adaptation", partial(weigh, config))
+    weigh_and_save(config, TASK_LIST, "weights of Arrow, an adaptation", partial(weigh, config))
 
 
 if __name__ == "__main__":

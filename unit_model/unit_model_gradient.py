@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pewe.batches import collate_stack, training_updates
 from pewe.cli import log_to
+from pewe.errors import UserError
 from pewe.flags import flag
 from pewe.losses import member_losses
 from pewe.merging.few_shot import FewShot, FewShotConfig, Found, layers_of, weigh_and_save
@@ -49,6 +50,10 @@ class Config(FewShotConfig):
         source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
+
+    def forwards(self, lines: int, sources: int) -> float:
+        """Forward and back for every line of every update."""
+        return 2 * self.updates * self.batch_size
 
 
 class Mixed:
@@ -114,7 +119,9 @@ def weigh(config: Config, few_shot: FewShot, allowed: Tensor) -> Found:
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
-    weigh_and_save(config, TASK_LIST, "train", "weights by gradient", partial(weigh, config))
+    if config.by_layer and config.combine != "average":
+        raise UserError(f"--combine {config.combine}: weights by layer are for the weighted average alone")
+    weigh_and_save(config, TASK_LIST, "weights by gradient", partial(weigh, config))
 
 
 if __name__ == "__main__":

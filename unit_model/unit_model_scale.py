@@ -10,6 +10,7 @@ import pewe_environment  # noqa: F401
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pewe.command import main
 
@@ -43,6 +44,11 @@ class Config(FewShotConfig):
         source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
+    reads: ClassVar[str] = "dev"
+
+    def forwards(self, lines: int, sources: int) -> float:
+        """All lines with each scale."""
+        return len(self.scales) * lines
 
 
 def run(config: Config) -> None:
@@ -58,7 +64,7 @@ def run(config: Config) -> None:
     W, chosen = uniform_weights(allowed_sources(tasks, sources)), {}
     title = f"{config.delta}: {config.combine}, scale by dev score"
     part = Part(tasks, sources, W, title, list(best_of(config, combiner, few_shot, W, chosen)))
-    made_from = {"sources": digests(sources, states), **few_shot.made_from("dev"), **combiner.made_from()}
+    made_from = {"sources": digests(sources, states), **few_shot.made_from(), **combiner.made_from()}
     save(config, [part], {**made_from, "scales": chosen}, states.made_for)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from pewe.command import main
 
@@ -42,6 +43,11 @@ class Config(FewShotConfig):
         source_ckpt_path, "folder with <source>/checkpoint-best.pt, or a list of sources", decides=False
     )
     save_ckpt_path: str = flag(save_ckpt_path, "folder of the ensembles", decides=False)
+    reads: ClassVar[str] = "dev"
+
+    def forwards(self, lines: int, sources: int) -> float:
+        """All lines for each source but the first."""
+        return (sources - 1) * lines
 
 
 def soups(zero: Tensor, allowed: Tensor, score: Callable[[Tensor, Sequence[int]], Sequence[float]]) -> Tensor:
@@ -78,7 +84,7 @@ def weigh(config: Config, few_shot: FewShot, allowed: Tensor) -> Found:
 def run(config: Config) -> None:
     """Weights, checkpoints and heat map."""
     log_to(None, config.quiet)
-    weigh_and_save(config, TASK_LIST, "dev", "greedy soup", partial(weigh, config))
+    weigh_and_save(config, TASK_LIST, "greedy soup", partial(weigh, config))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ forwards of the backbone as it has rounds.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,8 +39,13 @@ LAYER = 5  # leading parts of the name of a sub-layer
 class FewShotConfig(EnsembleConfig, BackboneConfig, DataConfig, SizeConfig):
     """What the scripts share that look at the target's few-shot lines."""
 
+    reads: ClassVar[str] = "train"  # the split of a target whose few-shot lines are looked at
     stack: int = flag(12, "candidates in one forward", decides=False, low=1, high=2**12)
     predict_batch_size: int = flag(80, "dev lines per forward and candidate", decides=False, low=1)
+
+    def forwards(self, lines: int, sources: int) -> float:
+        """How often a line is read for a target of so many lines and sources; a backward pass counts as one."""
+        return lines
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,10 @@ class FewShot:
         prefix = chosen_prefixes(self.config, task)[0]
         return load_split(self.backbone.tokenizer, self.config, task, prefix, split)
 
-    def made_from(self, split: str) -> dict:
+    def made_from(self) -> dict:
         """What the lines and the backbone add to an ensemble's identity."""
         return {
-            "few_shot": {task: split_digest(self.split(task, split)) for task in self.tasks},
+            "few_shot": {task: split_digest(self.split(task, self.config.reads)) for task in self.tasks},
             "backbone": model_digest(self.config.model, self.config.tokenizer_path),
         }
 
@@ -127,14 +133,12 @@ class Found:
 def weigh_and_save(
     config: FewShotConfig,
     default: Sequence[str] | str,
-    split: str,
     title: str,
     weigh: Callable[[FewShot, Tensor], Found],
 ) -> None:
     """What the scripts that weigh by few-shot lines do: weights from `weigh`, then one ensemble for every target.
 
-    `weigh` also gets which sources a target may use, (T, n). Raises UserError for weights by layer with another combiner than
-    the average.
+    `weigh` also gets which sources a target may use, (T, n). Weights by layer are for the average alone.
     """
     tasks = ensemble_tasks(config, default)
     sources = ensemble_sources(config, tasks)
@@ -144,12 +148,10 @@ def weigh_and_save(
     found = weigh(few_shot, allowed_sources(tasks, sources))
     W, by_layer = found.W, {}
     if found.layers:
-        if combiner.name != "average":
-            raise UserError(f"--combine {combiner.name}: weights by layer are for the weighted average alone")
         W, by_layer = W.mean(1), dict(zip(found.layers, W.unbind(1), strict=True))
     merged = merged_by_layer(states, by_layer) if by_layer else combiner.merge(W)
     part = Part(tasks, sources, W, f"{config.delta}: {title}", merged, layers=by_layer)
-    made_from = {"sources": digests(sources, states), **few_shot.made_from(split), **found.made_from}
+    made_from = {"sources": digests(sources, states), **few_shot.made_from(), **found.made_from}
     save(config, [part], {**made_from, **combiner.made_from()}, states.made_for)
 
 

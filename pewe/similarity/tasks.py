@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from torch import Tensor
@@ -35,6 +35,7 @@ class TasksConfig(BackboneConfig, TaskConfig):
     """Similarity of the texts of two tasks."""
 
     ignored = SimilarityConfig
+    forwards: ClassVar[int] = 1  # of each line that is read; a backward pass counts as one
     source_tasks: list[str] = flag([], "names of the sources (default: the targets)", unique=True)
     output_dir: str = flag("checkpoints/adapter/similarity/TextEmb", "folder of result.tsv", decides=False)
     full_train: bool = flag(True, "the sources' texts are those of <task>_full_train.tsv, not of the few-shot file")
