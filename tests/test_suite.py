@@ -4,6 +4,8 @@ import pytest
 
 from pewe.cli import read_toml
 from pewe.errors import UserError
+from pewe.grid.config import Config
+from pewe.grid.experiment import grids
 from pewe.grid.suite import FOLDER, read_suite
 
 SOUND = {
@@ -71,6 +73,15 @@ BAD = [
     (text('base = "nope.toml"'), "base: there is no file .*nope.toml"),
     (text('base = "."'), "base: there is no file"),
     (tuning("stack = 2\nstack = 2"), "line"),
+    (text(row__Unoin="union_lines = 5"), "unknown row 'Unoin'; did you mean 'Union'"),
+    (text(row__Union="union_line = 5"), r"\[row.Union\]: unknown flag 'union_line'; did you mean 'union_lines'"),
+    (text(row__Union="union_lines = 0"), r"\[row.Union\]: union_lines must be at least 1"),
+    (text(row__Best_source="top_k = 2"), r"\[row.Best_source\]: top_k cannot be set, it is what makes this row"),
+    (text(row__GraNd_block='mode = "layer"'), r"\[row.GraNd_block\]: mode cannot be set"),
+    (text(row__Union="seed = 2"), r"\[row.Union\]: seed cannot be set in a suite"),
+    (text("row = 5"), r"row must be a section \[row\] of flags, not 5"),
+    (text("row.Union = 5"), r"row.Union must be a section"),
+    (text() + '\n[row."Loss+tise"]\n', r"\[row.Loss\+tise\]: its combiner cannot be 'tise'; did you mean 'ties'"),
     ("", r"a section \[delta.NAME\] is needed"),
     ("a = " + "[" * 5000, "s.toml: "),
 ]
@@ -114,6 +125,19 @@ def test_the_name_of_a_suite_is_a_plain_one(tmp_path):
         read_suite(str(tmp_path / "..toml"))
     (tmp_path / "méin 2.toml").write_text(text())
     assert read_suite(str(tmp_path / "méin 2.toml")).name == "méin 2"
+
+
+def test_a_row_has_flags_of_its_own(tmp_path):
+    """Of its script and of its measure; NAME+RULE has those of NAME, and its own."""
+    rows = {"row__TextEmb": "text_lines = 7\neffective = 2.0", "row__Loss": "tem = 0.5"}
+    (tmp_path / "s.toml").write_text(text(**rows) + '\n[row."Loss+ties"]\ncombine_flags = ["density=0.5"]\n')
+    suite = read_suite(str(tmp_path / "s.toml"))
+    assert suite.of_row("TextEmb") == {"text_lines": 7, "effective": 2.0} and suite.of_row("KL") == {}
+    assert suite.of_row("Loss+ties") == {"tem": 0.5, "combine_flags": ["density=0.5"]}
+    (grid, *_) = grids(Config(suite=str(tmp_path / "s.toml"), seeds=[1]), suite)
+    assert grid.step("similarity", "TextEmb").config.text_lines == 7
+    assert grid.step("weights", "TextEmb").config.effective == 2.0
+    assert grid.step("weights", "Loss").config.effective == grid.step("weights", "Length").config.effective == 1.5
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))

@@ -182,7 +182,10 @@ class Grid:
             "output_dir": self.folder("similarity", init),
         }
         config = self.config(
-            measure.config, **{name: str(path) for name, path in paths.items()}, **ensemble.measure_flags
+            measure.config,
+            **{name: str(path) for name, path in paths.items()},
+            **self.suite.of_row(init),
+            **ensemble.measure_flags,
         )
         needs = (("sources",),) * (not measure.matrix) + (("tuned", "Random"),) * measure.needs_target
         run = at_once(partial(loop.run, measure), matrix_of, work_of_matrix)
@@ -212,6 +215,7 @@ class Grid:
             *ensemble.sections,
             "weights",
             **{name: str(path) for name, path in paths.items()},
+            **self.suite.of_row(init),
             **ensemble.flags,
         )
         # at most half way between one source and all of them, so that a reduced list of tasks still weighs its sources

@@ -5,6 +5,7 @@ title = "..."
 [all]                      flags of every command; source_ckpt_path, source_tasks: sources of one's own, for all steps
 [tuning]                   flags of all tuning;  [sources] [targets] [pairs]  of the tuning of one kind
 [weights]                  flags of unit_model/
+[row.NAME]                 flags of one row alone: of its script in unit_model/, and of its measure
 [delta.NAME]               flags of a delta method, with sources = {...}, targets = {...} for its own tuning
 
 Every value is checked against its flag in both files.
@@ -16,14 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from get_similarity import MEASURES
 from pewe.cli import ROOT, embedded, read_toml, settled
 from pewe.data import task_names
 from pewe.deltas.kinds import KINDS
 from pewe.errors import UserError
-from pewe.flags import check_file, checked_name, suggest
+from pewe.flags import check_file, checked_name, complaint, suggest
 from pewe.merging.save import SoftmaxConfig
 from pewe.texts import visible
 from pewe.tuning.config import TuneConfig
+from unit_model import ENSEMBLES, listed
 
 FOLDER = ROOT / "scripts" / "suites"
 TUNING = ("tuning", "sources", "targets", "pairs")
@@ -68,6 +71,11 @@ class Suite:
             chosen |= own.get(section, {})
         names = {field.name for field in dataclasses.fields(kind)}
         return settled(kind(**{name: embedded(value) for name, value in (chosen | flags).items() if name in names}))
+
+    def of_row(self, init: str) -> dict:
+        """The flags of a row alone; NAME+RULE has those of NAME too."""
+        rows = self.sections.get("row", {})
+        return rows.get(listed(init), {}) | rows.get(init, {})
 
     def own(self, delta: str, name: str, default: typing.Any) -> typing.Any:
         """A flag as [all] or [delta.NAME] has it; `default` where neither has."""
@@ -114,9 +122,11 @@ def _check(path: Path, content: dict) -> None:
         if key in ("base", "title"):
             if not isinstance(value, str):
                 raise UserError(f"{path}: {key} must be str, not {value!r}")
+        elif key == "row":
+            _check_rows(path, value)
         elif key != "delta" and key not in SECTIONS:
             what = "section" if isinstance(value, dict) else "key"
-            raise UserError(f"{path}: unknown {what} {suggest(key, ['base', 'title', *SECTIONS, 'delta'])}")
+            raise UserError(f"{path}: unknown {what} {suggest(key, ['base', 'title', *SECTIONS, 'row', 'delta'])}")
         elif key != "delta":
             _check_section(path, key, value, SECTIONS[key])
     for method, own in _table(path, "delta", content.get("delta", {})).items():
@@ -126,6 +136,20 @@ def _check(path: Path, content: dict) -> None:
         _check_section(path, f"delta.{method}", {k: v for k, v in flags.items() if k not in SECTIONS}, SECTIONS["all"])
         for section in SECTIONS.keys() & flags:
             _check_section(path, f"delta.{method}.{section}", flags[section], SECTIONS[section])
+
+
+def _check_rows(path: Path, content) -> None:
+    """The same for [row.NAME]; what makes a row the one that its name says cannot be set."""
+    for name, flags in _table(path, "row", content).items():
+        if name not in ENSEMBLES:
+            raise UserError(f"{path}: unknown row {suggest(name, ENSEMBLES)}")
+        ensemble = ENSEMBLES[name]
+        if wrong := complaint(ensemble.load().Config, "combine", ensemble.flags.get("combine", "average")):
+            raise UserError(f"{path}: [row.{name}]: its combiner {wrong}")
+        own = [ensemble.load().Config, *([MEASURES[ensemble.measure].config] if ensemble.measure else [])]
+        _check_section(path, f"row.{name}", flags, own)
+        for flag in {**ensemble.flags, **ensemble.measure_flags}.keys() & flags.keys():
+            raise UserError(f"{path}, [row.{name}]: {flag} cannot be set, it is what makes this row")
 
 
 def _check_section(path: Path, section: str, flags, config_classes: Sequence[type]) -> None:
