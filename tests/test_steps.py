@@ -72,7 +72,7 @@ class World:
         found = {}
         for path in sorted(self.base.rglob("*.pt")):
             if path.name != "resume.pt":
-                found[str(path.relative_to(self.base))] = state_digest(read_checkpoint(path, "adapter"))
+                found[str(path.relative_to(self.base))] = state_digest(read_checkpoint(path, self.base.parent.name))
         for path in sorted(
             [*self.base.rglob("final_weight.tsv"), self.results / "cells.tsv", self.results / "curves.tsv"]
         ):
@@ -429,6 +429,6 @@ def test_a_combiner_that_cannot_be_is_named_before_any_step(world, calls, init, 
     assert not calls
 
 
-def test_a_combiner_for_another_kind_of_delta_makes_no_row(world, calls):
-    world.run(init=["Average+svd"])
-    assert not calls
+def test_a_row_of_another_kind_of_delta_is_named_and_not_made(world, calls, capsys):
+    world.run(init=["Average+svd", "Arrow", "Average"])
+    assert not calls and "without Average+svd, Arrow: no row of adapter\n" in capsys.readouterr().err

@@ -47,6 +47,10 @@ class Experiment:
         """The rows that are asked for, but that sources of one's own do not have."""
         return [init for init in self.config.init if any(grid.own and not grid.has(init) for grid in self.todo)]
 
+    def unknown(self) -> list[str]:
+        """The rows that are asked for, but that no kind of delta that is asked for has."""
+        return [init for init in self.config.init if not any(grid.own or grid.has(init) for grid in self.todo)]
+
     def lacking(self) -> list[str]:
         """What is wrong with sources of one's own, in words."""
         steps = [grid.step("sources") for grid in self.todo if grid.own]

@@ -27,6 +27,9 @@ def run(config: Config) -> None:
     experiment = resolve(config)
     if without := experiment.without():
         log.warning("without %s: rows of sources that are tasks of the data, in one folder", ", ".join(without))
+    if unknown := experiment.unknown():
+        kinds = ", ".join(dict.fromkeys(grid.delta for grid in experiment.todo))
+        log.warning("without %s: no row of %s", ", ".join(unknown), kinds)
     if config.dry_run:
         return show_plan(experiment)
     for model in experiment.models:
