@@ -145,16 +145,33 @@ def test_means_of_the_same_scores_are_no_difference(tmp_path):
 
 
 def test_every_reference_of_the_run_is_compared_with_once(tmp_path):
-    run = {**TEST, "Manual": TEST["Average"], "Best_source": TEST["Random"]}
+    run = {**TEST, "Manual": TEST["Average"], "TextEmb": TEST["Average"], "Best_source": TEST["Random"]}
     table = report.comparisons(stored(tmp_path, cells=cells(run)))
     found = {baseline: list(part["init"]) for baseline, part in table.groupby("baseline", sort=False)}
     assert found == {
-        "Random": ["Average", "Loss", "Manual", "Best_source"],
-        "Average": ["Loss", "Manual", "Best_source"],
-        "Best_source": ["Loss", "Manual"],
+        "Random": ["Average", "Loss", "Manual", "TextEmb", "Best_source"],
+        "Average": ["Loss", "Manual", "TextEmb", "Best_source"],
+        "Best_source": ["Loss", "Manual", "TextEmb"],
+        "TextEmb": ["Loss", "Manual"],
         "Manual": ["Loss"],
     }
-    assert len(report.headline(table)) == 4
+    said = report.headline(table)
+    assert len(said) == 5
+    assert said[0].startswith(
+        "adapter: 1 of 1 of the paper's rows end above Best_source, a copy of the single best source, over 3"
+    )
+    assert said[1].startswith(
+        "adapter: 1 of 1 of the paper's rows end above TextEmb, sources found by their texts alone, over"
+    )
+    assert [sentence.split(" over ")[0].split(" above ")[-1] for sentence in said[2:]] == [
+        "Random",
+        "Average",
+        "Manual",
+    ]
+    untold = report.headline(table[table["baseline"] != "Best_source"])
+    assert untold[0] == (
+        "adapter: the paper's rows against a copy of the single best source (Best_source) were not measured together."
+    )
 
 
 def test_pemt_is_compared_with_the_baselines_of_the_adapter(tmp_path):
@@ -166,14 +183,15 @@ def test_pemt_is_compared_with_the_baselines_of_the_adapter(tmp_path):
 def test_the_headline_names_the_highest_and_counts_what_is_shown(tmp_path):
     low = {"EL2N": {task: tuple(value / 2 for value in values) for task, values in TEST["Loss"].items()}}
     table = report.comparisons(stored(tmp_path, cells=cells(TEST | low)))
-    first, second = report.headline(table)
+    *missing, first, second = report.headline(table)
+    assert all("not measured" in sentence for sentence in missing) and len(missing) == 2
     loss, random = (statistics.fmean(by_seed(init)) for init in ("Loss", "Random"))
     assert first.startswith("adapter: 1 of 2 rows end above Random over 3 tasks, 0 of them shown (p below 0.05")
     assert f"0 shown to end below; the highest, Loss, by {100 * (loss - random):+.1f} points (" in first
     assert f", {100 * (loss - random) / random:+.1f} % (" in first and first.endswith(", p = 0.750.")
     assert "above Average" in second
     sure = table.assign(p_holm=[0.04] * len(table))
-    assert "1 of them shown" in report.headline(sure)[0] and "1 shown to end below" in report.headline(sure)[0]
+    assert "1 of them shown" in report.headline(sure)[2] and "1 shown to end below" in report.headline(sure)[2]
 
 
 def test_nothing_is_tested_where_nothing_differs(tmp_path):
@@ -250,6 +268,16 @@ def test_own_group(tmp_path):
         assert (statistics.fmean(seeds) > 0.5) is True
     assert text.loc["above chance", "adapter"] == "2 of 2"
     assert "at most 2 seeds; chance is 0.500" in (tmp_path / "own_group.md").read_text()
+
+
+def test_weights_of_any_sum_count_by_their_share_in_the_own_group():
+    """As those of LoraHub: -0.2 and 0.6, 1.5 and 0, 0 and 0."""
+    rows = [(A, B, -0.2), (A, C, 0.6), (B, A, 1.5), (B, C, 0.0), (C, A, 0.1), (C, B, 0.1)]
+    table = pd.DataFrame(rows, columns=["target", "source", "weight"]).assign(delta="adapter", init="LoraHub", seed=1)
+    (found,) = stats.own_group(table).to_dict("records")
+    assert found["own_group"] == pytest.approx((0.25 + 1.0) / 2) and found["chance"] == 0.5
+    (none,) = stats.own_group(table.assign(weight=0.0)).to_dict("records")
+    assert none["own_group"] == 0.0
 
 
 def test_effective_numbers_and_correlations():

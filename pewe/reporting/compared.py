@@ -7,13 +7,15 @@ import pandas as pd
 
 from pewe.reporting import stats
 from pewe.reporting.stored import BASELINES, REFERENCES, SOURCES, Stored, plain_rows
+from unit_model import PAPER, of_group
 
 LEVEL = 0.05  # of Holm's method over the rows against one reference
+TO_BEAT = {"Best_source": "a copy of the single best source", "TextEmb": "sources found by their texts alone"}
 POINTS = 100  # a test score of 1 is 100 points
 
 
 def comparisons(stored: Stored) -> pd.DataFrame:
-    """`stats.contrasts` of all rows with each reference that the run has (Random, Average, Best_source, Manual), by delta.
+    """`stats.contrasts` of all rows with each reference that the run has (Random, Average, Best_source, TextEmb, Manual), by delta.
 
     Columns init and baseline are the two rows, every two of them once; Holm is over the rows against one reference. PEMT, which
     has no other start, is compared with the baselines of the adapter.
@@ -42,21 +44,38 @@ def pairs_of(inits: list[str]) -> Iterator[list[tuple[str, str]]]:
 
 
 def headline(table: pd.DataFrame) -> list[str]:
-    """What this experiment shows, in plain words, for every delta and reference."""
+    """What this experiment shows, in plain words, for every delta.
+
+    First the paper's rows against those that any claim has to beat, or that this was not measured; then all rows against
+    each other reference.
+    """
     said = []
-    for (delta, baseline), part in table.groupby(["delta", "baseline"], sort=False):
-        others = part[~part["init"].isin(BASELINES)]
-        if others.empty:
-            continue
-        best, sure = others.loc[others["difference"].idxmax()], others["p_holm"] < LEVEL
-        above, below = others["difference"] > 0, others["difference"] < 0
-        said.append(
-            f"{delta}: {int(above.sum())} of {len(others)} rows end above {baseline} over {best['units']} tasks, "
-            f"{int((above & sure).sum())} of them shown (p below {LEVEL:g} by Holm's method over the rows), "
-            f"{int((below & sure).sum())} shown to end below; the highest, {best['init']}, by {in_points(best, ' points')}"
-            f"{in_percent(best)}{p_text(best['p_holm'], ', p = ')}."
-        )
+    for delta, of_delta in table.groupby("delta", sort=False):
+        parts = dict(list(of_delta.groupby("baseline", sort=False)))
+        for rival, what in TO_BEAT.items():
+            part = parts.pop(rival, of_delta[:0])
+            own = part[part["init"].isin(of_group(PAPER)) & ~part["init"].isin(REFERENCES)]
+            missing = f"{delta}: the paper's rows against {what} ({rival}) were not measured together."
+            said.append(
+                _sentence(delta, own, f"of the paper's rows end above {rival}, {what},") if len(own) else missing
+            )
+        for baseline, part in parts.items():
+            others = part[~part["init"].isin(BASELINES)]
+            if len(others):
+                said.append(_sentence(delta, others, f"rows end above {baseline}"))
     return said
+
+
+def _sentence(delta: str, rows: pd.DataFrame, above: str) -> str:
+    """How these rows end against one reference."""
+    best, sure = rows.loc[rows["difference"].idxmax()], rows["p_holm"] < LEVEL
+    higher, lower = rows["difference"] > 0, rows["difference"] < 0
+    return (
+        f"{delta}: {int(higher.sum())} of {len(rows)} {above} over {best['units']} tasks, "
+        f"{int((higher & sure).sum())} of them shown (p below {LEVEL:g} by Holm's method over the rows), "
+        f"{int((lower & sure).sum())} shown to end below; the highest, {best['init']}, by {in_points(best, ' points')}"
+        f"{in_percent(best)}{p_text(best['p_holm'], ', p = ')}."
+    )
 
 
 def in_points(row: pd.Series, unit: str = "") -> str:

@@ -5,7 +5,7 @@ Reads <folder>/{cells,weights,similarities,curves,trace}.tsv and provenance.json
     table.md, table.csv, table.tex, table.txt     test scores: inits down, tasks by group across
     summary.md                                    their means: inits down, deltas across
     trace.md                                      test score and log-likelihood at each point of --trace_test
-    comparisons.tsv                               every init against Random, Average, Best_source, Manual; tasks are the units
+    comparisons.tsv                               every init against Random, Average, Best_source, TextEmb, Manual
     costs.md                                      lines, updates and seconds of each row
     modules.md                                    test score from the weights of each block or layer, and their spread
     own_group.md, own_group.png                   weight on the sources of the target's own group

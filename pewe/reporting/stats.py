@@ -132,11 +132,14 @@ def effective(weights: pd.DataFrame) -> pd.DataFrame:
 def own_group(weights: pd.DataFrame) -> pd.DataFrame:
     """Weight on the sources of the target's own group and their share of the sources (chance), averaged over the targets.
 
-    One row per delta, init and seed. Targets that are alone in their group are left out.
+    One row per delta, init and seed. Targets that are alone in their group are left out. Weights that may be negative, or have
+    another sum than 1, count by their share of all absolute values; where all are 0, no source has any.
     """
     others = weights[weights["target"] != weights["source"]]
     own = others["source"].map(GROUP_OF) == others["target"].map(GROUP_OF)
-    marked = others.assign(own_group=others["weight"].where(own, 0.0), chance=own)
+    sizes = others["weight"].abs()
+    sums = sizes.groupby([others[key] for key in ("delta", "init", "seed", "target")]).transform("sum")
+    marked = others.assign(own_group=(sizes / sums.where(sums > 0, 1.0)).where(own, 0.0), chance=own)
     targets = marked.groupby(["delta", "init", "seed", "target"], sort=False).agg(
         {"own_group": "sum", "chance": "mean"}
     )

@@ -28,7 +28,7 @@ class Rows(tuple[str, ...]):
 
 INITS = Rows(("Random", *ENSEMBLES, *(init for kind in KINDS.values() for init in kind.inits)))
 BASELINES = ("Random", "Average")
-REFERENCES = (*BASELINES, "Best_source", "Manual")  # what all other rows are contrasted with
+REFERENCES = (*BASELINES, "Best_source", "TextEmb", "Manual")  # what all other rows are contrasted with
 INIT, TUNING = "init", "tuning"  # parts of a row's cost: what its init is made from, and its own tuning
 COLUMNS = {  # of the tables: names and numbers
     "cells": (["delta", "init", "task", "prefix"], ["seed", "dev", "test", "seconds"]),
