@@ -25,7 +25,7 @@ from pewe.errors import UserError
 from pewe.fusion import cells as fusion_cells
 from pewe.fusion import experiment, tables, zoo
 from pewe.fusion.cells import Cell, Config
-from pewe.fusion.domains import Domain, collate, decide, read_domains, score
+from pewe.fusion.domains import Domain, check_renamed, collate, decide, read_domains, score
 from pewe.fusion.voting import label_f1
 from pewe.fusion.zoo import Zoo
 
@@ -320,6 +320,11 @@ def test_errors_name_what_is_wrong(config, tmp_path, data):
         ({"kind": "sentence"}, "--kind cannot be 'sentence'"),
         ({"model": str(tmp_path)}, "is no model folder"),
         ({"rename": ["glad"]}, "--rename needs OLD=NEW, not 'glad'"),
+        ({"rename": ["sad=glad", "mad=sad"]}, "--rename mad=sad: no domain has 'mad'; there are angry, glad, sad$"),
+        (
+            {"rename": ["B-PER=LOC"], "kind": "tokens", "domains": ["n1", "n2"], "held_out": []},
+            "--rename B-PER=LOC: no domain has 'B-PER'; there are LOC, PER$",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             experiment.run(replace(config, **changes))
@@ -327,6 +332,14 @@ def test_errors_name_what_is_wrong(config, tmp_path, data):
     (tmp_path / "n" / "n_train.txt").write_text("we\tO\nsaw B-PER\n")
     with pytest.raises(UserError, match=r"n_train\.txt, line 2: expected word TAB tag"):
         experiment.run(replace(config, kind="tokens", domains=["n", "n1"], held_out=[], data_dir=str(tmp_path)))
+
+
+def test_a_label_of_a_domain_that_is_not_read_may_be_renamed(data):
+    """The renamings of a file of flags are for all its domains, of which one call may name some."""
+    check_renamed(data, {"angry": "sad"}, [[(["we"], ["glad"])]], "single")
+    check_renamed(data, {"PER": "LOC"}, [[(["we"], ["O"])]], "tokens")
+    with pytest.raises(UserError, match="no domain has 'O'; there are LOC"):
+        check_renamed(data, {"O": "LOC"}, [[(["Ulm"], ["B-LOC"])]], "tokens")
 
 
 def test_flags_of_a_toml_file(tmp_path):

@@ -14,9 +14,10 @@ NAME#0 and NAME#1 are two unlike parts of the training data of one domain (the n
 80 % of the sentences with one label, drawn at random, and 20 % of the others, part 1 the rest. Both are tested on all of it.
 """
 
+import contextlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -72,10 +73,11 @@ def read_domains(
     """
     if kind not in SUFFIX:
         raise UserError(f"--kind {suggest(kind, SUFFIX)}")
-    texts = {
-        name: {split: _read(folder, name, split, kind, renamed)[: limit or None] for split, limit in limits.items()}
-        for name in names
-    }
+    read = {(name, split): _read(folder, name, split, kind) for name in names for split in limits}
+    check_renamed(folder, renamed, read.values(), kind)
+    texts: dict[str, dict[str, Texts]] = {name: {} for name in names}
+    for (name, split), own in read.items():
+        texts[name][split] = _part(own, name, split, kind, renamed)[: limits[split] or None]
     labels = sorted({label for own in texts.values() for _, found in own["train"] for label in found})
     numbers = {label: number for number, label in enumerate(labels)}
     encode = dict.fromkeys(limits, {"single": _single_rows, "multi": _multi_rows, "tokens": _token_rows}.get(kind))
@@ -91,8 +93,44 @@ def read_domains(
     return domains, labels
 
 
-def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
+def check_renamed(folder: Path, renamed: Mapping[str, str], read: Iterable[Texts], kind: str) -> None:
+    """Raises UserError for a label, or an entity type, to rename that no domain has: none of those read, nor another here.
+
+    A file of flags may be meant for more domains than those that one call names.
+    """
+    there = {name for texts in read for name in _names(texts, kind)}
+    others = set() if renamed.keys() <= there else set(_names_of_others(folder, kind))
+    for old, new in renamed.items():
+        if old not in there | others:
+            raise UserError(f"--rename {old}={new}: no domain has {old!r}; there are {', '.join(sorted(there))}")
+
+
+def _names(texts: Texts, kind: str) -> Iterator[str]:
+    """What a renaming may name: the labels, or the entity types."""
+    for _, labels in texts:
+        yield from (label[2:] for label in labels if label != "O") if kind == "tokens" else labels
+
+
+def _names_of_others(folder: Path, kind: str) -> Iterator[str]:
+    """Those of all domains of a folder, as far as they can be read."""
+    for name in sorted({path.parent.name for path in visible(folder.glob(f"*/*_train.{SUFFIX[kind]}"))}):
+        with contextlib.suppress(UserError):
+            yield from _names(_read(folder, name, "train", kind), kind)
+
+
+def _part(texts: Texts, name: str, split: str, kind: str, renamed: Mapping[str, str]) -> Texts:
+    """A domain's sentences with their new labels; of one of its parts, those of the part."""
+    if kind == "tokens":
+        texts = [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in texts]
+    else:
+        texts = [(words, [renamed.get(label, label) for label in labels]) for words, labels in texts]
     name, _, part = name.partition("#")
+    return unlike_part(texts, name, part) if part and split == "train" else texts
+
+
+def _read(folder: Path, name: str, split: str, kind: str) -> Texts:
+    """The sentences of a domain as they are."""
+    name, _, _ = name.partition("#")
     path = folder / name / f"{name}_{split}.{SUFFIX[kind]}"
     if not path.is_file() and (folder / name / f"{name}_full_train.tsv").is_file():
         path = split_path(folder, name, find_prefixes(folder, name)[0], split, full_train=True)
@@ -101,15 +139,14 @@ def _read(folder: Path, name: str, split: str, kind: str, renamed: Mapping[str, 
         hint = f" Domains in {folder}: {', '.join(present) or 'none'}"
         raise UserError(f"domain {name!r}: there is no file {path}.{hint}")
     if kind == "tokens":
-        texts = [(words, [tag[:2] + renamed.get(tag[2:], tag[2:]) for tag in tags]) for words, tags in read_tags(path)]
-    else:
-        texts = [([e.input], [renamed.get(label, label) for label in e.outputs]) for e in read_examples(path)]
+        return read_tags(path)
+    texts = [([example.input], list(example.outputs)) for example in read_examples(path)]
     for number, (_, found) in enumerate(texts, start=1):
         if kind == "single" and len(found) > 1:
             raise UserError(
                 f"{path}, line {number}: {len(found)} labels; --kind single has one per text, multi several"
             )
-    return unlike_part(texts, name, part) if part and split == "train" else texts
+    return texts
 
 
 def unlike_part(texts: Texts, name: str, part: str) -> Texts:
