@@ -20,6 +20,7 @@ from pewe.files import PARTS, hold, patient
 from pewe.grid import cluster
 from pewe.grid import run as reproduce
 from pewe.grid.config import Config
+from pewe.grid.progress import Place
 from pewe.grid.schedule import Outcome, Schedule, Unit
 from pewe.grid.simulate import in_time
 from pewe.grid.split import part_of
@@ -217,15 +218,105 @@ def test_the_time_on_devices_by_hand():
     assert seconds == 2 + 5 and path == [one, two]
 
 
-def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
-    def init(*address, **flags):
-        raise Exception("The current node timed out.\nMore.")
+def test_nothing_of_a_grid_begins_before_its_sources_have_ended():
+    """They tell what is left out: in_time is the time that the schedule takes, though a step from Random needs no source."""
+    sources, start, other = Stub("sources"), Stub("from_Random"), Stub("other_sources")
+    steps, took = [sources, start, other], {Path("sources"): (1, 10.0), Path("from_Random"): (1, 3.0)}
+    took[Path("other_sources")] = (1, 5.0)
+    first = {Path("sources"): sources, Path("from_Random"): sources, Path("other_sources"): other}
+    assert in_time(steps, took, 3, first) == (13, [sources, start]) and in_time(steps, took, 1, first)[0] == 18
+    assert in_time(steps, took, 2, first)[0] == 13  # a device that is free takes the other sources, not from_Random
+    assert in_time([start], took, 3, first) == (3, [start])  # sources that are done are not waited for
 
-    monkeypatch.setattr(cluster, "load_ray", lambda: SimpleNamespace(init=init, shutdown=None))
-    for address, said in (("", "Ray did not start on this machine"), ("a:1", "--ray_address a:1: Ray is not reached")):
-        with pytest.raises(UserError) as error, cluster.connected("2", address, on_gpu=False):
-            pass
-        assert str(error.value) == f"{said}: The current node timed out."
+
+TIMED_OUT = "The current node timed out during startup.\nMore."
+
+
+@pytest.mark.parametrize(
+    ("address", "cause", "tries", "said"),
+    [
+        ("", TIMED_OUT, 3, "Ray did not start on this machine in 3 tries; other work keeps it busy: {line}"),
+        ("", "No space left.", 1, "Ray did not start on this machine: {line}"),
+        ("a:1", TIMED_OUT, 1, "--ray_address a:1: Ray is not reached: {line}"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line(address, cause, tries, said, monkeypatch):
+    began = []
+
+    def init(*address, **flags):
+        began.append(address)
+        raise Exception(cause)
+
+    monkeypatch.setattr(cluster, "load_ray", lambda: SimpleNamespace(init=init, shutdown=lambda: None))
+    with pytest.raises(UserError) as error, cluster.connected("2", address, on_gpu=False):
+        pass
+    assert str(error.value) == said.format(line=cause.splitlines()[0]) and len(began) == tries
+
+
+def test_a_ray_that_is_late_starts_in_the_end(monkeypatch, caplog):
+    began, ended = [], []
+
+    def init(*address, **flags):
+        began.append(len(ended))
+        if len(began) < 3:
+            raise Exception(TIMED_OUT)
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: ended.append(1), cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setattr(cluster, "load_ray", lambda: ray)
+    with cluster.connected("2", "", on_gpu=False) as (_, needs):
+        assert needs == {"num_cpus": 1, "num_gpus": 0, "slots": 2}
+    assert began == [0, 1, 2] and "timed out during startup. Trying again (2 of 3)" in caplog.text
+
+
+class Ray:
+    """Of Ray what a team asks for; what `ends` maps an answer to comes, or (an error) is raised."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self, ends: dict):
+        self.ends, self.killed, self.hired = ends, [], 0
+
+    def wait(self, answers, **_):
+        return [answer for answer in answers if answer in self.ends], []
+
+    def get(self, answer):
+        if isinstance(self.ends[answer], Exception):
+            raise self.ends[answer]
+        return self.ends[answer]
+
+    def kill(self, worker):
+        self.killed.append(worker)
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def remote(self, kind):
+        def hire(*_):
+            self.hired += 1
+            return SimpleNamespace(about=SimpleNamespace(remote=lambda: f"about {self.hired}"))
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=hire))
+
+
+def test_a_worker_with_an_error_gives_its_device_back(tmp_path):
+    """It may live on, with a device that the next one waits for; and that one has a name of its own."""
+    unit, ray = Unit(Stub("one")), Ray({"a": RuntimeError("lost"), "about 1": ("here", "")})
+    team = cluster.Team(ray, {"num_cpus": 1, "num_gpus": 0, "slots": 2}, tmp_path)
+    team.names, team.busy = {"first": "here #1", "second": "here #2"}, {"a": ("first", unit), "b": ("second", unit)}
+    team.asked = {"first": "x"}
+    assert list(team.ended(0)) == [(unit, None, Place())]
+    assert ray.killed == ["first"] and team.names == {"second": "here #2"} and not team.asked
+    team.hire()
+    team.welcome()
+    assert ray.hired == 1 and sorted(team.names.values()) == ["here #1", "here #2"] and len(team.idle) == 1
+
+
+def test_a_worker_that_does_not_begin_gives_its_device_back(tmp_path):
+    ray = Ray({"about": RuntimeError("lost")})
+    team = cluster.Team(ray, {"num_cpus": 1, "num_gpus": 0, "slots": 2}, tmp_path)
+    team.coming = {"about": "first"}
+    team.welcome()
+    assert ray.killed == ["first"] and not team.coming and not team.idle
 
 
 SRUN = """#!/usr/bin/env bash

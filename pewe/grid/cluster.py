@@ -4,6 +4,7 @@ A worker is an actor with one device; it loads the backbone once and tokenises o
 they do not tell. A unit whose worker dies, with its node or alone, begins again on another one from its last validation.
 """
 
+import itertools
 import os
 import secrets
 import time
@@ -21,6 +22,8 @@ from pewe.grid.schedule import Outcome, Schedule, Unit
 from pewe.progress import listening
 
 TRIES = 3  # times that a unit is begun whose worker dies
+STARTS = 3  # of Ray on this machine, which gives up after half a minute
+LATE = "timed out"  # what it says then
 LOOK = 1.0  # seconds between two looks at the workers
 SEEN = ".seen_by_all"  # a file in the experiment's folder, by which a worker tells that it sees the same folder
 
@@ -86,11 +89,7 @@ def connected(devices: str, address: str, on_gpu: bool) -> Iterator[tuple[Module
     ours = {name: value for name, value in os.environ.items() if name.startswith("PEWE_")}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     about = {"runtime_env": {"env_vars": {**ours, "PYTHONPATH": path}}}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **about, **({} if address else local))
-    except Exception as error:  # of many kinds, bare ones too
-        where = f"--ray_address {address}: Ray is not reached" if address else "Ray did not start on this machine"
-        raise UserError(f"{where}: {_line(error)}") from None
+    start(ray, address, **about, **({} if address else local))
     try:
         there = ray.cluster_resources()
         cores, cards = int(there.get("CPU", 1)), int(there.get("GPU", 0)) if on_gpu else 0
@@ -99,6 +98,22 @@ def connected(devices: str, address: str, on_gpu: bool) -> Iterator[tuple[Module
         yield ray, {"num_cpus": threads, "num_gpus": 1 if cards else 0, "slots": slots}
     finally:
         ray.shutdown()
+
+
+def start(ray: ModuleType, address: str, **about) -> None:
+    """Start Ray, or reach it. Raises UserError where that fails; on a busy machine after some tries."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **about)
+            return
+        except Exception as error:  # of many kinds, bare ones too
+            where = f"--ray_address {address}: Ray is not reached" if address else "Ray did not start on this machine"
+            late = LATE in str(error) and not address
+            if attempt == STARTS or not late:
+                said = f" in {STARTS} tries; other work keeps it busy" if late else ""
+                raise UserError(f"{where}{said}: {_line(error)}") from None
+            log.warning("%s: %s Trying again (%d of %d)", where, _line(error), attempt + 1, STARTS)
+            ray.shutdown()
 
 
 def _cards() -> int:
@@ -143,11 +158,12 @@ class Team:
                 name, wrong = self.ray.get(answer)
             except self.ray.exceptions.RayError as error:
                 log.warning("a worker did not begin: %s", _line(error))
+                self._dismiss(worker)
                 continue
             if wrong:
                 raise UserError(f"{name} {wrong}")
-            numbers = [taken for taken in self.names.values() if taken.startswith(f"{name} #")]
-            self.names[worker] = f"{name} #{len(numbers) + 1}"
+            numbered = (f"{name} #{number}" for number in itertools.count(1))
+            self.names[worker] = next(one for one in numbered if one not in self.names.values())
             self.idle.append(worker)
 
     def give(self, unit: Unit) -> None:
@@ -167,8 +183,14 @@ class Team:
                 self.idle.append(worker)
             except self.ray.exceptions.RayError as error:
                 outcome, place = self._lost(unit, error), Place()
-                self.asked.pop(worker, None)
+                self._dismiss(worker)
             yield unit, outcome, place
+
+    def _dismiss(self, worker) -> None:
+        """Its device is free for another one, whether its process has died or not."""
+        self.ray.kill(worker)
+        self.names.pop(worker, None)
+        self.asked.pop(worker, None)
 
     def _lost(self, unit: Unit, error: Exception) -> Outcome | None:
         self.died[unit.name] = self.died.get(unit.name, 0) + 1

@@ -79,11 +79,13 @@ def show_devices(experiment: Experiment, todo: dict[Path, Estimate]) -> None:
     """The critical path, and the expected time on 1, 8, 64 and the devices that are asked for."""
     steps = [step for step in experiment.steps() if step.folder in todo]
     took = {step.folder: (max(1, parts_of(step)), todo[step.folder].seconds) for step in steps}
-    longest, path = in_time(steps, took, 10**9)
+    grids = [(grid, plan(grid, experiment.config.init)) for grid in experiment.todo]
+    sources = {step.folder: grid.step("sources") for grid, own in grids for step in own}
+    longest, path = in_time(steps, took, 10**9, sources)
     print(f"critical path: {hours(longest)}: {' > '.join(step.name for step in path)}")
     asked = [int(experiment.config.devices)] if experiment.config.devices.isdecimal() else []
     for devices in sorted({1, 8, 64, *asked}):
-        print(f"on {devices} device{'s' * (devices > 1)}: {hours(in_time(steps, took, devices)[0])}")
+        print(f"on {devices} device{'s' * (devices > 1)}: {hours(in_time(steps, took, devices, sources)[0])}")
 
 
 def parts_of(step: Step) -> int:

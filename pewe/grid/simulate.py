@@ -6,15 +6,23 @@ from pathlib import Path
 
 from pewe.grid.step import Step
 
+NOTHING: Mapping[Path, Step] = {}
 
-def in_time(steps: Sequence[Step], took: Mapping[Path, tuple[int, float]], devices: int) -> tuple[float, list[Step]]:
+
+def in_time(
+    steps: Sequence[Step], took: Mapping[Path, tuple[int, float]], devices: int, first: Mapping[Path, Step] = NOTHING
+) -> tuple[float, list[Step]]:
     """Seconds until all steps are done, and the chain of steps that ends last.
 
     `took`: folder -> its parts, and its seconds on one device, which the parts share equally. A step begins when those that it
-    needs have ended; a device takes the next part in the order of the steps, as the schedule does.
+    needs have ended, and the one that `first` has for it; a device takes the next part in the order of the steps. So does the
+    schedule, where nothing of a grid begins before its sources have ended.
     """
     order = {step.folder: number for number, step in enumerate(steps)}
-    needs = {step.folder: [need for need in step.needs if need.folder in order] for step in steps}
+    needs = {}
+    for step in steps:
+        before = {need.folder: need for need in (*step.needs, first.get(step.folder, step))}
+        needs[step.folder] = [need for folder, need in before.items() if folder in order and folder != step.folder]
     waiting = {folder: len(own) for folder, own in needs.items()}
     parts = {folder: took[folder][0] for folder in order}
     ready = [(order[f], f) for f, count in waiting.items() if not count for _ in range(parts[f])]
