@@ -225,4 +225,9 @@ def _encode(tokenizer, path: Path, content: str, task: str, metric: str, scored:
 
 def split_digest(encoded: Encoded) -> str:
     """A short fingerprint of a split's text, stored with every result that depends on it."""
-    return digest([(example.input, *example.outputs) for example in encoded.examples])
+    return lines_digest(encoded.examples)
+
+
+def lines_digest(examples: Sequence[Example]) -> str:
+    """The same of the lines of a file."""
+    return digest([(example.input, *example.outputs) for example in examples])

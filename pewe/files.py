@@ -180,6 +180,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 TEXTS = ("target", "source", "scope", "task", "delta", "init", "prefix", "group", "run", "point")  # columns of names
+TEXTS += ("train_lines", "test_lines")  # and of fingerprints
 _PARTS = ("target", "source", "scope", "task", "delta")  # of them, those that become a part of a path
 
 
@@ -213,7 +214,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         io.StringIO(text),
         sep="\t",
         dtype=dict.fromkeys(TEXTS, str),
-        na_values=[""],
+        na_values={name: [""] for name in TEXTS},  # an empty cell is no name; a number it is not either, see `numeric`
         keep_default_na=False,
         quoting=csv.QUOTE_NONE,
         skip_blank_lines=False,
@@ -221,10 +222,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def numeric(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
-    """A column as floats, nan among them. Raises UserError with the first line that is not a number, or infinite."""
+def numeric(table: pd.DataFrame, column: str, path: Path, defined: bool = False) -> pd.Series:
+    """A column as floats, nan among them unless they have to be `defined`.
+
+    Raises UserError with the first line that is not a number (empty, say), or infinite.
+    """
     values = pd.to_numeric(table[column], errors="coerce")
-    bad = values.isna() & (table[column].astype(str).str.lower() != "nan") | (table[column].dtype == bool)
+    named = table[column].astype(str).str.lower() == "nan"
+    bad = values.isna() & (defined | ~named) | (table[column].dtype == bool)
     if bad.any():
         line = int(bad.to_numpy().argmax())
         raise UserError(f"{path}, line {line + 2}: {column} must be a number, not {table[column].iloc[line]!r}")
@@ -264,6 +269,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def check_out(folder: Path, config) -> None:
+    """Raises UserError where the `config.json` of --out is that of another command, whose files and settings would be lost.
+
+    It is one of this command where the settings in it are those of this dataclass, or of an earlier or later version of it.
+    """
+    found, own = read_json(folder / "config.json"), {one.name for one in dataclasses.fields(config)}
+    there = set(within(found, "settings") or {})
+    if (folder / "config.json").is_file() and not (there and (there <= own or own <= there)):
+        raise UserError(
+            f"--out {folder} has the config.json of something else, which would be lost; give another folder"
+        )
 
 
 def write_config(folder: Path, config) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pewe.data import SPLITS
 from pewe.errors import UserError
 from pewe.files import numeric, read_record, read_table, within
 from pewe.identity import digest
@@ -15,10 +16,11 @@ _CONDITIONS = ("metric", "max_input_length", "max_output_length", "backbone")  #
 
 
 def read_scores(path: Path, names: Sequence[str], scores: Sequence[str]) -> pd.DataFrame:
-    """Its rows, with these columns and three more: `run`, "" where it names none, `init`, the fingerprint of the run's start,
-    and `scored_on`, one of its dev lines, backbone and lengths.
+    """Its rows, with these columns and more: `run`, "" where it names none, `init`, the fingerprint of the run's start,
+    `scored_on`, one of its dev lines, backbone and lengths, those of its lines (`check_lines`), and what these were drawn
+    from: `sample`, the prefix of the files, and `full_train`.
 
-    A table without records of runs beside it is taken as it is, both are None. Raises UserError with the line for a score that
+    A table without records of runs beside it is taken as it is, these are None. Raises UserError with the line for a score that
     is no finite number, or not that of the run's record.
     """
     table = read_table(path, [*names, *scores])
@@ -35,12 +37,35 @@ def read_scores(path: Path, names: Sequence[str], scores: Sequence[str]) -> pd.D
                 )
     inits = [within(record, "settings", "init", kind=str) for record in records]
     texts = {"init": inits, "scored_on": map(_scored_on, records)}
+    texts |= {f"{split}_lines": [lines_in(record, split) for record in records] for split in SPLITS}
+    texts["sample"] = [within(record, "settings", "prefix", kind=str) for record in records]
+    texts["full_train"] = [within(record, "settings", "full_train", kind=bool) for record in records]
     columns = {name: pd.Series(list(found), table.index, dtype=object) for name, found in texts.items()}
     return table.assign(run=runs, **columns)  # as text, None would become nan
 
 
+def lines_in(record: dict | None, split: str) -> str | None:
+    """The fingerprint of a run's lines of a split in its record; None where there is none."""
+    return within(record, "settings", "data", split, kind=str)
+
+
+def check_lines(runs: pd.DataFrame, split: str, alike: Sequence[str]) -> None:
+    """Raises UserError that names two runs of other lines of a split, though equal in the columns `alike`.
+
+    `runs` has their names in the column `name`, and the fingerprints in `<split>_lines`; one without is held against none.
+    """
+    told = runs.dropna(subset=[f"{split}_lines"])
+    for key, part in told.groupby(list(alike), sort=False):
+        first, *others = part.drop_duplicates(f"{split}_lines")["name"]
+        if others:
+            what = " ".join(part for part in key if isinstance(part, str))
+            raise UserError(
+                f"{what}: the {split} lines of {others[0]} are not those of {first}; they are not comparable"
+            )
+
+
 def _scored_on(record: dict | None) -> str | None:
-    lines, settings = within(record, "settings", "data", "dev", kind=str), within(record, "settings") or {}
+    lines, settings = lines_in(record, "dev"), within(record, "settings") or {}
     return lines and digest([lines, *(settings.get(name) for name in _CONDITIONS)])
 
 

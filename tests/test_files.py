@@ -77,15 +77,26 @@ def test_a_table_of_another_shape_is_named_with_its_line(name, tmp_path):
 def test_a_byte_order_mark_and_line_ends_of_windows_do_not_matter(rewrite, tmp_path):
     (tmp_path / "t.tsv").write_bytes(rewrite(HEAD + b"a\tb\tall\t1.5\nc\td\tall\t\n"))
     table = read_table(tmp_path / "t.tsv", ["target", "value"])
-    assert table["value"].tolist()[0] == 1.5 and table["target"].tolist() == ["a", "c"] and table["value"].isna()[1]
+    assert table["target"].tolist() == ["a", "c"]
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: value must be a number, not ''"):
+        numeric(table, "value", tmp_path / "t.tsv")
+    assert numeric(table[:1], "value", tmp_path / "t.tsv").tolist() == [1.5]
 
 
-@pytest.mark.parametrize("cell", ["abc", "1,5", "0x10", "True", "1_000", "--1", "NULL"])
+@pytest.mark.parametrize("cell", ["", " ", "abc", "1,5", "0x10", "True", "1_000", "--1", "NULL"])
 def test_what_is_no_number_is_named_with_its_line(cell, tmp_path):
     (tmp_path / "t.tsv").write_text(f"a\tvalue\nx\t1\ny\t{cell}\n")
     table = read_table(tmp_path / "t.tsv", ["value"])
     with pytest.raises(UserError, match=r"t\.tsv, line 3: value must be a number"):
         numeric(table, "value", tmp_path / "t.tsv")
+
+
+def test_not_defined_is_a_number_unless_it_has_to_be_defined(tmp_path):
+    (tmp_path / "t.tsv").write_text("a\tvalue\nx\t1\ny\tnan\nz\tNaN\n")
+    table = read_table(tmp_path / "t.tsv", ["value"])
+    assert numeric(table, "value", tmp_path / "t.tsv").isna().tolist() == [False, True, True]
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: value must be a number, not 'nan'"):
+        numeric(table, "value", tmp_path / "t.tsv", defined=True)
 
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e400"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pewe.data import lines_digest, read_examples
 from pewe.errors import UserError
 from pewe.reporting import gate
 
@@ -53,6 +54,26 @@ def test_a_source_must_beat_both(data, tmp_path, capsys):
     assert "1 of 2 sources pass" in capsys.readouterr().out
     better = cells(liar={"Random": (0.5, 0.7), "Full data": (0.59, 0.6)})
     assert gate.gate(better, data)["passes"].tolist() == [False]  # below the few-shot runs
+
+
+def test_data_of_other_lines_than_the_runs_had_is_refused(data):
+    """The constant answer would be that of another task."""
+    table = cells(boolq={"Random": (0.6, 0.8), "Full data": (0.8, 0.7)})
+    lines = {
+        name: lines_digest(read_examples(data / f"boolq/boolq_{name}.tsv")) for name in ("full_train", "64_1_test")
+    }
+    sources = table["init"] == "Full data"
+    told = table.assign(
+        test_lines=lines["64_1_test"], train_lines=sources.map({True: lines["full_train"], False: "few"})
+    )
+    assert gate.gate(told, data).equals(gate.gate(table, data))
+    for name, split in (("full_train", "train"), ("64_1_test", "test")):
+        path = data / f"boolq/boolq_{name}.tsv"
+        text = path.read_text()
+        path.write_text(text.replace("q0\tyes", "q0\tno"))
+        with pytest.raises(UserError, match=rf"boolq_{name}\.tsv does not have the {split} lines of the runs"):
+            gate.gate(told, data)
+        path.write_text(text)
 
 
 def test_what_is_missing_is_named(data):

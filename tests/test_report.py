@@ -3,21 +3,26 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
 from pewe.cli import main
 from pewe.errors import UserError
-from pewe.files import write_table
+from pewe.files import write_config, write_record, write_table
 from pewe.reporting import page as report
 from pewe.reporting import pictures as drawn_by
 from pewe.reporting import plots, stored, tables
 from pewe.reporting.compared import p_text
 from pewe.reporting.tables import best_by_dev, escaped, markdown
+from pewe.tuning import gates
+from pewe.tuning.config import TuneConfig
 
 STORED = ROOT / "results" / "reference" / "flan_t5_small"
+TEST = pd.read_csv(STORED / "cells.tsv", sep="\t", dtype=str)["test"][0]  # in line 2
 
 
 @pytest.fixture
@@ -26,10 +31,10 @@ def folder(tmp_path):
     return shutil.copytree(STORED, tmp_path / "experiment")
 
 
-def edit(path, old: str, new: str) -> None:
+def edit(path, old: str, new: str, times: int = -1) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    path.write_text(text.replace(old, new, times), encoding="utf-8")
 
 
 BAD = {
@@ -56,6 +61,18 @@ BAD = {
     "delta above": (
         lambda f: edit(f / "cells.tsv", "adapter\t", "../../../x\t"),
         r"delta must be a plain name without slashes",
+    ),
+    "empty score": (
+        lambda f: edit(f / "cells.tsv", f"\t{TEST}\t", "\t\t", 1),
+        r"cells\.tsv, line 2: test must be a number, not ''",
+    ),
+    "score that is not defined": (
+        lambda f: edit(f / "cells.tsv", f"\t{TEST}\t", "\tnan\t", 1),
+        r"cells\.tsv, line 2: test must be a number, not 'nan'",
+    ),
+    "empty weight": (
+        lambda f: (f / "weights.tsv").write_text((f / "weights.tsv").read_text().rstrip().rpartition("\t")[0] + "\t\n"),
+        r"weights\.tsv, line \d+: weight must be a number, not ''",
     ),
     "short row": (
         lambda f: (f / "curves.tsv").open("a").write("adapter\n"),
@@ -183,6 +200,107 @@ def test_the_page_is_sound_html_and_says_no_nan(folder):
     body = text[text.index("<body>") : text.index("<script>")]
     assert ">nan<" not in body and "e-0" not in body.split("<h2>Provenance")[0].replace("data:image", "")
     assert body.index("<img") < body.index("<h2>")  # the first picture stands above all tables
+
+
+def test_cells_of_other_lines_are_not_compared(folder):
+    cells = pd.read_csv(folder / "cells.tsv", sep="\t")
+    for split in ("test", "train"):
+        lines = np.where(cells["init"] == "Loss", "0b", "0a")  # as other than those of Random
+        write_table(folder / "cells.tsv", cells.assign(**{f"{split}_lines": lines}))
+        with pytest.raises(
+            UserError, match=rf"the {split} lines of adapter Loss 42 \S+ are not those of adapter Random 42"
+        ):
+            report.write(folder)
+    lines = np.where(cells["init"] == stored.SOURCES, "0b", "0a")  # these learn from all lines
+    write_table(folder / "cells.tsv", cells.assign(train_lines=lines))
+    stored.read_stored(folder)
+
+
+def test_seeds_are_counted_that_have_all_tasks():
+    rows = [("adapter", "Loss", seed, task, "p", 0.5, 0.1 * seed) for seed in (1, 2, 3) for task in ("boolq", "liar")]
+    cells = pd.DataFrame(rows[:-1], columns=["delta", "init", "seed", "task", "prefix", "dev", "test"])
+    means, spread = stored.score_table(cells, "adapter")
+    assert spread["Loss"] == "0.071 (2)" and means["mean"]["Loss"] == pytest.approx(0.15)
+    assert drawn_by.score_deviations(cells, "adapter")["Loss"] == pytest.approx(0.0707, abs=1e-4)
+
+
+def tuned(folder, test: dict[str, float], lines: str = "0a", prefix: str = "p", full: bool = False, split="test"):
+    """A folder of finished runs with these test scores; those of boolq had these lines."""
+    rows = []
+    for task, score in test.items():
+        run, data = f"{task}/{prefix}/lr", dict.fromkeys(("train", "dev", "test"), "0c")
+        settings = {"data": {**data, split: lines} if task == "boolq" else data, "prefix": prefix, "full_train": full}
+        write_record(folder / run / "run.json", {"settings": settings, "result": {"dev": 0.5, "test": score}})
+        rows.append((task, prefix, 0.5, score, run))
+    write_table(folder / "result.tsv", pd.DataFrame(rows, columns=["task", "prefix", "dev", "test", "run"]))
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_runs_of_other_lines_have_no_table(split, tmp_path):
+    scores = {"liar": 0.25, "boolq": 0.5}
+    rows = {name: tuned(tmp_path / name, scores, lines, split=split) for name, lines in (("A", "0a"), ("B", "0b"))}
+    wrong = (
+        rf"^boolq.*: the {split} lines of B \({tmp_path}/B/boolq/p/lr\) are not those of A \({tmp_path}/A/boolq/p/lr\)"
+    )
+    with pytest.raises(UserError, match=wrong):
+        tables.init_table(rows)
+    tuned(tmp_path / "B", scores, "0a", split=split)
+    assert tables.init_table(rows)["mean"].tolist() == [0.375, 0.375]
+
+
+def test_sources_learn_from_all_lines_and_another_sample_has_other_ones(tmp_path):
+    few, full = (
+        tuned(tmp_path / "few", {"boolq": 0.5}),
+        tuned(tmp_path / "full", {"boolq": 0.75}, "0b", full=True, split="train"),
+    )
+    tuned(tmp_path / "few", {"boolq": 0.5}, "0c", split="test")
+    assert tables.init_table({"few": few, "full": full})["boolq"].to_dict() == {"few": 0.5, "full": 0.75}
+    for split in ("train", "dev"):
+        other = tuned(tmp_path / split, {"boolq": 0.25}, "0d", prefix="q", split=split)
+        assert tables.init_table({"few": few, "other": other})["boolq"].to_dict() == {"few": 0.5, "other": 0.25}
+    other = tuned(tmp_path / "test", {"boolq": 0.25}, "0d", prefix="q")
+    with pytest.raises(UserError, match=r"^boolq: the test lines of other"):
+        tables.init_table({"few": few, "other": other})
+
+
+def test_a_table_without_records_is_taken_as_it_is(tmp_path):
+    for name, score in (("A", 0.5), ("B", 0.25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.tsv").write_text(f"task\tdev\ttest\nboolq\t0.1\t{score}\nliar\t0.1\t{score}\n")
+    frame = tables.init_table({"B": tmp_path / "B", "A": tmp_path / "A"})
+    assert frame.index.tolist() == ["B", "A"] and frame.columns.tolist() == ["boolq", "liar", "mean"]
+    (tmp_path / "B/result.tsv").write_text("task\tdev\ttest\nboolq\t0.1\t0.25\nliar\t0.1\t\n")
+    with pytest.raises(UserError, match=r"B/result\.tsv, line 3: test must be a number, not ''"):
+        tables.init_table({"A": tmp_path / "A", "B": tmp_path / "B"})
+
+
+def test_the_settings_of_another_command_are_not_replaced(tmp_path):
+    runs = tuned(tmp_path / "runs", {"boolq": 0.5})
+    write_config(runs, TuneConfig())
+    before = (runs / "config.json").read_bytes()
+    for out in (runs, tmp_path / "fresh"):
+        config = tables.TableConfig(rows=[f"A={runs}"], out=str(out))
+        if out == runs:
+            with pytest.raises(UserError, match=r"--out .*runs has the config\.json of something else"):
+                tables.run(config)
+            continue
+        tables.run(config)
+        tables.run(replace(config, value="dev"))  # its own may be
+    assert (runs / "config.json").read_bytes() == before and not (runs / "table.tsv").exists()
+    with pytest.raises(UserError, match=r"--out .*runs has the config\.json of something else"):
+        gates.run(gates.GatesConfig(out=str(runs)))
+    with pytest.raises(UserError, match=r"--out .*lr is the folder of a run, whose gates\.tsv would be lost"):
+        gates.run(gates.GatesConfig(out=str(runs / "boolq/p/lr")))
+
+
+def test_no_table_of_before_stays_beside_the_report(folder, monkeypatch):
+    monkeypatch.setattr(report, "pictures", lambda *_: [])
+    for name in ("costs.md", "trace.md", "modules.md"):
+        (folder / name).write_text("of before")
+    (folder / "weights.tsv").unlink()
+    report.write(folder)
+    assert not {"costs.md", "trace.md", "modules.md", "own_group.md"} & {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(

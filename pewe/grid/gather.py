@@ -15,6 +15,7 @@ from pewe.grid.work import costs_of
 from pewe.merging.save import WEIGHTS
 from pewe.own_tasks import write_declared
 from pewe.reporting.stats import OUTCOMES
+from pewe.scores import RECORD, lines_in
 from pewe.similarity.table import COLUMNS as SIMILARITY_COLUMNS
 from pewe.similarity.table import RESULT
 from pewe.tuning.gates import gates_of, mean_gates
@@ -53,7 +54,7 @@ def results_of(grid: Grid) -> Iterator[tuple[str, pd.DataFrame]]:
             if step.stamp()["files"]:  # else they are sources of one's own
                 yield "costs", costs_of(step)
             if step.row in KINDS[grid.delta].inits:
-                gates = gates_of([path.parent for path in files_of(step, "run.json")])
+                gates = gates_of([path.parent for path in files_of(step, RECORD)])
                 yield "weights", mean_gates(gates).assign(init=step.row)
     for init in [init for init in grid.rows() if init in ENSEMBLES]:
         if not (step := grid.step("weights", init)).missing():
@@ -73,22 +74,22 @@ def files_of(step: Step, name: str) -> list[Path]:
 
 def cells_of(step: Step, root: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     """The results of a step, one row per run that is its own, and their learning curves, one row per validation."""
-    own = {str(path.parent.relative_to(root)) for path in files_of(step, "run.json")}
+    own = {str(path.parent.relative_to(root)) for path in files_of(step, RECORD)}
     for path in files_of(step, RESULT):
         init = "/".join((step.row, *path.parent.relative_to(step.folder).parts))
         table = read_table(path, COLUMNS)[COLUMNS].assign(init=init)
         table["group"] = table["task"].map(GROUP_OF)
         table["run"] = [str((path.parent / run).relative_to(root)) for run in table["run"]]
         table = table[table["run"].isin(own)]
+        records = {run: read_json(root / run / RECORD) for run in table["run"]}
+        for split in ("train", "test"):
+            table = table.assign(**{f"{split}_lines": [lines_in(records[run], split) for run in table["run"]]})
         yield "cells", table
-        results = {
-            row.run: within(read_json(root / row.run / "run.json"), "result") or {} for row in table.itertuples()
-        }
         for name, part in (("curves", "history"), ("trace", "trace")):
             points = [
                 {"init": init, "task": row.task, "prefix": row.prefix, **point, "dev": point.get("dev", row.dev)}
                 for row in table.itertuples()
-                for point in results[row.run].get(part, [])
+                for point in within(records[row.run], "result", part, kind=list) or []
             ]
             if points:
                 yield name, pd.DataFrame(points)[["init", "task", *POINTS[name]]]

@@ -14,7 +14,7 @@ from pewe.command import main
 import pandas as pd
 
 from pewe import metrics
-from pewe.data import find_prefixes, read_examples, split_path
+from pewe.data import find_prefixes, lines_digest, read_examples, split_path
 from pewe.errors import UserError
 from pewe.files import write_table, write_text
 from pewe.flags import flag
@@ -45,6 +45,21 @@ def constant_answer(task_dir: Path, task: str, prefix: str) -> tuple[str, float]
     return answer, value
 
 
+def check_data(cells: pd.DataFrame, task_dir: Path, task: str, prefix: str) -> None:
+    """Raises UserError for a file with other lines than the runs had: the test lines, and of the sources the training lines.
+
+    Cells that do not say so, as those of earlier versions, are taken as they are.
+    """
+    own = cells[(cells["task"] == task) & (cells["prefix"] == prefix)]
+    for split, runs in (("train", own[own["init"] == SOURCES]), ("test", own)):
+        path = split_path(task_dir, task, prefix, split, full_train=True)
+        told = set(runs.get(f"{split}_lines", pd.Series(dtype=str)).dropna())
+        if told and lines_digest(read_examples(path)) not in told:
+            raise UserError(
+                f"{path} does not have the {split} lines of the runs that the cells are of; name their data"
+            )
+
+
 def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
     """A row per delta and task: scores of the constant answer, of few-shot runs and of the sources, and whether these are best.
 
@@ -59,6 +74,8 @@ def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
         known = find_prefixes(task_dir, task)
         if unknown := [prefix for prefix in prefixes if prefix not in known]:
             raise UserError(f"{task_dir / task} has no {unknown[0]}_train.tsv, which the cells are of")
+        for prefix in prefixes:
+            check_data(cells, task_dir, task, prefix)
         found = [constant_answer(task_dir, task, prefix) for prefix in prefixes]
         constant = sum(value for _, value in found) / len(found)
         rows.append(

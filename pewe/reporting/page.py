@@ -115,12 +115,15 @@ def write(folder: Path) -> None:
     tables(stored)
     compared, modules, costs = comparisons(stored), module_table(stored), cost_table(stored)
     write_table(folder / "comparisons.tsv", compared)
-    if len(stored.trace):
-        write_text(folder / "trace.md", trace_table(stored))
-    if len(costs):
-        write_text(folder / "costs.md", markdown(costs, "init") + f"\n{COSTS}\n")
-    if len(modules):
-        write_text(folder / "modules.md", markdown(modules.set_index("delta").round(3), "delta"))
+    found = {
+        "trace.md": trace_table(stored) if len(stored.trace) else "",
+        "costs.md": f"{markdown(costs, 'init')}\n{COSTS}\n" if len(costs) else "",
+        "modules.md": markdown(modules.set_index("delta").round(3), "delta") if len(modules) else "",
+    }
+    for name in ("own_group.md", *found):
+        (folder / name).unlink(missing_ok=True)  # of other rows
+        if found.get(name):
+            write_text(folder / name, found[name])
     main_table = {delta: score_table(plain_rows(stored.cells), delta) for delta in stored.cells["delta"].unique()}
     shown = list(pictures(stored, folder / "pictures"))
     import jinja2

@@ -9,7 +9,7 @@ import pandas as pd
 from pewe.files import write_text
 from pewe.reporting import stats
 from pewe.reporting.plots import grouped_bars, heat_map, lines, score_bars
-from pewe.reporting.stored import BASELINES, SOURCES, Stored, deviation_text, plain_rows, score_table
+from pewe.reporting.stored import BASELINES, SOURCES, Stored, deviation_text, plain_rows, score_table, seed_scores
 from pewe.reporting.tables import markdown
 
 SCORES, CURVES, WEIGHTS, SIMILARITIES = "Mean scores", "Learning curves", "Weights", "Similarities"
@@ -57,9 +57,7 @@ def scores(stored: Stored, delta: str, folder: Path) -> Picture:
 
 def score_deviations(cells: pd.DataFrame, delta: str) -> pd.Series:
     """Sample deviation over seeds of the mean score over tasks, by init; nan of one seed."""
-    scored = stats.scores(cells[cells["delta"] == delta])
-    by_seed = scored.groupby(["init", "seed"], sort=False)["test"].mean().groupby(level="init", sort=False)
-    return by_seed.std(ddof=1)
+    return seed_scores(cells, delta)["mean"].groupby(level="init", sort=False).std(ddof=1)
 
 
 def leaders(stored: Stored, delta: str) -> list[str]:

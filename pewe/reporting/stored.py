@@ -13,6 +13,7 @@ from pewe.flags import suggest
 from pewe.own_tasks import declare
 from pewe.reporting import stats
 from pewe.reporting.stats import OUTCOMES
+from pewe.scores import check_lines
 from task_list import METRICS
 from unit_model import ENSEMBLES, listed
 
@@ -60,7 +61,20 @@ def read_stored(folder: Path) -> Stored:
         raise UserError(f"there is no {folder / 'cells.tsv'}; make it with scripts/reproduce.sh")
     declare(folder)
     tables = {name: _in_order(folder / f"{name}.tsv", *columns) for name, columns in COLUMNS.items()}
+    check_same_lines(tables["cells"])
     return Stored(folder, about=read_json(folder / "provenance.json") or {}, **tables)
+
+
+def check_same_lines(cells: pd.DataFrame) -> None:
+    """Raises UserError that names two cells of a task and prefix that were tested, or tuned, on other lines.
+
+    Cells that do not say so, as those of earlier versions, are held against none.
+    """
+    names = cells[["delta", "init", "seed", "task"]].astype(str).agg(" ".join, axis=1)
+    runs = cells.assign(name=names, of_sources=cells["init"] == SOURCES)
+    for split, alike in (("test", ["task", "prefix"]), ("train", ["task", "prefix", "delta", "of_sources"])):
+        if f"{split}_lines" in runs:
+            check_lines(runs, split, alike)
 
 
 def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
@@ -73,7 +87,7 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
     table, order = read_table(path, [*names, *numbers]), Rows((*INITS, SOURCES))
     if table.empty:
         raise UserError(f"{path} has no rows")
-    checked = {column: numeric(table, column, path) for column in numbers}
+    checked = {column: numeric(table, column, path, defined=column != "dev") for column in numbers}
     table = table.assign(**{column: values for column, values in checked.items() if column != "seed"})
     known = {"init": order, **dict.fromkeys(("task", "target"), METRICS)}  # a source need not be a task
     for column in known.keys() & set(table):
@@ -83,17 +97,23 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
     return table.sort_values("init", key=lambda names: names.map(listed).map(order.index), kind="stable")
 
 
-def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)".
-
-    The deviation is that of a sample (divisor n - 1); one seed has none.
-    """
+def seed_scores(cells: pd.DataFrame, delta: str) -> pd.DataFrame:
+    """Test scores, inits and seeds down, their mean and the tasks by group across; a seed without some task has no mean."""
     scored = stats.scores(cells[cells["delta"] == delta])
     tasks = [task for task in METRICS if task in set(scored["task"])]
     frame = scored.pivot_table(index=["init", "seed"], columns="task", values="test", sort=False)[tasks]
     frame.insert(0, "mean", frame.mean(axis=1, skipna=False))
+    return frame
+
+
+def score_table(cells: pd.DataFrame, delta: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Mean over seeds of the test score, inits down, the mean and the tasks by group across; and by init "deviation (seeds)".
+
+    The deviation is that of a sample (divisor n - 1); one seed has none. It counts the seeds that have all tasks.
+    """
+    frame = seed_scores(cells, delta)
     groups, inits = frame.groupby(level="init"), cells["init"].unique()
-    spread = groups["mean"].agg(lambda scores: f"{deviation_text(scores.std(ddof=1))} ({len(scores)})")
+    spread = groups["mean"].agg(lambda scores: f"{deviation_text(scores.std(ddof=1))} ({scores.count()})")
     return groups.mean().reindex(inits).dropna(how="all"), spread.reindex(inits)
 
 

@@ -14,9 +14,9 @@ from pewe.command import main
 import pandas as pd
 
 from pewe.errors import UserError
-from pewe.files import write_config, write_table, write_text
+from pewe.files import check_out, write_config, write_table, write_text
 from pewe.flags import flag
-from pewe.scores import read_scores
+from pewe.scores import check_lines, read_scores
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class TableConfig:
 def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
     """Inits down, tasks across, the mean of the tasks last. A task with several runs shows its best by dev score.
 
-    Raises UserError where a result is missing or the rows do not have the same tasks.
+    Raises UserError where a result is missing, the rows do not have the same tasks, or the runs not the same lines.
     """
-    columns = {}
-    for name, folder in rows.items():
-        path = folder / "result.tsv"
-        best = best_by_dev(read_scores(path, ["task"], list(dict.fromkeys(["dev", value]))), ["task"])
-        columns[name] = best.set_index("task")[value]
-    frame = pd.DataFrame(columns)
+    runs = pd.concat([_runs(name, folder, value) for name, folder in rows.items()], ignore_index=True)
+    shown = best_by_dev(runs, ["row", "task"])
+    check_lines(runs, "dev", ["task", "sample"])
+    check_lines(runs, "train", ["task", "sample", "full_train"])
+    if value == "test":
+        check_lines(shown, value, ["task"])  # of any prefix: they stand side by side
+    frame = shown.pivot(index="task", columns="row", values=value).rename_axis(columns=None)
+    frame = frame.loc[shown["task"].unique(), list(rows)]
     incomplete = frame.isna().any(axis=1)
     if incomplete.any():
         task = frame.index[incomplete][0]
@@ -47,6 +49,13 @@ def init_table(rows: dict[str, Path], value: str = "test") -> pd.DataFrame:
     transposed = frame.T
     transposed["mean"] = transposed.mean(axis=1)
     return transposed
+
+
+def _runs(name: str, folder: Path, value: str) -> pd.DataFrame:
+    """The runs of a row."""
+    path = folder / "result.tsv"
+    table = read_scores(path, ["task"], list(dict.fromkeys(["dev", value])))
+    return table.assign(row=name, name=[f"{name} ({folder / run})" for run in table["run"]])
 
 
 def best_by_dev(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -86,8 +95,9 @@ def run(config: TableConfig) -> None:
     rows = {name: Path(folder) for name, folder in (row.split("=", 1) for row in config.rows)}
     if len(rows) < len(config.rows):
         raise UserError("--rows gives two rows the same name")
-    frame = init_table(rows, config.value)
     out = Path(config.out)
+    check_out(out, config)
+    frame = init_table(rows, config.value)
     write_table(out / "table.tsv", frame.rename_axis("init").reset_index())
     write_text(
         out / "table.md", (f"{config.title}\n\n" if config.title else "") + markdown(best_in_bold(frame), "init")

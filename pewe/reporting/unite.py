@@ -12,12 +12,13 @@ from pewe.command import main
 
 import pandas as pd
 
+from pewe.cli import log
 from pewe.errors import UserError
 from pewe.files import write_json, write_table
 from pewe.flags import flag
 from pewe.own_tasks import write_declared
 from pewe.reporting import page
-from pewe.reporting.stored import COLUMNS, read_stored
+from pewe.reporting.stored import COLUMNS, check_same_lines, read_stored
 
 KEYS = ["delta", "init", "seed"]
 OWN = ("delta", "init", "seeds", "devices", "ray_address", "part", "wait", "collect_from", "dry_run", "name", "device")
@@ -40,15 +41,22 @@ def run(config: Config) -> None:
         raise UserError(f"--out {out} is one of --folders; give another place")
     stored = {folder: read_stored(folder) for folder in folders}
     abouts = {str(folder): one.about for folder, one in stored.items()}
-    check_alike(abouts)
+    settings, tables = alike(abouts), {}
     for name in COLUMNS:
         if parts := {folder: table for folder, one in stored.items() if len(table := getattr(one, name))}:
             check_apart(parts, name)
-            table = pd.concat(parts.values(), ignore_index=True)
-            write_table(out / f"{name}.tsv", table.sort_values(KEYS, kind="stable"))
+            tables[name] = pd.concat(parts.values(), ignore_index=True).sort_values(KEYS, kind="stable")
+            if lacking := [str(folder) for folder in folders if folder not in parts]:
+                log.warning("%s is of the other folders alone: there is none in %s", f"{name}.tsv", ", ".join(lacking))
+    check_same_lines(tables["cells"])
+    for name in COLUMNS:
+        if name in tables:
+            write_table(out / f"{name}.tsv", tables[name])
+        else:
+            (out / f"{name}.tsv").unlink(missing_ok=True)  # of other folders
     write_declared(out, dict.fromkeys(stored[folders[0]].cells["task"]))
     first = next(iter(abouts.values()))
-    write_json(out / "provenance.json", {**first, "settings": _settings(first), "provenance": abouts})
+    write_json(out / "provenance.json", {**first, "settings": settings, "provenance": abouts})
     page.write(out)
     print((out / "table.txt").read_text(encoding="utf-8"))
 
@@ -58,15 +66,22 @@ def _settings(about: dict) -> dict:
     return {name: value for name, value in (about.get("settings") or {}).items() if name not in OWN}
 
 
-def check_alike(abouts: dict[str, dict]) -> None:
-    """Raises UserError that names the first two folders whose suite or other settings differ, or that do not say them."""
-    (first, about), *others = abouts.items()
-    for folder, other in ((first, about), *others):
-        if not _settings(other):
-            raise UserError(f"{folder}/provenance.json does not say the settings of its experiment")
-        for name, value in _settings(about).items():
-            if (own := _settings(other).get(name)) != value:
+def alike(abouts: dict[str, dict]) -> dict:
+    """The settings that all of them share. Raises UserError that names two folders whose settings differ, or one that says none.
+
+    What a folder does not say, as one of before there was that setting, was not set in it: alike where the others leave it empty.
+    """
+    told = {folder: _settings(about) for folder, about in abouts.items()}
+    if silent := [folder for folder, own in told.items() if not own]:
+        raise UserError(f"{silent[0]}/provenance.json does not say the settings of its experiment")
+    shared: dict = {}
+    for name in dict.fromkeys(name for own in told.values() for name in own):
+        (first, value), *others = ((folder, own.get(name)) for folder, own in told.items())
+        for folder, own in others:
+            if own != value and (own or value):
                 raise UserError(f"{folder} is of another experiment than {first}: {name} is {own!r}, not {value!r}")
+        shared[name] = next(own[name] for own in told.values() if name in own)
+    return shared
 
 
 def check_apart(parts: dict[Path, pd.DataFrame], name: str) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from pewe.cli import log
 from pewe.deltas.kinds import GATES, KINDS
 from pewe.errors import UserError
-from pewe.files import numeric, read_record, read_table, within, write_config, write_table
+from pewe.files import check_out, numeric, read_record, read_table, within, write_config, write_table
 from pewe.flags import flag, suggest
 from pewe.identity import difference
 from pewe.reporting import stats
@@ -137,7 +137,11 @@ def read_measures(files: Sequence[str], delta: str) -> dict[str, pd.DataFrame]:
 
 def run(config: GatesConfig) -> None:
     """Read, print and write."""
-    parts, out = [read_gates(Path(folder)) for folder in config.runs], Path(config.out)
+    out = Path(config.out)
+    check_out(out, config)
+    if (out / RECORD).is_file():
+        raise UserError(f"--out {out} is the folder of a run, whose {GATES} would be lost; give another folder")
+    parts = [read_gates(Path(folder)) for folder in config.runs]
     places, gates = [Path(run).resolve() for part in parts for run in part["run"].unique()], pd.concat(parts)
     if twice := [place for place in places if places.count(place) > 1]:
         raise UserError(f"--runs names {twice[0]} twice")
