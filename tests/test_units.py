@@ -5,7 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +14,10 @@ from conftest import ROOT
 from test_steps import SUITE, World, without_pictures
 
 from pewe.backbone import frozen_backbone, load_backbone
+from pewe.data import lines_digest, read_examples
 from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
-from pewe.files import PARTS, hold, patient
+from pewe.files import PARTS, hold, patient, read_table
 from pewe.grid import cluster
 from pewe.grid import run as reproduce
 from pewe.grid.config import Config
@@ -26,6 +27,7 @@ from pewe.grid.simulate import in_time
 from pewe.grid.split import part_of
 from pewe.grid.step import Made
 from pewe.places import check_free, check_place
+from pewe.reporting.stored import SOURCES
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.plan import stacks
 
@@ -83,6 +85,16 @@ def test_three_parts_make_the_tables_of_one_run(once, empty, capsys, monkeypatch
     assert not list(empty.base.rglob(PARTS))
     empty.run(init=INITS)
     assert relative(empty) == relative(World(once))
+
+
+def test_cells_tell_the_lines_of_their_runs(once, tiny_data):
+    cells = read_table(once / "results/steps/cells.tsv", ["train_lines", "test_lines"])
+    assert len(cells) == 9
+    for row in cells.itertuples():
+        full, folder = row.init == SOURCES, tiny_data / row.task
+        train = folder / f"{row.task}_full_train.tsv" if full else folder / f"{row.prefix}_train.tsv"
+        assert row.train_lines == lines_digest(read_examples(train))
+        assert row.test_lines == lines_digest(read_examples(folder / f"{row.prefix}_test.tsv"))
 
 
 def test_each_unit_belongs_to_one_part(empty, capsys):
@@ -268,6 +280,13 @@ def test_a_ray_that_is_late_starts_in_the_end(monkeypatch, caplog):
     assert began == [0, 1, 2] and "timed out during startup. Trying again (2 of 3)" in caplog.text
 
 
+@dataclass(frozen=True)
+class Hired:
+    """A worker."""
+
+    about: SimpleNamespace = field(hash=False)
+
+
 class Ray:
     """Of Ray what a team asks for; what `ends` maps an answer to comes, or (an error) is raised."""
 
@@ -293,7 +312,7 @@ class Ray:
     def remote(self, kind):
         def hire(*_):
             self.hired += 1
-            return SimpleNamespace(about=SimpleNamespace(remote=lambda: f"about {self.hired}"))
+            return Hired(SimpleNamespace(remote=lambda: f"about {self.hired}"))
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=hire))
 
