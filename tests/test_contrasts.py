@@ -126,6 +126,16 @@ def test_the_command(tmp_path, capsys):
         contrasts.run(Config(folder=str(tmp_path), pairs=["Los:Random"]))
 
 
+def test_a_row_that_the_trace_does_not_have_is_named(tmp_path, caplog):
+    whole = trace()
+    cells = whole[whole["point"] == "best"].assign(seconds=1.0)
+    for told, seeds in ((False, [1, 2]), (True, [1])):
+        whole[whole["seed"].isin(seeds)].to_csv(tmp_path / "trace.tsv", sep="\t", index=False)
+        cells.to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+        contrasts.run(Config(folder=str(tmp_path), pairs=["Loss:Random"]))
+        assert ("nothing of adapter Loss 2, adapter Random 2, which are in no contrast" in caplog.text) == told
+
+
 def test_without_a_trace_the_test_scores_of_the_cells_are_compared(tmp_path, capsys):
     """The numbers that results/reference/mini/README.md gives of the plain average."""
     contrasts.run(Config(folder=str(ROOT / "results/reference/mini"), out=str(tmp_path), pairs=["Average:Random"]))

@@ -56,6 +56,15 @@ def test_a_source_must_beat_both(data, tmp_path, capsys):
     assert gate.gate(better, data)["passes"].tolist() == [False]  # below the few-shot runs
 
 
+def test_seeds_that_lack_the_source_or_the_few_shot_runs_do_not_count(data):
+    """Of three seeds one has both: all numbers are of that one, also the test files of the constant answer."""
+    table = cells(liar={"Random": (0.4, 0.9), "Full data": (0.5, 0.1)})
+    other = (table["seed"] == 1) & (table["init"] == "Random")
+    late = table[table["seed"] == 1].replace({"init": {"Random": "Loss"}}).assign(seed=2, prefix="liar_64_7")
+    (row,) = gate.gate(pd.concat([table[(table["seed"] == 0) | other], late]), data).to_dict("records")
+    assert (row["few-shot"], row["source"], row["passes"]) == (0.4, 0.5, True)
+
+
 def test_data_of_other_lines_than_the_runs_had_is_refused(data):
     """The constant answer would be that of another task."""
     table = cells(boolq={"Random": (0.6, 0.8), "Full data": (0.8, 0.7)})

@@ -190,6 +190,8 @@ def test_the_headline_names_the_highest_and_counts_what_is_shown(tmp_path):
     assert f"0 shown to end below; the highest, Loss, by {100 * (loss - random):+.1f} points (" in first
     assert f", {100 * (loss - random) / random:+.1f} % (" in first and first.endswith(", p = 0.750.")
     assert "above Average" in second
+    fewer = table.assign(units=[2 if init == "EL2N" else 3 for init in table["init"]])
+    assert "end above Random over 2 to 3 tasks, " in report.headline(fewer)[2]
     sure = table.assign(p_holm=[0.04] * len(table))
     assert "1 of them shown" in report.headline(sure)[2] and "1 shown to end below" in report.headline(sure)[2]
 

@@ -70,8 +70,9 @@ def _sentence(delta: str, rows: pd.DataFrame, above: str) -> str:
     """How these rows end against one reference."""
     best, sure = rows.loc[rows["difference"].idxmax()], rows["p_holm"] < LEVEL
     higher, lower = rows["difference"] > 0, rows["difference"] < 0
+    units = " to ".join(map(str, sorted({rows["units"].min(), rows["units"].max()})))
     return (
-        f"{delta}: {int(higher.sum())} of {len(rows)} {above} over {best['units']} tasks, "
+        f"{delta}: {int(higher.sum())} of {len(rows)} {above} over {units} tasks, "
         f"{int((higher & sure).sum())} of them shown (p below {LEVEL:g} by Holm's method over the rows), "
         f"{int((lower & sure).sum())} shown to end below; the highest, {best['init']}, by {in_points(best, ' points')}"
         f"{in_percent(best)}{p_text(best['p_holm'], ', p = ')}."

@@ -16,12 +16,13 @@ from pewe.command import main
 
 import pandas as pd
 
+from pewe.cli import log
 from pewe.errors import UserError
 from pewe.files import write_table
 from pewe.flags import flag, suggest
 from pewe.reporting import stats
 from pewe.reporting.stats import OUTCOMES
-from pewe.reporting.stored import read_stored
+from pewe.reporting.stored import SOURCES, read_stored
 from task_list import METRICS
 
 
@@ -47,6 +48,9 @@ def run(config: Config) -> None:
     """Read, write, print."""
     stored = read_stored(Path(config.folder))
     trace = stored.cells.assign(point=BEST) if stored.trace.empty else stored.trace
+    left_out = rows_of(stored.cells[stored.cells["init"] != SOURCES]) - rows_of(trace)
+    if left_out:
+        log.warning("trace.tsv has nothing of %s, which are in no contrast", ", ".join(sorted(left_out)))
     for task in config.without:
         if task not in METRICS:
             raise UserError(f"--without {suggest(task, METRICS)}")
@@ -74,6 +78,11 @@ def run(config: Config) -> None:
 
 KEYS = ["delta", "outcome", "point"]
 BEST = "best"  # the point of the checkpoint that is tested
+
+
+def rows_of(table: pd.DataFrame) -> set[str]:
+    """Its rows and seeds, in words."""
+    return set(table[["delta", "init", "seed"]].drop_duplicates().astype(str).agg(" ".join, axis=1))
 
 
 def distinct_pairs(given: Sequence[str], trace: pd.DataFrame) -> list[tuple[str, str]]:

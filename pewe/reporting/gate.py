@@ -63,14 +63,19 @@ def check_data(cells: pd.DataFrame, task_dir: Path, task: str, prefix: str) -> N
 def gate(cells: pd.DataFrame, task_dir: Path) -> pd.DataFrame:
     """A row per delta and task: scores of the constant answer, of few-shot runs and of the sources, and whether these are best.
 
-    Few-shot runs and sources are means over seeds, the constant answer over the test files of the runs' prefixes.
+    Few-shot runs and sources are means over the seeds that have both, the constant answer over the test files of their prefixes.
     """
-    scored = stats.scores(cells).groupby(["delta", "init", "task"], sort=False)["test"].mean().unstack("init")
-    if missing := {BASELINE, SOURCES} - set(scored):
+    if missing := {BASELINE, SOURCES} - set(cells["init"]):
         raise UserError(f"cells.tsv has no row {min(missing)!r}, which the gate needs")
+    cells = cells[cells["init"].isin([BASELINE, SOURCES])]
+    scored = (
+        stats.scores(cells).set_index(["delta", "task", "seed", "init"])["test"].unstack("init", sort=False).dropna()
+    )
     rows = []
-    for (delta, task), row in scored.dropna(subset=[BASELINE, SOURCES]).iterrows():
-        prefixes = sorted(set(cells["prefix"][cells["task"] == task]))
+    for (delta, task), own in scored.groupby(["delta", "task"], sort=False):
+        row, seeds = own.mean(), own.index.get_level_values("seed")
+        runs = cells[(cells["delta"] == delta) & (cells["task"] == task) & cells["seed"].isin(seeds)]
+        prefixes = sorted(set(runs["prefix"]))
         known = find_prefixes(task_dir, task)
         if unknown := [prefix for prefix in prefixes if prefix not in known]:
             raise UserError(f"{task_dir / task} has no {unknown[0]}_train.tsv, which the cells are of")
