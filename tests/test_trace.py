@@ -16,6 +16,7 @@ from pewe.deltas.attach import attach_delta
 from pewe.deltas.tunable import Tunable
 from pewe.errors import UserError
 from pewe.files import read_record, read_table
+from pewe.identity import PROVENANCE
 from pewe.tuning.config import TuneConfig
 from pewe.tuning.evaluate import chunks, log_likelihoods
 from pewe.tuning.runs import COLUMNS
@@ -95,6 +96,18 @@ def test_a_look_at_the_test_lines_changes_nothing(config, tmp_path):
     table = read_table(tmp_path / "traced/result.tsv", [*COLUMNS, "test_1", "log_likelihood_best"])
     assert table["test_best"].tolist() == table["test"].tolist()
     assert list(read_table(tmp_path / "plain/result.tsv", COLUMNS).columns) == COLUMNS
+
+
+def test_every_look_is_in_what_a_run_has_cost(config, tmp_path):
+    """That before the first update, too."""
+    plain, spent = replace(config, output_dir=str(tmp_path / "plain"), trace_test=[]), []
+    for one in (config, plain):
+        best = [result["best_updates"] for result in results(one)]
+        records = [read_record(path) for path in Path(one.output_dir).glob("*/*/*/run.json")]
+        spent.append(sum(record[PROVENANCE]["measured"]["lines"] for record in records))
+    tests = {len(path.read_text().splitlines()) for path in Path(config.task_dir).glob(f"{MINI_TASKS[0]}/*_test.tsv")}
+    looks = [3 - (step in config.trace_test) for step in best]  # beside the one at the end that both have
+    assert spent[0] - spent[1] == sum(looks) * tests.pop()
 
 
 @pytest.mark.parametrize("points", [[1], [0], [2], [4]])

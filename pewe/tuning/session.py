@@ -111,7 +111,9 @@ class Session:
             for member in self.members:
                 member.saved = None  # no longer needed
             return
+        before = so_far()
         self.trace(0)
+        self._note(so_far() - before)
         if self.choices.start_is_scored:
             self.validate([float("nan")] * len(self.members))
 
