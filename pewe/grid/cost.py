@@ -5,7 +5,8 @@ Work is counted in FLOP of a large matrix product, whose speed is measured where
 * products: 2 FLOP a weight and token. The backbone is frozen: a backward pass goes to the activations only and costs as much
   as a forward one. No padding is computed, so that tokens count as they are; a generated answer passes the decoder token by token.
 * numbers that are no product: norms, activations, dropout, softmax pass over what was written. One number takes as long as
-  `NUMBER` FLOP, so that narrow backbones, and a prefix's many keys, are far from the speed of a product.
+  `NUMBER` FLOP, on the way back `BACK` times as long, so that narrow backbones, and a prefix's many keys, are far from the
+  speed of a product.
 * starting the operations of a layer, `START` seconds, once for all members of a stack.
 
 The delta's own products and the optimiser are left out.
@@ -25,6 +26,7 @@ SAMPLE = 200  # lines of a file that are looked at
 # Measured in CPU time of one thread: updates of 12 members on the mini T5 (d_model 128) and of 8 on Flan-T5-small (512), adapters;
 # and updates of 12 members against those of one.
 NUMBER = 420.0
+BACK = 1.5  # by the tuning of Flan-T5-small and T5-base in benchmarks/results/roofline.json
 START = 3.5e-3
 
 
@@ -46,7 +48,7 @@ class Shapes:
         """Weights of one."""
         return self.matrices * self.d_model * self.d_ff
 
-    def of_input(self, length: float, more_keys: int = 0) -> float:
+    def of_input(self, length: float, more_keys: int = 0, number: float = NUMBER) -> float:
         """Work of a forward for a token of an input of this length: the encoder, and its keys and values for the decoder.
 
         `more_keys` are those of a prefix, in front of every self-attention.
@@ -55,25 +57,29 @@ class Shapes:
         layer = 4 * self.d_model * self.inner + self.feed_forward + 2 * self.inner * keys
         products = self.layers * layer + self.decoder_layers * 2 * self.d_model * self.inner
         numbers = self.layers * self._numbers(1, 4, keys) + self.decoder_layers * 2 * self.inner
-        return 2.0 * products + NUMBER * numbers
+        return 2.0 * products + number * numbers
 
-    def of_output(self, length: float, more_keys: int = 0) -> float:
+    def of_output(self, length: float, more_keys: int = 0, number: float = NUMBER) -> float:
         """Work of a forward for a token of the answer to such an input: the decoder without those, and the head."""
         keys = length + more_keys
         layer = 6 * self.d_model * self.inner + self.feed_forward + 2 * self.inner * keys
         products = self.decoder_layers * layer + self.vocabulary * self.d_model
         numbers = self.decoder_layers * self._numbers(2, 6, keys) + 3 * self.vocabulary  # logits, softmax, losses
-        return 2.0 * products + NUMBER * numbers
+        return 2.0 * products + number * numbers
 
     def _numbers(self, attentions: int, projections: int, keys: float) -> float:
         """Numbers that a layer writes for a token: norms and sums, projections, feed-forward, scores and weights."""
         own = 2 * (attentions + 1) * self.d_model + projections * self.inner + (self.matrices + 1) * self.d_ff
         return own + 2 * self.heads * keys
 
-    def forward(self, lines: "Lines", more_keys: int = 0) -> float:
+    def forward(self, lines: "Lines", more_keys: int = 0, number: float = NUMBER) -> float:
         """Work of a forward for a line with its answer, read or generated."""
-        inputs = lines.inputs * self.of_input(lines.inputs, more_keys)
-        return inputs + lines.outputs * self.of_output(lines.inputs, more_keys)
+        inputs = lines.inputs * self.of_input(lines.inputs, more_keys, number)
+        return inputs + lines.outputs * self.of_output(lines.inputs, more_keys, number)
+
+    def update(self, lines: "Lines", more_keys: int = 0) -> float:
+        """Work of a line forward and back."""
+        return self.forward(lines, more_keys) + self.forward(lines, more_keys, BACK * NUMBER)
 
     @property
     def parameters(self) -> int:
@@ -140,16 +146,21 @@ class Work:
 
 
 def of_run(shapes: Shapes, config: TuneConfig, splits: Mapping[str, Lines], batch_size: int) -> Work:
-    """A tuning run that is not stopped early: updates forward and back, validations, what is looked at on the test lines."""
+    """A tuning run that is not stopped early: updates forward and back, validations, what is looked at on the test lines.
+
+    The best step is not looked at again where --trace_test has: any validated step is taken to be as likely the best.
+    """
     keys = config.prefix_num if config.tune_method == "prefix" else 0
-    work = {name: lines.count * shapes.forward(lines, keys) for name, lines in splits.items()}
+    work = {name: splits[name].count * shapes.forward(splits[name], keys) for name in ("dev", "test")}
     updates = config.train_iters if config.do_train else 0
-    validations = updates // config.valid_interval + (config.start_is_candidate or not config.do_train)
-    tests = (config.do_predict or bool(config.trace_test)) + len(config.trace_test)
+    first = 0 if config.start_is_candidate or not config.do_train else config.valid_interval
+    steps = range(first, updates + 1, config.valid_interval)
+    validations, unseen = len(steps), [step for step in steps if step not in config.trace_test]
+    tests = config.do_predict * len(unseen) / max(1, validations) + len(config.trace_test)
     test = splits["test"]
     likelihood = test.count * test.outputs * shapes.of_output(test.inputs, keys) if config.trace_test else 0.0
-    batch = work["train"] / splits["train"].count * batch_size
-    flop = 2 * updates * batch + validations * work["dev"] + tests * (work["test"] + likelihood)
+    tuned = updates * batch_size * shapes.update(splits["train"], keys)
+    flop = tuned + validations * work["dev"] + tests * (work["test"] + likelihood)
     micro = -(-batch_size // config.micro_batch_size)
     layers = 2.0 * updates * micro * (shapes.layers + shapes.decoder_layers)
     for name, times in (("dev", validations), ("test", tests)):

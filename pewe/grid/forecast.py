@@ -139,7 +139,8 @@ def of_similarity(step: Step) -> Estimate:
         dev = lines(config, task, "dev")
         batches = config.max_batches or measure.max_batches(config, task) or -1
         count = dev.count if batches < 0 else min(dev.count, batches * config.predict_batch_size)
-        flop += len(config.source_tasks or tasks) * count * shapes.forward(dev) * (2 if measure.gradients else 1)
+        each = shapes.update(dev) if measure.gradients else shapes.forward(dev)
+        flop += len(config.source_tasks or tasks) * count * each
     speed, how = device_speed()
     return Estimate(seconds=flop / speed, memory=weights(config), disk=100.0 * len(tasks) ** 2, how=how)
 
