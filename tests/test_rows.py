@@ -17,7 +17,7 @@ from pewe.merging.rules import RULES
 from pewe.reporting.page import write as report
 from pewe.reporting.stored import INIT, INITS, SOURCES, TUNING
 from task_list import GROUPS
-from unit_model import ENSEMBLES, listed
+from unit_model import ENSEMBLES, MODULES, listed, of_group
 
 # three groups of at least two: more sources for a target than the largest effective number of a row
 TASKS = [task for group in ("mini_reading", "mini_choice", "mini_yesno") for task in GROUPS[group]][:8]
@@ -107,9 +107,7 @@ def test_every_row_has_a_cost(everything):
     tuning, init = (found.xs(part, level="part") for part in (TUNING, INIT))
     assert set(tuning.index) == {*rows_of("lora"), SOURCES} and set(init.index) == set(rows_of("lora"))
     assert (tuning > 0).all(axis=None) and (init.drop("Random")["seconds"] > 0).all()
-    plain = [
-        row for row in rows_of("lora") if listed(row) == row and row not in ("GraNd_block", "GraNd_layer", "block")
-    ]
+    plain = [row for row in rows_of("lora") if listed(row) == row and row not in of_group(MODULES)]
     assert (tuning.loc[plain, "updates"] == 2 * len(TASKS)).all() and tuning.loc[plain, "lines"].nunique() == 1
     assert init.loc["Union", "updates"] == 2 * len(TASKS) and init.loc["Union", "lines"] == 2 * 4 * len(TASKS)
     assert init.loc["Gradient", "updates"] == init.loc["Gradient_layer", "updates"] == 50 * len(TASKS)
@@ -121,11 +119,11 @@ def test_every_row_has_a_cost(everything):
 @pytest.mark.slow
 def test_the_tables_of_the_report_have_every_row(everything):
     report(everything.results)
-    for name in ("table", "summary", "costs"):
+    for name, left_out in {"table": of_group(MODULES), "summary": of_group(MODULES), "costs": []}.items():
         shown = (everything.results / f"{name}.md").read_text()
-        assert [row for row in rows_of("lora") if f"| {row} |" not in shown and "lock" not in row] == ["GraNd_layer"], (
-            name
-        )
+        assert [row for row in rows_of("lora") if f"| {row} |" not in shown] == left_out, name
+    page = (everything.results / "report.html").read_text()
+    assert "end above Best_source, a copy" in page and "end above TextEmb, sources found" in page
 
 
 @pytest.mark.slow
