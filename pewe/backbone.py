@@ -34,6 +34,7 @@ MODELS = {  # by the model_type of config.json: ByT5 and Flan-T5 are t5; mT5 is 
     "mt5": MT5ForConditionalGeneration,
     "umt5": UMT5ForConditionalGeneration,
 }
+HEAD = "lm_head.weight"
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -147,22 +148,35 @@ def _load_model(name: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
 
 
 def as_stored(kind: type, name: str, **settings) -> tuple[PreTrainedModel, dict]:
-    """`kind.from_pretrained` and its report; what config.json says of a T5's head is in tie_word_embeddings, as in transformers 4.
+    """`kind.from_pretrained` and its report; of a T5 config.tie_word_embeddings is whether the decoder's output is scaled.
 
-    transformers 5 says of every T5 that its head is tied to the embedding, and loads one of its own all the same. What decides
-    whether the decoder's output is scaled it writes as scale_decoder_outputs, which 4 does not know.
+    As in transformers 4, where that decides whether the head is the embedding too. transformers 5 says of every T5 that it is,
+    loads a head of its own all the same, and leaves it out where it is the embedding. Whether the output is scaled it writes as
+    scale_decoder_outputs, which 4 does not know.
     """
     stored, _ = PretrainedConfig.get_config_dict(name)
-    tied = {"tie_word_embeddings": _tied(stored)} if stored.get("model_type") in MODELS else {}
-    if (
-        int(transformers.__version__.split(".")[0]) < 5
-    ):  # 5 ties the embeddings of encoder and decoder by the same setting
-        settings |= tied
+    of_t5 = stored.get("model_type") in MODELS
+    if of_t5 and not _by_5(transformers.__version__):
+        settings["tie_word_embeddings"] = _scaled(stored)  # 5 ties encoder and decoder by it
     if Path(name).is_dir():  # a download has a bar
         transformers.logging.disable_progress_bar()
     model, report = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
-    model.config.update(tied)
+    if of_t5:
+        model.config.update(dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), _scaled(stored)))
+        if not _scaled(stored) and hasattr(model, "lm_head"):
+            report["missing_keys"] = _head_as_stored(model, Path(name), stored, set(report["missing_keys"]))
     return model, report
+
+
+def _head_as_stored(model: PreTrainedModel, folder: Path, stored: dict, missing: set[str]) -> set[str]:
+    """Give a T5 v1.1 a head of its own, where transformers 5 has left it out the embedding; the weights that are missing."""
+    tied = model.lm_head.weight is model.shared.weight  # by 5, which does not say what is missing
+    absent = HEAD in missing or (tied and folder.is_dir() and _stored(folder, HEAD)[1] is None)
+    left_out = absent and _by_5(stored.get("transformers_version"))
+    if left_out:
+        model.lm_head.weight = model.shared.weight
+    own_head(model)
+    return missing | {HEAD} if absent and not left_out else missing - {HEAD}
 
 
 def own_head(model: PreTrainedModel) -> PreTrainedModel:
@@ -173,10 +187,29 @@ def own_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _tied(stored: dict) -> bool:
-    """Whether a config.json says, or leaves it so, that the head is the embedding, and the decoder's output scaled."""
-    said = stored.get("scale_decoder_outputs", stored.get("tie_word_embeddings"))
-    return stored["model_type"] != "mt5" if said is None else bool(said)
+def without_numbers(name: str) -> T5ForConditionalGeneration:
+    """A T5 of the sizes of this folder or hub's model, its weights on the device meta."""
+    stored, _ = PretrainedConfig.get_config_dict(name)
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        return model if _scaled(stored) else own_head(model)
+
+
+def _scaled(stored: dict) -> bool:
+    """Whether a config.json says, or leaves it so, that the decoder's output is scaled before the head.
+
+    transformers 4 says it by tie_word_embeddings, of which an mT5 that says nothing has none; 5 scales no mT5.
+    """
+    scaled, tied = stored.get("scale_decoder_outputs"), stored.get("tie_word_embeddings")
+    if scaled is None and (stored["model_type"] != "mt5" or not _by_5(stored.get("transformers_version"))):
+        scaled = stored["model_type"] != "mt5" if tied is None else tied
+    return bool(scaled)
+
+
+def _by_5(version: object) -> bool:
+    """Whether a version of transformers is 5 or later."""
+    major = str(version).split(".")[0]
+    return major.isdigit() and int(major) >= 5
 
 
 def _check_embedding(name: str) -> None:
@@ -192,7 +225,7 @@ def _check_head(folder: Path, model: T5ForConditionalGeneration) -> None:
     """Raise UserError where the weights have an output head of their own that config.json ties to the embedding."""
     if not model.config.tie_word_embeddings:
         return
-    path, head = _stored(folder, "lm_head.weight")
+    path, head = _stored(folder, HEAD)
     if head is not None and not head.to(model.dtype).equal(model.shared.weight):
         raise UserError(
             f"{path} has a lm_head.weight of its own, but config.json says (or leaves it so) tie_word_embeddings"

@@ -4,16 +4,19 @@ import json
 
 import pytest
 import torch
-from conftest import MINI_TASKS, SMALL, fill, filled, new_t5, small, tiny_config, tiny_t5, tuning_config
+from conftest import MINI_TASKS, SMALL, VERSIONS, fill, filled, new_t5, small, tiny_config, tiny_t5, tuning_config
+from safetensors.torch import load_file, save_file
 from test_forward import assert_equal_losses_and_gradients, uneven_batch
-from transformers import ByT5Tokenizer, MT5Config, UMT5Config
+from transformers import ByT5Tokenizer, MT5Config, T5Config, UMT5Config
 
-from pewe.backbone import MODELS, BackboneConfig, load_backbone, own_head
+from pewe.backbone import HEAD, MODELS, BackboneConfig, load_backbone, own_head
 from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
+from pewe.grid.estimate import state_bytes
 from pewe.losses import member_losses
 from pewe.tuning.evaluate import greedy
 from pewe.tuning.tune import tune
+from pewe.whole_model import load_model
 
 CONFIGS = {"mt5": MT5Config, "umt5": UMT5Config}
 
@@ -21,7 +24,7 @@ CONFIGS = {"mt5": MT5Config, "umt5": UMT5Config}
 def tiny(kind: str, **changes):
     """A random tiny model of this kind; its tensors are those of the tiny T5, and of an umT5 a position bias more a layer."""
     settings = {name: value for name, value in tiny_config(**changes).to_dict().items() if name != "model_type"}
-    config = CONFIGS[kind](**{**settings, "attn_implementation": "eager"})
+    config = {"t5": T5Config, **CONFIGS}[kind](**{**settings, "attn_implementation": "eager"})
     return fill(own_head(MODELS[kind](config).eval()))
 
 
@@ -71,6 +74,73 @@ def test_an_umt5_with_equal_tables_is_a_t5_with_a_prefix_too():
     batch = uneven_batch(3)
     ours, expected = (member_losses(filled(model, "prefix", 3)[0], batch) for model in (umt5, t5))
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- the head, as transformers 4 and 5 write it
+
+
+def written(folder, model, version: str, head: bool, scaled: bool = False):
+    """The model's folder as this version writes it, with or without a head in it."""
+    model.save_pretrained(folder)
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"transformers_version": version, "tie_word_embeddings": scaled or version[0] == "5"}
+    about.pop("scale_decoder_outputs", None)
+    if version[0] == "5" and about["model_type"] != "mt5":
+        about["scale_decoder_outputs"] = scaled
+    (folder / "config.json").write_text(json.dumps(about))
+    if not head:
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop(HEAD, None)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def losses_of(model):
+    return member_losses(filled(model, "adapter", 1)[0], uneven_batch(1))
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.24.0"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_head_of_its_own_whoever_saved_it(kind, version, tmp_path):
+    """And what is saved again of it."""
+    model = tiny(kind)
+    folder = written(tmp_path / "once", model, version, head=True)
+    again = load_model(MODELS[kind], folder)
+    again.save_pretrained(tmp_path / "again")
+    twice = load_model(MODELS[kind], str(tmp_path / "again"))
+    expected = losses_of(model)
+    for read in (again, twice):
+        assert torch.equal(losses_of(read), expected) and not read.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_head_that_was_left_out_is_the_embedding_or_missing(kind, tmp_path):
+    """transformers 5 leaves out the head of a model whose output is not scaled, where it is the embedding; 4 never does."""
+    model = tiny(kind)
+    model.lm_head.weight.data.copy_(model.shared.weight)
+    read = load_model(MODELS[kind], written(tmp_path / "5", model, "5.24.0", head=False))
+    assert torch.equal(losses_of(read), losses_of(model))
+    with pytest.raises(UserError, match=r"4: the weights do not fit config\.json, e\.g\. lm_head\.weight"):
+        load_model(MODELS[kind], written(tmp_path / "4", model, "4.57.6", head=False))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_scaled_output_stays_so(kind, tmp_path):
+    """Of a model that transformers 4 calls tied, saved again by either; 5 scales no mT5 itself."""
+    folder = written(tmp_path / "once", tiny(kind), "4.57.6", head=False, scaled=True)
+    once = load_model(MODELS[kind], folder)
+    once.save_pretrained(tmp_path / "again")
+    twice = load_model(MODELS[kind], str(tmp_path / "again"))
+    assert once.config.tie_word_embeddings and torch.equal(losses_of(once), losses_of(twice))
+    assert once.lm_head.weight is once.shared.weight
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_size_of_a_model_that_is_tuned_whole(version, tiny_backbones):
+    folder = str(tiny_backbones[version])
+    model = load_backbone(BackboneConfig(model=folder, device="cpu")).model
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert state_bytes(tuning_config(folder, "", "", tune_method="model", stack=1)) == size
 
 
 def write_byt5(folder):

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, T5ForConditionalGeneration
 
 from get_similarity import MEASURES
-from pewe.backbone import load_tokenizer
+from pewe.backbone import load_tokenizer, without_numbers
 from pewe.data import SPLITS, task_names
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.config import DeltaConfig
@@ -218,11 +217,7 @@ def on_meta(config: TuneConfig) -> Tunable:
     """A delta of this kind on a backbone without numbers."""
     kind = part(config, DeltaConfig)
     if (config.model, repr(kind)) not in _deltas:
-        with torch.device("meta"):
-            backbone = T5ForConditionalGeneration(
-                AutoConfig.from_pretrained(folder_of(config.model), trust_remote_code=False)
-            )
-        _deltas[config.model, repr(kind)] = attach_delta(backbone, kind)
+        _deltas[config.model, repr(kind)] = attach_delta(without_numbers(str(folder_of(config.model))), kind)
     return _deltas[config.model, repr(kind)]
 
 
