@@ -19,7 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks import measure, plain, roofline
 from benchmarks.roofline import SIZES
 from get_similarity import get_Loss
-from pewe.backbone import DTYPES, Backbone
+from pewe.backbone import DTYPES, Backbone, own_head
 from pewe.batches import scoring_batches
 from pewe.cli import main
 from pewe.data import Encoded, Example
@@ -70,7 +70,8 @@ def backbone(config: Config) -> Backbone:
         decoder_start_token_id=0,
     )
     device = torch.device(config.device)
-    return Backbone(T5ForConditionalGeneration(shape).to(device, DTYPES[config.dtype]).eval(), None, device)
+    model = own_head(T5ForConditionalGeneration(shape)).to(device, DTYPES[config.dtype])
+    return Backbone(model.eval(), None, device)
 
 
 def random_task(name: str, lines: int, seed: int, vocabulary: int) -> Encoded:

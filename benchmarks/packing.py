@@ -20,7 +20,7 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from benchmarks import measure
 from benchmarks.plain import greedy_settings
-from pewe.backbone import BackboneConfig, load_backbone
+from pewe.backbone import BackboneConfig, load_backbone, own_head
 from pewe.batches import IGNORED, Batch, Row, collate_stack
 from pewe.cli import main
 from pewe.data import DataConfig, find_prefixes, load_split
@@ -106,7 +106,7 @@ def new_model(config: Config) -> T5ForConditionalGeneration:
         decoder_start_token_id=0,
     )
     shape._attn_implementation = "eager"
-    model = T5ForConditionalGeneration(shape)
+    model = own_head(T5ForConditionalGeneration(shape))
     model.lm_head.weight.data.mul_(0.05)  # logits of a sane size: exp of far lower ones is slow
     return model.to(config.device)
 

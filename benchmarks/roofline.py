@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks import measure
-from pewe.backbone import DTYPES
+from pewe.backbone import DTYPES, own_head
 from pewe.batches import Row, collate, collate_stack
 from pewe.cli import main
 from pewe.deltas.attach import attach_delta
@@ -140,7 +140,7 @@ def works(config: Config, size: str, dtype: torch.dtype) -> Iterator[tuple[str, 
     """(what, one call of it, its FLOP): an update, scoring, a validation."""
     torch.manual_seed(0)
     shape, device = shape_of(size), torch.device(config.device)
-    model = T5ForConditionalGeneration(shape)
+    model = own_head(T5ForConditionalGeneration(shape))
     model.lm_head.weight.data.mul_(0.05)  # logits of a sane size
     model = model.to(device, dtype)
     own = DeltaConfig(adapter_size=12)
