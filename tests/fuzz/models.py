@@ -1,7 +1,6 @@
 """Damaged backbone folders: configuration, weights, tokenizer, code."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -10,7 +9,7 @@ import torch
 
 from tests.fuzz.case import EITHER, REFUSE, Box, Case, Variant, spoiled
 from tests.fuzz.edits import POINTER, State, box_of, entries, every, evil, one, tensors, text
-from tests.fuzz.process import ROOT
+from tests.fuzz.places import MINI_BERT, copy_tokenizer
 
 Change = Callable[[Path, Random], object]  # of a folder
 READ_T5 = ("tune", "Loss", "statistics", "pemt", "GraNd")
@@ -54,9 +53,9 @@ def with_code(where: str, **changes) -> Change:
 
 def added_tokens(folder: Path, rng: Random) -> None:
     """A tokenizer with more tokens than the embedding has rows; the data have the last of them."""
-    from transformers import AutoTokenizer
+    from pewe.tokenizer_files import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(str(folder))
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     words = ["the", "is", "in", "of", "a", "The", "Where", "does", "live", "work", "question", "context"]
     tokenizer.add_tokens([f"<filler {number}>" for number in range(max(0, rows - len(tokenizer)))] + words)
@@ -68,9 +67,7 @@ def other_tokenizer(folder: Path, rng: Random) -> None:
     for path in folder.iterdir():
         if "token" in path.name or path.name == "spiece.model":
             path.unlink()
-    for path in (ROOT / "checkpoints" / "mini_bert").iterdir():
-        if "token" in path.name or "vocab" in path.name:
-            shutil.copy(path, folder)
+    copy_tokenizer(MINI_BERT, folder)
 
 
 def pickled(folder: Path, rng: Random) -> None:

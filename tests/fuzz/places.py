@@ -12,28 +12,33 @@ from tests.fuzz.process import ROOT, kill, run, start, wait
 
 TASKS = ("mini_read_towns", "mini_read_people", "mini_yesno_towns")
 FIRST = TASKS[0]
+MINI_BERT = ROOT / "checkpoints" / "mini_bert"
 DOMAINS = ("market", "harbour", "garden")
 
 
 def _t5(world, path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    from tests.conftest import tiny_t5
+    from tests.conftest import write_tiny_backbone
 
     sizes = {"d_model": 16, "d_kv": 4, "num_heads": 2, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1}
-    tiny_t5(vocab_size=1300, **sizes).save_pretrained(path)
-    AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_t5").save_pretrained(path)
+    write_tiny_backbone(path, **sizes)
 
 
 def _bert(world, path: Path) -> None:
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import AutoConfig, BertModel
 
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini_bert")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **sizes)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    config = AutoConfig.from_pretrained(MINI_BERT, max_position_embeddings=32, **sizes)
+    BertModel(config).save_pretrained(path)
+    copy_tokenizer(MINI_BERT, path)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """The files of an encoder's tokenizer."""
+    for file in source.iterdir():
+        if "token" in file.name or "vocab" in file.name:
+            shutil.copy(file, folder)
 
 
 def _data(world, path: Path) -> None:
@@ -188,9 +193,7 @@ def _local(world, path: Path) -> None:
     for name, domain in zip("ab", DOMAINS, strict=False):
         folder = next(zoo.glob(f"{domain}-*"))
         shutil.copytree(folder, path / name)
-        for file in world.place("bert").glob("*token*"):
-            shutil.copy(file, path / name)
-        shutil.copy(world.place("bert") / "vocab.txt", path / name)
+        copy_tokenizer(world.place("bert"), path / name)
         shutil.copy(world.place("emotions") / domain / f"{domain}_train.tsv", path / f"{name}.tsv")
     for name in "ab":
         words = (
