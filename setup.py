@@ -24,6 +24,21 @@ TREE = (
 )
 
 
+def dependencies() -> list[str]:
+    """As requirements.txt pins them; of what requirements-transformers4.txt pins too, its version and all between."""
+    pinned, older = (pins(Path(f"requirements{name}.txt")) for name in ("", "-transformers4"))
+    return [
+        f"{name}>={older[name]},<={version}" if name in older else f"{name}=={version}"
+        for name, version in pinned.items()
+    ]
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Name and version of every requirement."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
 class WithTree(build_py):
     """The package and the tree beside it; an editable install has that where it is."""
 
@@ -38,4 +53,4 @@ class WithTree(build_py):
 
 
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": WithTree})
+    setup(cmdclass={"build_py": WithTree}, install_requires=dependencies())

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 import setup as build
 from pewe import cli
@@ -51,6 +52,17 @@ def test_an_installed_package_finds_its_defaults_where_the_working_folder_has_no
 
 def test_what_a_wheel_cannot_ask_for_is_named_as_it_is_pinned():
     assert (ROOT / "requirements-no-deps.txt").read_text().splitlines()[1:] == [OPENDELTA]
+
+
+def test_a_wheel_admits_both_versions_of_transformers_that_are_tested(monkeypatch):
+    """What requirements.txt pins, and what requirements-transformers4.txt has instead."""
+    monkeypatch.chdir(ROOT)
+    asked = [Requirement(line) for line in build.dependencies()]
+    pins = {name: build.pins(ROOT / f"requirements{name}.txt") for name in ("", "-transformers4")}
+    assert {one.name for one in asked} == pins[""].keys() > pins["-transformers4"].keys() > {"transformers"}
+    for version in ({}, pins["-transformers4"]):
+        assert all(one.specifier.contains((pins[""] | version)[one.name]) for one in asked)
+    assert not any(one.specifier.contains("999") for one in asked)
 
 
 @pytest.mark.slow
