@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer, MT5Config, T5Config, UMT5Config
 from pewe.backbone import HEAD, MODELS, BackboneConfig, load_backbone, own_head
 from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
-from pewe.grid.estimate import state_bytes
+from pewe.grid.forecast import state_bytes
 from pewe.losses import member_losses
 from pewe.tuning.evaluate import greedy
 from pewe.tuning.tune import tune
