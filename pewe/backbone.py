@@ -38,6 +38,15 @@ HEAD = "lm_head.weight"
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
+def _by_5(version: object) -> bool:
+    """Whether a version of transformers is 5 or later."""
+    major = str(version).split(".")[0]
+    return major.isdigit() and int(major) >= 5
+
+
+NEW = _by_5(transformers.__version__)
+
+
 @dataclass
 class Backbone:
     """The model, its tokenizer and its device."""
@@ -156,7 +165,7 @@ def as_stored(kind: type, name: str, **settings) -> tuple[PreTrainedModel, dict]
     """
     stored, _ = PretrainedConfig.get_config_dict(name)
     of_t5 = stored.get("model_type") in MODELS
-    if of_t5 and not _by_5(transformers.__version__):
+    if of_t5 and not NEW:
         settings["tie_word_embeddings"] = _scaled(stored)  # 5 ties encoder and decoder by it
     if Path(name).is_dir():  # a download has a bar
         transformers.logging.disable_progress_bar()
@@ -204,12 +213,6 @@ def _scaled(stored: dict) -> bool:
     if scaled is None and (stored["model_type"] != "mt5" or not _by_5(stored.get("transformers_version"))):
         scaled = stored["model_type"] != "mt5" if tied is None else tied
     return bool(scaled)
-
-
-def _by_5(version: object) -> bool:
-    """Whether a version of transformers is 5 or later."""
-    major = str(version).split(".")[0]
-    return major.isdigit() and int(major) >= 5
 
 
 def _check_embedding(name: str) -> None:

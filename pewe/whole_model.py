@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe import tokenizer_files
-from pewe.backbone import as_stored, check_finite, check_vocabulary, start_with_pad
+from pewe.backbone import NEW, as_stored, check_finite, check_vocabulary, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.model_files import check_folder, loading
@@ -35,10 +35,12 @@ def load_model(kind: type, folder: str, new_head: bool = False, **settings) -> P
     """The model in a folder, in float32; `settings` take the place of those in its config.json.
 
     With `new_head` the head, and a pooler that the folder does not have, are random. Raises UserError for weights that are
-    damaged, are not finite or do not fit the configuration.
+    damaged, are not finite or do not fit the configuration, and for what this version of transformers computes otherwise.
     """
     with loading(repr(folder)):
         model, report = as_stored(kind, folder, dtype=torch.float32, **settings)
+    if NEW and model.config.model_type == "mt5" and model.config.tie_word_embeddings:
+        raise UserError(f"{folder}: an mT5 with tie_word_embeddings, which transformers 5 does not scale; 4 is needed")
     body = f"{model.base_model_prefix}."
     missing = [
         name for name in report["missing_keys"] if not new_head or (name.startswith(body) and "pooler" not in name)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-import transformers
 from conftest import ROOT
 from transformers import AutoTokenizer
 
-from pewe.backbone import BackboneConfig, load_backbone
+from pewe.backbone import NEW, BackboneConfig, load_backbone
 from pewe.errors import UserError
 from pewe.tokenizer_files import from_pieces, load_tokenizer
 
@@ -22,7 +21,6 @@ TEXTS = [
     "two  spaces,   three, a\ttab and an end ",
     "",
 ]
-NEW = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def pieces(path, kind: str) -> sentencepiece.SentencePieceProcessor:
