@@ -44,7 +44,9 @@ def _by_5(version: object) -> bool:
     return major.isdigit() and int(major) >= 5
 
 
-NEW = _by_5(transformers.__version__)
+def is_5() -> bool:
+    """Whether transformers here is 5 or later."""
+    return _by_5(transformers.__version__)
 
 
 @dataclass
@@ -165,7 +167,7 @@ def as_stored(kind: type, name: str, **settings) -> tuple[PreTrainedModel, dict]
     """
     stored, _ = PretrainedConfig.get_config_dict(name)
     of_t5 = stored.get("model_type") in MODELS
-    if of_t5 and not NEW:
+    if of_t5 and not is_5():
         settings["tie_word_embeddings"] = _scaled(stored)  # 5 ties encoder and decoder by it
     if Path(name).is_dir():  # a download has a bar
         transformers.logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pewe import tokenizer_files
-from pewe.backbone import NEW, as_stored, check_finite, check_vocabulary, start_with_pad
+from pewe.backbone import as_stored, check_finite, check_vocabulary, is_5, start_with_pad
 from pewe.cli import log
 from pewe.errors import UserError
 from pewe.model_files import check_folder, loading
@@ -39,7 +39,7 @@ def load_model(kind: type, folder: str, new_head: bool = False, **settings) -> P
     """
     with loading(repr(folder)):
         model, report = as_stored(kind, folder, dtype=torch.float32, **settings)
-    if NEW and model.config.model_type == "mt5" and model.config.tie_word_embeddings:
+    if is_5() and model.config.model_type == "mt5" and model.config.tie_word_embeddings:
         raise UserError(f"{folder}: an mT5 with tie_word_embeddings, which transformers 5 does not scale; 4 is needed")
     body = f"{model.base_model_prefix}."
     missing = [

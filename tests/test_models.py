@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from test_forward import assert_equal_losses_and_gradients, uneven_batch
 from transformers import ByT5Tokenizer, MT5Config, T5Config, UMT5Config
 
-from pewe.backbone import HEAD, MODELS, NEW, BackboneConfig, as_stored, load_backbone, own_head
+from pewe.backbone import HEAD, MODELS, BackboneConfig, as_stored, is_5, load_backbone, own_head
 from pewe.deltas.attach import attach_delta
 from pewe.errors import UserError
 from pewe.grid.forecast import state_bytes
@@ -133,7 +133,7 @@ def test_a_scaled_output_stays_so(kind, tmp_path):
     twice, _ = as_stored(MODELS[kind], str(tmp_path / "again"))
     assert once.config.tie_word_embeddings and torch.equal(losses_of(once), losses_of(twice))
     assert once.lm_head.weight is once.shared.weight
-    if kind == "mt5" and NEW:
+    if kind == "mt5" and is_5():
         with pytest.raises(UserError, match="an mT5 with tie_word_embeddings, which transformers 5 does not scale"):
             load_model(MODELS[kind], folder)
     else:

@@ -10,7 +10,7 @@ import sentencepiece
 from conftest import ROOT
 from transformers import AutoTokenizer
 
-from pewe.backbone import NEW, BackboneConfig, load_backbone
+from pewe.backbone import BackboneConfig, is_5, load_backbone
 from pewe.errors import UserError
 from pewe.tokenizer_files import from_pieces, load_tokenizer
 
@@ -77,7 +77,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == tokenizer(texts)["input_ids"]
 
 
-@pytest.mark.skipif(NEW, reason="transformers 5 reads every T5's pieces as a Unigram's")
+@pytest.mark.skipif(is_5(), reason="transformers 5 reads every T5's pieces as a Unigram's")
 @pytest.mark.parametrize("about", [{}, {"legacy": False}, {"add_prefix_space": False}])
 def test_pieces_are_read_as_transformers_4_reads_them(about, tmp_path):
     shutil.copytree(MINI, tmp_path, dirs_exist_ok=True)
