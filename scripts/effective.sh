@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How the effective number of sources changes Loss: 1 (Best_source), 2, 3, 5, all (Average), and Random beside them. Shares
-# sources and similarities with scripts/reproduce.sh, which these flags are of; resumes as it does. One delta and seed of the mini
-# gym take about five minutes on two free cores, half of them for the sources; --dry_run says it for this machine.
+# sources and similarities with scripts/reproduce.sh, which these flags are of; resumes as it does.
+# --dry_run says how long it takes on this machine.
 #
 #   bash scripts/effective.sh --suite mini --delta adapter --seeds 42
 SETS_UP=1

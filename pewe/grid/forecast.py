@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def of_tuning(grid: Grid, step: Step, known: Timings) -> Estimate:
 def of_unions(grid: Grid, step: Step, known: Timings) -> Estimate:
     """Of deltas that a script of unit_model/ tunes itself, one for each target: as the sources, but no line of dev or test."""
     config = step.config
-    own = {one.name: getattr(config, one.name) for one in fields(UpdateConfig)}
+    own = vars(part(config, UpdateConfig))
     unseen = {"do_predict": False, "start_is_candidate": False, "trace_test": [], "valid_interval": LARGEST}
     about = replace(tuning_of(grid), **own, **unseen, bsz_list=config.bsz_list[:1], stack=config.stack)
     return of_tuning(grid, replace(step, config=about, cells=len(task_names(about)), row=""), known)
