@@ -137,13 +137,18 @@ def test_a_row_that_the_trace_does_not_have_is_named(tmp_path, caplog):
 
 
 def test_without_a_trace_the_test_scores_of_the_cells_are_compared(tmp_path, capsys):
-    """The numbers that results/reference/mini/README.md gives of the plain average."""
-    contrasts.run(Config(folder=str(ROOT / "results/reference/mini"), out=str(tmp_path), pairs=["Average:Random"]))
-    table = pd.read_csv(tmp_path / "contrasts.tsv", sep="\t").query("unit == 'task'").set_index("delta")
-    assert table.loc["adapter", ["difference", "low", "high"]].tolist() == pytest.approx(
-        [0.047, 0.024, 0.078], abs=6e-4
+    """The numbers that results/reference/mini_seeds/README.md gives of Loss against the single best source."""
+    contrasts.run(
+        Config(folder=str(ROOT / "results/reference/mini_seeds"), out=str(tmp_path), pairs=["Loss:Best_source"])
     )
-    assert table["units"].eq(12).all() and table["outcome"].eq("test").all() and table.loc["lora", "p"] > 0.4
+    table = pd.read_csv(tmp_path / "contrasts.tsv", sep="\t").query("unit == 'task'").set_index("delta")
+    for delta, expected in {
+        "adapter": [-0.017, -0.052, 0.037],
+        "lora": [-0.074, -0.167, -0.028],
+        "prefix": [-0.180, -0.251, -0.104],
+    }.items():
+        assert table.loc[delta, ["difference", "low", "high"]].tolist() == pytest.approx(expected, abs=6e-4)
+    assert table["units"].eq(12).all() and table["outcome"].eq("test").all() and table.loc["adapter", "p"] > 0.1
 
 
 def test_a_delta_or_point_without_an_init_has_no_row_of_it(tmp_path, capsys):
