@@ -5,14 +5,17 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from conftest import random_batch, tiny_config, tiny_t5
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from transformers import AutoModelForSeq2SeqLM
 
 from pewe.batches import Batch
 from pewe.deltas.attach import attach_delta
 from pewe.deltas.checkpoint import Checkpoints, open_checkpoint, read_checkpoint, write_checkpoint
 from pewe.deltas.config import DeltaConfig
+from pewe.deltas.convert import ConvertConfig, _run, convert_peft
 from pewe.deltas.export import ExportConfig, export
 from pewe.deltas.peft_folder import CONFIG, WEIGHTS, fitted, read_peft, targets_of
 from pewe.errors import UserError
@@ -156,6 +159,53 @@ def test_what_is_exported_is_the_function(folders, shape, tmp_path):
     assert torch.allclose(logits_of_peft(out), logits_of_peft(folders[shape]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["T5Config", "MT5Config", "UMT5Config"])
+def test_the_card_of_a_folder_loads_the_class_of_its_backbone(folders, tmp_path, kind):
+    """The lines of the card as they stand, on a backbone of each kind."""
+    settings = {**tiny_config().to_dict(), "tie_word_embeddings": False}
+    for name in ("model_type", "architectures", "transformers_version", "dtype"):
+        settings.pop(name, None)
+    backbone = AutoModelForSeq2SeqLM.from_config(getattr(transformers, kind)(**settings)).eval()
+    backbone.save_pretrained(tmp_path / "base")
+    folder = make_peft(tmp_path / "lora", model=backbone)
+    wanted = peft.PeftModel.from_pretrained(type(backbone).from_pretrained(tmp_path / "base"), folder).eval()
+    state, args = read_peft(folder)
+    write_checkpoint(tmp_path / "x.pt", "lora", state, {**args, "model": str(tmp_path / "base")})
+    out = export(ExportConfig(checkpoint=str(tmp_path / "x.pt"), out=str(tmp_path / "out")))
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(out))
+    made: dict = {}
+    exec(code, made)
+    with torch.no_grad():
+        assert torch.equal(made["model"].eval()(**random_batch(4)).logits, wanted(**random_batch(4)).logits)
+
+
+def test_a_source_is_never_written_over(folders, tmp_path):
+    folder = change(folders["q and v"], tmp_path / "x")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="is in the --peft folder, whose files would be lost"):
+        convert_peft(ConvertConfig(peft=str(folder), out=str(folder / WEIGHTS[0])))
+    for checkpoint in (folder, folder / WEIGHTS[0]):
+        with pytest.raises(UserError, match="holds the --checkpoint"):
+            export(ExportConfig(checkpoint=str(checkpoint), out=str(folder)))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_is_no_lora_of_ours_is_not_exported(folders, tmp_path):
+    with pytest.raises(UserError, match=r"is a file of PEFT .*; give its folder"):
+        export(ExportConfig(checkpoint=str(folders["q and v"] / WEIGHTS[0]), lora_alpha=8.0, out=str(tmp_path / "out")))
+    state, args = read_peft(folders["q and v"])
+    write_checkpoint(tmp_path / "x.pt", "lora", {**state, "encoder.final.bias": torch.ones(3)}, args)
+    with pytest.raises(UserError, match=r"encoder.final.bias, shape \(3,\), is no matrix A or B"):
+        export(ExportConfig(checkpoint=str(tmp_path / "x.pt"), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_flags_that_are_printed_are_those_of_the_checkpoint(folders, tmp_path, capsys):
+    _run(ConvertConfig(peft=str(folders["rsLoRA"]), out=str(tmp_path / "x.pt")))
+    said = float(capsys.readouterr().out.split("--lora_alpha ")[1].split()[0])
+    assert said == open_checkpoint(tmp_path / "x.pt", "lora")[1]["lora_alpha"]
+
+
 def test_mean_of_two_against_peft(tmp_path):
     """PEFT's linear combination puts the root of w on A and on B, so that w_1 + w_2 = 1 is no mean: it takes w^2 for w.
 
@@ -228,6 +278,16 @@ ENTRIES = [
     ({"rank_pattern": [1]}, r"rank_pattern is \[1\]"),
     ({"rank_pattern": {"(": 1}}, "rank_pattern has a name that is no pattern"),
     ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5"),
+    ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+    ({"lora_alpha": 1e39}, "lora_alpha is 1e\\+39"),
+    ({"target_modules": 5}, "target_modules is 5"),
+    ({"target_modules": "("}, "target_modules, exclude_modules or layers_to_transform"),
+    ({"target_modules": ["q"]}, r"has LoRA on .*Attention.v, which target_modules"),
+    ({"target_modules": ".*q"}, r"has LoRA on .*Attention.v, which target_modules"),
+    ({"exclude_modules": ["v"]}, r"has LoRA on .*Attention.v, which target_modules"),
+    ({"layers_to_transform": [0], "layers_pattern": "block"}, "has LoRA on .*coder.block.1"),
+    ({"layers_to_transform": "zzz", "layers_pattern": "block"}, "has LoRA on .*coder.block.0"),
+    ({"target_modules": ["q", "v", "wo"]}, "has no LoRA on 'wo', which target_modules"),
 ]
 TENSORS = [
     (lambda t: t | {"base_model.model.lm_head.weight": t[f"{Q}A.weight"]}, "is none of LoRA's"),

@@ -80,6 +80,8 @@ def convert_peft(config: "ConvertConfig") -> dict:
     `--model` says that this is its backbone, whatever its configuration calls it.
     """
     folder = peft_folder(config.peft)
+    if Path(config.out).resolve().parent == folder.resolve():
+        raise UserError(f"--out {config.out} is in the --peft folder, whose files would be lost; give another place")
     state, args = read_peft(folder, config.model)
     r, alpha = config.lora_r or args["lora_r"], config.lora_alpha or args["lora_alpha"]
     state, args = fitted(state, args, r, alpha, folder)
@@ -110,7 +112,7 @@ def _run(config: ConvertConfig) -> None:
         raise UserError("--out and one of --original and --peft are needed")
     if config.peft:
         args = convert_peft(config)
-        flags = f"--lora_r {args['lora_r']} --lora_alpha {args['lora_alpha']:g} --lora_targets {' '.join(args['lora_targets'])}"
+        flags = f"--lora_r {args['lora_r']} --lora_alpha {args['lora_alpha']!r} --lora_targets {' '.join(args['lora_targets'])}"
         print(f"{config.out}: a lora checkpoint of {args.get(MODEL, 'a backbone that it does not name')}, {flags}")
         return
     if Path(config.original).resolve() == Path(config.out).resolve():

@@ -19,11 +19,12 @@ import safetensors.torch
 
 from pewe.deltas.checkpoint import BACKBONE, MODEL, check_made_for, open_checkpoint
 from pewe.deltas.flags import ADAPTER_TYPES
-from pewe.deltas.peft_folder import CONFIG, PREFIX, WEIGHTS, check_complete, targets_of
+from pewe.deltas.peft_folder import CONFIG, PREFIX, WEIGHTS, check_complete, check_names, targets_of
 from pewe.errors import UserError
 from pewe.files import provenance, replacing
 from pewe.flags import check, flag
 from pewe.identity import model_digest
+from pewe.model_files import json_object
 from pewe.state import DeltaState, check_state
 
 CARD, UNKNOWN = "README.md", "BACKBONE"
@@ -40,6 +41,7 @@ class Made(NamedTuple):
 
 def as_peft(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
     """A LoRA as a folder of PEFT. Raises UserError where a projection has none that others have."""
+    check_names(state, path)
     check_complete({name.removesuffix(".lora_A"): None for name in state if name.endswith(".lora_A")}, path)
     r, alpha, targets = next(iter(state.values())).shape[1], args["lora_alpha"], targets_of(state)
     settings = peft_config(r, alpha, targets, None if model == UNKNOWN else model)
@@ -49,9 +51,9 @@ def as_peft(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
     }
     loading = (
         "from peft import PeftModel",
-        "from transformers import T5ForConditionalGeneration",
+        "from transformers import AutoModelForSeq2SeqLM",  # a T5, mT5 or umT5, as its config.json says
         "",
-        f'model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained("{model}"), "THIS_FOLDER")',
+        f'model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained("{model}"), "THIS_FOLDER")',
     )
     return Made(files, f"LoRA of rank {r}, alpha {settings['lora_alpha']:g}, on {', '.join(targets)}", "lora", loading)
 
@@ -63,6 +65,11 @@ def as_adapters(state: DeltaState, args: Mapping, path: Path, model: str) -> Mad
         check_sites,
     )
 
+    about = Path(model) / "config.json"
+    if about.is_file() and (kind := json_object(about).get("model_type")) != "t5":
+        raise UserError(
+            f"--model {model} is a {kind!r}; adapters are exported for a t5 only, whose numbers were verified"
+        )
     check_sites(state, args["adapter_type"], path)
     r = next(iter(state.values())).shape[1]
     loading = (
@@ -110,6 +117,8 @@ def export(config: ExportConfig) -> Path:
     if not config.checkpoint or not config.out:
         raise UserError("--checkpoint and --out are both needed")
     path, out, to = Path(config.checkpoint), Path(config.out), FORMATS[config.to]
+    if out.resolve() in (path.resolve(), path.resolve().parent):
+        raise UserError(f"--out {out} holds the --checkpoint, whose card or files would be lost; give another folder")
     state, args = open_checkpoint(path, to.kind)
     check_state(state, None, path)
     told = {to.needs: getattr(config, to.needs)} if getattr(config, to.needs) else {}

@@ -19,31 +19,15 @@ import torch
 from torch.nn.functional import pad
 
 from pewe.deltas.flags import LORA_TARGETS, WIDEST
+from pewe.deltas.peft_config import CONFIG, check_plain, check_targets
 from pewe.errors import UserError
 from pewe.identity import cached_folder, model_digest
 from pewe.model_files import json_object
 from pewe.state import DeltaState, check_state, float_state
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 SITE = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)")
-# entries that change nothing of a stored LoRA, beside those that `_scale` reads
-SILENT = {
-    *(
-        "alpha_pattern",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-    ),
-    *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core"),
-    *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config"),
-    *("target_modules", "task_type", "use_rslora"),
-}
-# values of other entries that mean plain LoRA, beside those that are empty or false
-PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
 
 class Lora(NamedTuple):
@@ -71,7 +55,9 @@ def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
     config = json_object(path)
     check_plain(config, path)
     tensors, weights = _tensors(folder)
-    found = {site: _lora(site, pair, config, path, weights) for site, pair in _pairs(tensors, weights).items()}
+    pairs = _pairs(tensors, weights)
+    check_targets(pairs, config, path, weights)
+    found = {site: _lora(site, pair, config, path, weights) for site, pair in pairs.items()}
     found |= without_lora(found, config, model or config.get("base_model_name_or_path"), path)
     check_complete(found, weights)
     widest = max(found.values(), key=lambda one: one.A.shape[1])
@@ -84,19 +70,6 @@ def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
     base = config.get("base_model_name_or_path")
     made_for = {"model": base, "backbone": model_digest(base)} if base else {}
     return state, {"lora_r": r, "lora_alpha": widest.alpha, **made_for}
-
-
-def check_plain(config: Mapping, path: Path) -> None:
-    """Raises UserError for the first entry that says more than LoRA's two matrices and their scale can."""
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' can be taken")
-    if config.get("task_type") not in (None, "SEQ_2_SEQ_LM"):
-        raise UserError(f"{path}: task_type is {config['task_type']!r}; expected 'SEQ_2_SEQ_LM', a T5's")
-    if not isinstance(config.get("base_model_name_or_path"), str | None):
-        raise UserError(f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r}, not a name")
-    for name, value in config.items():
-        if name not in SILENT and value and value not in PLAIN.get(name, ()):
-            raise UserError(f"{path}: {name} is {str(value)[:60]!r}; only LoRA's plain A and B can be taken")
 
 
 def _tensors(folder: Path) -> tuple[dict, Path]:
@@ -153,8 +126,10 @@ def _scale(site: str, config: Mapping, path: Path) -> tuple[int, float]:
     )
     if type(r) is not int or not 1 <= r <= WIDEST:
         raise UserError(f"{path}: r is {r!r} for {site}, expected a whole number from 1")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise UserError(f"{path}: lora_alpha is {alpha!r} for {site}, expected a number above 0")
+    if type(alpha) not in (int, float) or not 0 < alpha < torch.finfo(torch.float32).max:
+        raise UserError(
+            f"{path}: lora_alpha is {str(alpha)[:40]} for {site}, expected a number above 0 that float32 has"
+        )
     return r, float(alpha) * (math.sqrt(r) if config.get("use_rslora") else 1.0)
 
 
@@ -200,6 +175,18 @@ def without_lora(found: Mapping[str, Lora], config: Mapping, model: str | None, 
         for site, target in wanted
         if site not in found
     }
+
+
+def check_names(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises UserError for a tensor that is no matrix of a LoRA of ours."""
+    for name, tensor in state.items():
+        if name.startswith(PREFIX):
+            raise UserError(f"{path} is a file of PEFT (tensor {name}); give its folder")
+        site, _, letter = name.rpartition(".lora_")
+        if letter not in ("A", "B") or not SITE.fullmatch(site) or tensor.dim() != 2:
+            raise UserError(
+                f"{path}: tensor {name}, shape {tuple(tensor.shape)}, is no matrix A or B of a LoRA on a T5"
+            )
 
 
 def check_complete(sites: Mapping[str, object], path: Path) -> None:
