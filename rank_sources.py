@@ -79,7 +79,7 @@ def sources_of(config: Config) -> dict[str, Path]:
 def settled(config: Config) -> Config:
     """The flags with what the data folder and the first source say."""
     from pewe.deltas.checkpoint import Checkpoints, kind_of
-    from pewe.deltas.peft_folder import targets_of
+    from pewe.deltas.projections import targets_of
     from pewe.deltas.sources import first_files
     from pewe.inputs import check_files
 

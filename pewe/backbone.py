@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from pewe.flags import check
 from pewe.hardware import bfloat16_gain, device_of
 from pewe.identity import model_digest
 from pewe.model_files import AUTO, DTYPE_NAMES, BackboneConfig, check_folder, json_object, loading
+from pewe.state import read_stored
 from pewe.tokenizer_files import load_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -250,7 +250,7 @@ def _stored(folder: Path, tensor: str) -> tuple[Path, torch.Tensor | None]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return path, file.get_tensor(tensor) if tensor in file.keys() else None  # noqa: SIM118
-        return path, torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)).get(tensor)
+        return path, read_stored(path, mapped=True).get(tensor)
     return folder, None
 
 

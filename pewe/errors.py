@@ -36,7 +36,7 @@ def write_fault(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """The line for an error that the input or the machine made; empty for a bug, whose traceback is wanted."""
     if isinstance(error, UserError):
-        return str(error)
+        return shortened(" ".join(str(error).splitlines()))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in _MEMORY)):
         return "out of memory; a smaller --stack, batch, length or delta needs less"
     if isinstance(error, UnicodeEncodeError):
@@ -46,6 +46,11 @@ def reason(error: BaseException) -> str:
     fault = write_fault(error)
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     return ": ".join([" ".join(fault.split()), *names]) if fault else ""
+
+
+def shortened(line: str, most: int = 1000) -> str:
+    """The line without its middle, where a name in it is far too long."""
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pewe.errors import UserError
+from pewe.errors import UserError, shortened
 from pewe.flags import flag
 from pewe.setting import SETTING
 from pewe.texts import visible
@@ -97,8 +97,11 @@ def loading(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot load {what}: {_first_line(error)}") from None
+        raise UserError(f"cannot load {what}: {_in_words(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _in_words(error: Exception) -> str:
+    """What an error says in a line, with its kind where that is half of it."""
+    text = shortened(" ".join(str(error).split()), 300)
+    told = text and not isinstance(error, AttributeError | TypeError | LookupError)
+    return text if told else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,8 +1,12 @@
 """The state of a delta: named tensors, and what they must be like."""
 
+import pickle
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,6 +24,26 @@ def scope_of(name: str, parts: int) -> str:
     """
     words = name.split(".")
     return ".".join(words[:parts]) if words[1] == "block" else words[0]
+
+
+def read_stored(path: Path, mapped: bool = False, otherwise: str = "only tensors are read") -> object:
+    """What torch or safetensors stored in a file, on the CPU; nothing is unpickled but tensors and plain values.
+
+    `mapped` leaves the tensors in the file, mapped into memory. Raises UserError for a file that is damaged or cannot be
+    read, and for one that holds other objects, with what to do `otherwise`.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        mapped = mapped and zipfile.is_zipfile(path)  # not in torch's format before 1.6
+        with warnings.catch_warnings(action="ignore"):  # of a plain pickle, which is refused
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds pickled objects, or is damaged; {otherwise}") from None
+    except PermissionError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
 
 
 def float_state(state: Mapping, path: Path) -> DeltaState:

@@ -93,6 +93,8 @@ def _file(name: str, file: str) -> Path | None:
 
 def _class(name: str, saved: dict) -> str:
     if kind := saved.get("tokenizer_class"):
+        if not isinstance(kind, str):
+            raise ValueError(f"tokenizer_class is {kind!r} in tokenizer_config.json, not a name")
         return kind
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     return getattr(config, "tokenizer_class", None) or config.model_type
@@ -108,6 +110,8 @@ def from_pieces(path: Path, saved: dict) -> Tokenizer:
     """
     model = ModelProto()
     model.ParseFromString(path.read_bytes())
+    if not model.pieces:
+        raise UserError(f"{path} holds no pieces")
     scores = {piece.piece: piece.score for piece in model.pieces}
     scores |= dict.fromkeys(reversed(_sentinels(saved)), 0.0)
     tokenizer = Tokenizer(_model(path, model.trainer_spec, scores))

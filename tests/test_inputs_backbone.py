@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,10 @@ SPOILED = {
     ),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "cannot load the model"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot load the model .*no file named"),
+    "pickled weights": (
+        lambda f: ((f / WEIGHTS).unlink(), (f / "pytorch_model.bin").write_bytes(pickle.dumps(Path("x")))),
+        r"pytorch_model\.bin holds pickled objects, or is damaged; only tensors are read",
+    ),
     # tokenizer
     "tokens beyond the model": (
         lambda f: add_tokens(f, "Wurov", "Rabury"),
@@ -170,6 +175,11 @@ SPOILED = {
     ),
     "damaged pieces": (lambda f: (f / "spiece.model").write_bytes(b"\xff" * 1000), "cannot load a tokenizer"),
     "no pieces": (lambda f: (f / "spiece.model").write_bytes(b"\x00\xff" * 99), "cannot load a tokenizer"),
+    "empty pieces": (lambda f: (f / "spiece.model").write_bytes(b""), r"spiece\.model holds no pieces"),
+    "a number for a class": (
+        lambda f: edit(f, "tokenizer_config.json", tokenizer_class=5),
+        "cannot load a tokenizer .*: tokenizer_class is 5 in tokenizer_config.json, not a name",
+    ),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.iterdir() if "token" in p.name or p.suffix == ".model"],
         "cannot load a tokenizer",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from pewe.deltas.checkpoint import Checkpoints, open_checkpoint, read_checkpoint
 from pewe.deltas.config import DeltaConfig
 from pewe.deltas.convert import ConvertConfig, _run, convert_peft
 from pewe.deltas.export import ExportConfig, export
-from pewe.deltas.peft_folder import CONFIG, WEIGHTS, fitted, read_peft, targets_of
+from pewe.deltas.peft_folder import CONFIG, WEIGHTS, fitted, read_peft
+from pewe.deltas.projections import targets_of
 from pewe.errors import UserError
 from pewe.forward import T5, pack
 from pewe.merging.average import merge
@@ -240,6 +242,25 @@ def test_sources_of_mixed_ranks_are_padded(folders):
         assert torch.allclose(logits_of(state, sources.made_for), wanted, rtol=0, atol=1e-5)
 
 
+def test_ours_among_those_of_peft_is_padded_too(folders, tmp_path):
+    """By no flag could it be used, where PEFT's are of a larger rank."""
+    state, args = read_peft(folders["q and v"])
+    write_checkpoint(tmp_path / "ours.pt", "lora", state, args)
+    paths = [tmp_path / "ours.pt", folders["mixed ranks"]]
+    sources = Checkpoints(paths, "lora")
+    assert sources.made_for["lora_r"] == 5
+    use = {name: sources.made_for[name] for name in ("lora_r", "lora_alpha")}
+    wanted = logits_of(state, args)
+    for ours in (sources[0], read_checkpoint(paths[0], "lora", made_for=use, among=paths)):
+        assert torch.allclose(logits_of(ours, use), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="was tuned with --lora_r 3, not 5"):
+        read_checkpoint(paths[0], "lora", made_for=use)
+    equal = Checkpoints([paths[0], folders["rsLoRA"]], "lora")  # of one rank: ours stays as it is
+    assert equal.made_for["lora_alpha"] == args["lora_alpha"] and torch.equal(
+        next(iter(equal[0].values())), next(iter(state.values()))
+    )
+
+
 def test_a_source_gets_the_flags_rank_and_names_another_backbone(folders, tmp_path):
     use = {"lora_r": 4, "lora_alpha": 8.0}
     state = read_checkpoint(folders["q and v"], "lora", made_for=use)
@@ -287,6 +308,9 @@ ENTRIES = [
     ({"exclude_modules": ["v"]}, r"has LoRA on .*Attention.v, which target_modules"),
     ({"layers_to_transform": [0], "layers_pattern": "block"}, "has LoRA on .*coder.block.1"),
     ({"layers_to_transform": "zzz", "layers_pattern": "block"}, "has LoRA on .*coder.block.0"),
+    ({"lora_dropout": "x"}, "lora_dropout is 'x'; expected int"),
+    ({"rank_pattern": False}, "rank_pattern is False; expected dict"),
+    ({"kasa_config": {}}, "kasa_config is '{}'"),
     ({"target_modules": ["q", "v", "wo"]}, "has no LoRA on 'wo', which target_modules"),
 ]
 TENSORS = [
@@ -295,6 +319,7 @@ TENSORS = [
     (lambda t: {name: one for name, one in t.items() if name != f"{Q}B.weight"}, "q has no lora_B"),
     (lambda t: {name: one for name, one in t.items() if not name.startswith(Q)}, "has no LoRA on encoder.block.0"),
     (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"].flatten()}, "expected a matrix"),
+    (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"][:, :5]}, r"SelfAttention.q is from .* features; expected"),
     (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"] * float("nan")}, "not finite"),
     (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"].long()}, "of torch.int64"),
 ]
@@ -313,6 +338,64 @@ def test_malformed_tensors_are_named(folders, tmp_path, edit, message):
     with pytest.raises(UserError, match=message) as error:
         read_peft(change(folders["q and v"], tmp_path / "x", tensors))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+OF_A_BACKBONE = {  # which is here
+    "a block without tensors": (
+        "a pattern",
+        lambda name: "encoder.block.1" in name,
+        None,
+        "gives encoder.block.1.* LoRA",
+    ),
+    "too few blocks": ("q and v", lambda name: "coder.block.1" in name, None, "has no LoRA on encoder.block.1"),
+    "too wide": (
+        "q and v",
+        lambda name: False,
+        lambda one: torch.cat([one, one], 1),
+        "features; expected .*, as config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_A_BACKBONE)
+def test_a_lora_that_does_not_fit_its_backbone_is_named(folders, tmp_path, case):
+    shape, without, edit, message = OF_A_BACKBONE[case]
+    tiny_config().save_pretrained(tmp_path / "base")
+    tensors = {name: one for name, one in load_file(folders[shape] / WEIGHTS[0]).items() if not without(name)}
+    if edit:
+        tensors = {name: edit(one) if "lora_A" in name else one for name, one in tensors.items()}
+    folder = change(folders[shape], tmp_path / "x", tensors, base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(UserError, match=message) as error:
+        read_peft(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_lora_of_more_blocks_than_its_backbone(folders, tmp_path):
+    config = tiny_config()
+    config.num_layers = 1
+    config.save_pretrained(tmp_path / "base")
+    folder = change(folders["q and v"], tmp_path / "x", base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(UserError, match=r"LoRA on encoder.block.1.*, but the encoder of its backbone has 1 blocks"):
+        read_peft(folder)
+
+
+def test_convert_and_export_to_a_backbone_that_does_not_fit(folders, tmp_path):
+    config = tiny_config()
+    config.d_model = 32
+    config.save_pretrained(tmp_path / "wide")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert", "hidden_size": 32}')
+    state, args = read_peft(folders["q and v"])
+    write_checkpoint(tmp_path / "x.pt", "lora", state, args)
+    for name, message in (("wide", "features; expected"), ("bert", "d_model is None, not a number as a T5 has it")):
+        model = str(tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            convert_peft(ConvertConfig(peft=str(folders["q and v"]), out=str(tmp_path / "y.pt"), model=model))
+        with pytest.raises(UserError, match=message):
+            export(ExportConfig(checkpoint=str(tmp_path / "x.pt"), out=str(tmp_path / "out"), model=model))
+    with pytest.raises(UserError, match=r"torch's format, NAME.pt"):
+        _run(ConvertConfig(peft=str(folders["q and v"]), out=str(tmp_path / "y.safetensors")))
+    assert not (tmp_path / "y.pt").exists() and not (tmp_path / "out").exists()
 
 
 class Mark:
@@ -334,7 +417,7 @@ def test_nothing_is_unpickled_but_tensors(folders, tmp_path, name):
             torch.save({f"{Q}A.weight": Mark(mark)}, folder / name)
         else:
             (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match=name) as error:
+        with pytest.raises(UserError, match=name) as error, warnings.catch_warnings(action="error"):
             read_peft(folder)
         assert not mark.exists() and "\n" not in str(error.value)
     tensors = load_file(folders["q and v"] / WEIGHTS[0])

@@ -39,7 +39,10 @@ def test_a_list_names_its_sources(places):
     assert listed_sources(f"cheap={hub}/prices") == {"cheap": places / "hub" / "prices"}
     assert list(listed_sources(f"{hub}/prices")) == ["prices"]
     assert source_names(f"{hub}/poems,{hub}/prices", [], ["a task"]) == ["poems", "prices"]
-    assert source_names(hub, [], ["a task"]) == ["a task"]
+    assert source_names(hub, [], ["a task", "prices"]) == ["a task", "prices"]  # one of which is missing
+    assert source_names(hub, [], ["a task"]) == ["poems", "prices"]
+    assert source_names(f"{places}", [], ["a task"]) == ["plain_poems", "plain_prices"]
+    assert source_names(f"{places}/nowhere", [], ["a task"]) == ["a task"]
     write_checkpoint(task_checkpoint(places / "tuned", "mini"), "lora", {"a": torch.ones(1)}, {})
     assert list(listed_sources(f"{places}/tuned,{hub}")) == ["mini", "poems", "prices"]
 

@@ -8,14 +8,11 @@ of the original code.
 """
 
 import contextlib
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-import safetensors.torch
 import torch
 
 from pewe import identity
@@ -24,7 +21,7 @@ from pewe.deltas.kinds import KINDS
 from pewe.deltas.peft_folder import fitted, is_peft, read_peft
 from pewe.errors import UserError
 from pewe.files import replacing
-from pewe.state import DeltaState, Shapes, check_state, float_state, shapes_of_state
+from pewe.state import DeltaState, Shapes, check_state, float_state, read_stored, shapes_of_state
 
 BEST = "checkpoint-best.pt"
 COMMON_INIT = "common_init.pt"  # in a folder of runs: the delta that all of them began with (--common_init)
@@ -101,18 +98,20 @@ def read_checkpoint(
     mapped: bool = False,
     built_on: Mapping[str, str] = NOTHING,
     made_for: Mapping = NOTHING,
+    among: Iterable[Path] = (),
 ) -> DeltaState:
     """The delta state in a checkpoint (`.pt` or `.safetensors`) as float32, checked against the expected names and shapes.
 
     `mapped` leaves the tensors in the file, mapped into memory, for a state that is copied elsewhere at once. `built_on`
     are the frozen deltas, name -> fingerprint, that the checkpoint must have been tuned on, in this order. `made_for` is
     the `delta_identity` of whoever uses it; a checkpoint that does not say its own (the original's) is taken with a warning.
+    LoRA of PEFT gets the rank and scale of that, and so does a LoRA `among` others that are of PEFT.
 
     Raises UserError that names the file and the tensor: a missing or damaged file, another tune method, scale, size,
     backbone or other frozen deltas; missing or unexpected names, another shape, values that are not finite floats.
     """
     state, args = open_checkpoint(path, tune_method, hint, mapped)
-    if is_peft(path) and "lora_r" in made_for:
+    if "lora_r" in made_for and any(map(is_peft, (path, *among))):
         state, args = fitted(state, args, made_for["lora_r"], made_for["lora_alpha"], path)
     check_made_for(args, made_for, path)
     check_state(state, shapes, path)
@@ -178,21 +177,9 @@ def check_seal(content: dict, state: DeltaState, path: Path) -> None:
 
 
 def _load(path: Path, mapped: bool) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-            return dict.fromkeys(KINDS, state)
-        mapped = mapped and zipfile.is_zipfile(path)  # not in torch's format before 1.6
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds pickled objects (a checkpoint of the original code?) or is damaged; "
-            f"convert it first: python -m pewe.deltas.convert --original {path} --out NEW.pt"
-        ) from None
-    except PermissionError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
-        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({type(error).__name__})") from None
+    convert = f"a checkpoint of the original code? convert it first: python -m pewe.deltas.convert --original {path} --out NEW.pt"
+    content = read_stored(path, mapped, convert)
+    return dict.fromkeys(KINDS, content) if path.suffix == ".safetensors" else content
 
 
 def sound_content(path: Path) -> dict:
@@ -244,8 +231,8 @@ def check_made_for(args: Mapping, made_for: Mapping, path: Path, advice: str = "
 class Checkpoints(Sequence[DeltaState]):
     """The delta states in files, all with the tensors of the first and made for the same scale, size and backbone.
 
-    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for. LoRA of PEFT
-    gets the rank and scale of the others, or the largest rank of them.
+    Each is read from its file whenever it is asked for. `made_for` is what those that say it were made for. Where any is a
+    LoRA of PEFT, all get the largest rank among them, and its scale.
     """
 
     def __init__(self, paths: Sequence[Path], tune_method: str, hint: str = ""):
@@ -264,17 +251,21 @@ class Checkpoints(Sequence[DeltaState]):
             self.made_for = {name: args[name] for name in names if name in args} | self.made_for
 
     def _rank(self) -> tuple[int, float] | None:
-        """Rank and alpha that LoRA of PEFT must have: those of the first checkpoint of ours, else the largest."""
+        """Rank and alpha that all must have where LoRA of PEFT is among them: the largest, of ours where that is one of ours."""
         if not any(map(is_peft, self.paths)):
             return None
-        said = {path: open_checkpoint(path, self.tune_method, self.hint, True, False)[1] for path in self.paths}
-        ours = [args for path, args in said.items() if not is_peft(path) and {"lora_r", "lora_alpha"} <= args.keys()]
-        args = ours[0] if ours else max(said.values(), key=lambda args: args.get("lora_r", 0))
-        return args["lora_r"], args["lora_alpha"]
+        said = [(open_checkpoint(path, self.tune_method, self.hint, True, False)[1], path) for path in self.paths]
+        known = [
+            (args["lora_r"], not is_peft(path), args["lora_alpha"])
+            for args, path in said
+            if {"lora_r", "lora_alpha"} <= args.keys()
+        ]
+        r, _, alpha = max(known, key=lambda one: one[:2])
+        return r, alpha
 
     def _open(self, path: Path, verify: bool = True) -> tuple[DeltaState, dict]:
         state, args = open_checkpoint(path, self.tune_method, self.hint, mapped=True, verify=verify)
-        return fitted(state, args, *self.rank, path) if is_peft(path) else (state, args)
+        return fitted(state, args, *self.rank, path) if self.rank else (state, args)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -15,7 +15,8 @@ import torch
 from pewe.deltas.checkpoint import BACKBONE, MODEL, check_seal, write_checkpoint
 from pewe.deltas.flags import WIDEST
 from pewe.deltas.kinds import KINDS
-from pewe.deltas.peft_folder import fitted, read_peft, targets_of
+from pewe.deltas.peft_folder import fitted, read_peft
+from pewe.deltas.projections import targets_of
 from pewe.deltas.sources import peft_folder
 from pewe.errors import UserError
 from pewe.flags import check, flag
@@ -110,6 +111,8 @@ def _run(config: ConvertConfig) -> None:
     check(config)
     if bool(config.original) == bool(config.peft) or not config.out:
         raise UserError("--out and one of --original and --peft are needed")
+    if Path(config.out).suffix == ".safetensors":
+        raise UserError(f"--out {config.out}: a checkpoint is written in torch's format, NAME.pt")
     if config.peft:
         args = convert_peft(config)
         flags = f"--lora_r {args['lora_r']} --lora_alpha {args['lora_alpha']!r} --lora_targets {' '.join(args['lora_targets'])}"

@@ -19,7 +19,8 @@ import safetensors.torch
 
 from pewe.deltas.checkpoint import BACKBONE, MODEL, check_made_for, open_checkpoint
 from pewe.deltas.flags import ADAPTER_TYPES
-from pewe.deltas.peft_folder import CONFIG, PREFIX, WEIGHTS, check_complete, check_names, targets_of
+from pewe.deltas.peft_folder import CONFIG, PREFIX, WEIGHTS, check_names, widths_of
+from pewe.deltas.projections import check_complete, check_widths, sizes_of, targets_of
 from pewe.errors import UserError
 from pewe.files import provenance, replacing
 from pewe.flags import check, flag
@@ -42,7 +43,9 @@ class Made(NamedTuple):
 def as_peft(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
     """A LoRA as a folder of PEFT. Raises UserError where a projection has none that others have."""
     check_names(state, path)
-    check_complete({name.removesuffix(".lora_A"): None for name in state if name.endswith(".lora_A")}, path)
+    widths, sizes = widths_of(state, path), sizes_of(model)
+    check_widths(widths, path, sizes)
+    check_complete(widths, path, sizes)
     r, alpha, targets = next(iter(state.values())).shape[1], args["lora_alpha"], targets_of(state)
     settings = peft_config(r, alpha, targets, None if model == UNKNOWN else model)
     files = {

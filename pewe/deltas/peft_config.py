@@ -5,7 +5,7 @@ layers to transform.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pewe.errors import UserError
@@ -13,20 +13,35 @@ from pewe.errors import UserError
 CONFIG = "adapter_config.json"
 # entries that change nothing of a stored LoRA, beside those that `_scale` reads
 SILENT = {
-    *(
-        "alpha_pattern",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-    ),
-    *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core"),
-    *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config"),
-    *("target_modules", "task_type", "use_rslora"),
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
 }
-# values of other entries that mean plain LoRA, beside those that are empty or false
-PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
+# values of other entries that mean plain LoRA, beside null, false, 0 and empty lists
+PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal"), "loftq_config": ({},)}
+TYPES = {"lora_dropout": int | float | None, "use_rslora": bool | None, "layers_pattern": list | str | None}
+TYPES |= dict.fromkeys(("rank_pattern", "alpha_pattern"), dict | None)
+TYPES |= dict.fromkeys(("target_modules", "exclude_modules"), list | str | None)
+TYPES |= {"base_model_name_or_path": str | None}
 
 
 def check_plain(config: Mapping, path: Path) -> None:
@@ -35,18 +50,16 @@ def check_plain(config: Mapping, path: Path) -> None:
         raise UserError(f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' can be taken")
     if config.get("task_type") not in (None, "SEQ_2_SEQ_LM"):
         raise UserError(f"{path}: task_type is {config['task_type']!r}; expected 'SEQ_2_SEQ_LM', a T5's")
-    if not isinstance(config.get("base_model_name_or_path"), str | None):
-        raise UserError(f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r}, not a name")
+    for name, kind in TYPES.items():
+        if not isinstance(config.get(name), kind):
+            raise UserError(f"{path}: {name} is {config[name]!r}; expected {kind}")
     for name, value in config.items():
-        if name not in SILENT and value and value not in PLAIN.get(name, ()):
+        if name not in SILENT and (value or value == {}) and value not in PLAIN.get(name, ()):
             raise UserError(f"{path}: {name} is {str(value)[:60]!r}; only LoRA's plain A and B can be taken")
 
 
 def check_targets(sites: Mapping[str, object], config: Mapping, path: Path, weights: Path) -> None:
     """Raises UserError for a projection that PEFT would not give this LoRA, and for a target that has no tensors."""
-    for name in ("target_modules", "exclude_modules"):
-        if not isinstance(config.get(name), list | str | None):
-            raise UserError(f"{path}: {name} is {config[name]!r}, not names of modules")
     try:
         outside = next((site for site in sites if not targeted(site, config)), "")
     except (re.error, TypeError) as error:
@@ -58,6 +71,12 @@ def check_targets(sites: Mapping[str, object], config: Mapping, path: Path, weig
     named = config.get("target_modules")
     if isinstance(named, list) and (none := [one for one in named if not any(_is(site, one) for site in sites)]):
         raise UserError(f"{weights} has no LoRA on {none[0]!r}, which target_modules of {CONFIG} names")
+
+
+def check_targeted(without: Iterable[str], config: Mapping, path: Path) -> None:
+    """Raises UserError for the first of the projections without LoRA that should have it."""
+    if site := next((site for site in without if targeted(site, config)), ""):
+        raise UserError(f"{path} gives {site} LoRA (target_modules), but there are no tensors of it")
 
 
 def targeted(site: str, config: Mapping) -> bool:

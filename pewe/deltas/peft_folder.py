@@ -8,26 +8,24 @@ the same function. A projection without LoRA, where only some layers have it, ge
 """
 
 import math
-import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 from torch.nn.functional import pad
 
 from pewe.deltas.flags import LORA_TARGETS, WIDEST
-from pewe.deltas.peft_config import CONFIG, check_plain, check_targets
+from pewe.deltas.peft_config import CONFIG, check_plain, check_targeted, check_targets
+from pewe.deltas.projections import SITE, Width, absent, check_complete, check_widths, sizes_of
 from pewe.errors import UserError
-from pewe.identity import cached_folder, model_digest
+from pewe.identity import model_digest
 from pewe.model_files import json_object
-from pewe.state import DeltaState, check_state, float_state
+from pewe.state import DeltaState, check_state, float_state, read_stored
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-SITE = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)")
 
 
 class Lora(NamedTuple):
@@ -58,14 +56,16 @@ def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
     pairs = _pairs(tensors, weights)
     check_targets(pairs, config, path, weights)
     found = {site: _lora(site, pair, config, path, weights) for site, pair in pairs.items()}
-    found |= without_lora(found, config, model or config.get("base_model_name_or_path"), path)
-    check_complete(found, weights)
+    sizes = sizes_of(model or config.get("base_model_name_or_path"))
+    found |= without_lora(found, config, sizes, path)
+    check_complete(found, weights, sizes)
     widest = max(found.values(), key=lambda one: one.A.shape[1])
     r = widest.A.shape[1]
     state = {}
     for site, one in found.items():
         A, B = widened(one, r, widest.alpha)
         state |= {f"{site}.lora_A": A.contiguous(), f"{site}.lora_B": B.contiguous()}
+    check_widths(widths_of(state, weights), weights, sizes)
     check_state(state, None, weights)
     base = config.get("base_model_name_or_path")
     made_for = {"model": base, "backbone": model_digest(base)} if base else {}
@@ -77,14 +77,7 @@ def _tensors(folder: Path) -> tuple[dict, Path]:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no {WEIGHTS[0]} beside its {CONFIG}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path), path
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} holds pickled objects, or is damaged; only tensors are read") from None
-    except Exception as error:  # a damaged file raises many kinds of errors in torch and safetensors
-        raise UserError(f"cannot read {path}: it is damaged, or not of its kind ({type(error).__name__})") from None
+    content = read_stored(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is a {type(content).__name__}, not names with tensors")
     return content, path
@@ -145,36 +138,29 @@ def _of_site(site: str, config: Mapping, path: Path, name: str, patterns: str) -
         raise UserError(f"{path}: {patterns} has a name that is no pattern ({error})") from None
 
 
-def without_lora(found: Mapping[str, Lora], config: Mapping, model: str | None, path: Path) -> dict[str, Lora]:
+def without_lora(found: Mapping[str, Lora], config: Mapping, sizes: Mapping[str, int], path: Path) -> dict[str, Lora]:
     """The projections that a LoRA of some layers leaves as they are, with matrices of zeros; none of one for all layers.
 
-    Raises UserError where the backbone, which says how many blocks there are, is not here.
+    Raises UserError where the backbone, which says how many blocks there are, is not here, and for a projection that the
+    configuration gives LoRA, but the weights do not.
     """
     some = config.get("layers_to_transform") is not None or config.get("exclude_modules")
     if not found or not (some or isinstance(config.get("target_modules"), str)):
         return {}
-    folder = Path(model) if model and Path(model).is_dir() else cached_folder(model) if model else None
-    if folder is None or not (folder / "config.json").is_file():
-        if not some and not lacking(found):  # a pattern that names all layers
-            return {}
+    if not sizes and not some and not any(absent(found)):  # a pattern that names all layers
+        return {}
+    if not sizes:
+        model = config.get("base_model_name_or_path")
         raise UserError(
             f"{path}: only some layers have LoRA, and the backbone {model} is not here; pewe convert --model says it"
         )
-    about = json_object(folder / "config.json")
-    blocks = {"encoder": about.get("num_layers"), "decoder": about.get("num_decoder_layers") or about.get("num_layers")}
-    if any(type(count) is not int for count in blocks.values()):
-        raise UserError(f"{folder / 'config.json'} has no num_layers: no T5")
-    shapes = {
-        match[4]: (one.A.shape[0], one.B.shape[1]) for site, one in found.items() if (match := SITE.fullmatch(site))
-    }
-    wanted = [
-        (site, target) for target in shapes for side, count in blocks.items() for site in _all(side, count, target)
-    ]
-    return {
-        site: Lora(torch.zeros(shapes[target][0], 1), torch.zeros(1, shapes[target][1]), 1.0)
-        for site, target in wanted
-        if site not in found
-    }
+    check_targeted(absent(found, sizes), config, path)
+    widths = {SITE.fullmatch(site)[4]: (one.A.shape[0], one.B.shape[1]) for site, one in found.items()}
+    made = {}
+    for site in absent(found, sizes):
+        d, h = widths[SITE.fullmatch(site)[4]]
+        made[site] = Lora(torch.zeros(d, 1), torch.zeros(1, h), 1.0)
+    return made
 
 
 def check_names(state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -189,43 +175,15 @@ def check_names(state: Mapping[str, torch.Tensor], path: Path) -> None:
             )
 
 
-def check_complete(sites: Mapping[str, object], path: Path) -> None:
-    """Raises UserError that names the first projection without LoRA, of a block or attention where others have it."""
-    if site := lacking(sites):
-        targets = ", ".join(targets_of(sites))
-        raise UserError(
-            f"{path} has no LoRA on {site}; a delta needs each target ({targets}) in every block of both stacks"
-        )
-
-
-def lacking(sites: Mapping[str, object]) -> str:
-    """The first projection without LoRA in the blocks up to the last that has any; empty where there is none."""
-    blocks = {side: _blocks(sites, side) for side in ("encoder", "decoder")}
-    wanted = (
-        site for target in targets_of(sites) for side, count in blocks.items() for site in _all(side, count, target)
-    )
-    return next((site for site in wanted if site not in sites), "")
-
-
-def _blocks(sites: Mapping[str, object], side: str) -> int:
-    """Blocks of a stack, at least one."""
-    return max((int(match[2]) + 1 for site in sites if (match := SITE.fullmatch(site)) and match[1] == side), default=1)
-
-
-def _all(side: str, blocks: int, target: str) -> Iterator[str]:
-    """The names of all projections of a target in a stack."""
-    sublayers = ["SelfAttention", "EncDecAttention"][: 1 + (side == "decoder")]
-    for number in range(blocks):
-        if target in ("q", "k", "v", "o"):
-            yield from (f"{side}.block.{number}.layer.{place}.{name}.{target}" for place, name in enumerate(sublayers))
-        else:
-            yield f"{side}.block.{number}.layer.{len(sublayers)}.DenseReluDense.{target}"
-
-
-def targets_of(names: Mapping[str, object]) -> list[str]:
-    """The targets that these projections, or tensors of a state, are of, in the order of `LORA_TARGETS`."""
-    found = {match[4] for name in names if (match := SITE.match(name))}
-    return [target for target in LORA_TARGETS if target in found]
+def widths_of(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Width]:
+    """Projection -> width of a LoRA of ours. Raises UserError for one that lacks A or B."""
+    widths = {}
+    for site in dict.fromkeys(name.rpartition(".lora_")[0] for name in state):
+        for letter in "AB":
+            if f"{site}.lora_{letter}" not in state:
+                raise UserError(f"{path}: {site} has no lora_{letter}")
+        widths[site] = (state[f"{site}.lora_A"].shape[0], state[f"{site}.lora_B"].shape[1])
+    return widths
 
 
 def widened(one: Lora, r: int, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,11 +195,17 @@ def widened(one: Lora, r: int, alpha: float) -> tuple[torch.Tensor, torch.Tensor
 
 
 def fitted(state: DeltaState, args: Mapping, r: int, alpha: float, path: Path) -> tuple[DeltaState, dict]:
-    """The same function at another rank and scale. Raises UserError for a rank that is too small."""
+    """The same function at another rank and scale; as it is where it does not say its own.
+
+    Raises UserError for a rank that is too small, and for tensors that are no LoRA.
+    """
+    if not {"lora_r", "lora_alpha"} <= args.keys() or (args["lora_r"], args["lora_alpha"]) == (r, alpha):
+        return state, dict(args)
     if args["lora_r"] > r:
         raise UserError(f"{path} has rank {args['lora_r']}, more than {r}; give --lora_r {args['lora_r']}")
+    check_names(state, path)
     made = {}
-    for site in (name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")):
+    for site in widths_of(state, path):
         one = Lora(state[f"{site}.lora_A"], state[f"{site}.lora_B"], args["lora_alpha"])
         made[f"{site}.lora_A"], made[f"{site}.lora_B"] = widened(one, r, alpha)
     return made, {**args, "lora_r": r, "lora_alpha": alpha}

@@ -43,8 +43,11 @@ def source_digest(path: Path) -> str:
 
 
 def source_names(given: str, asked: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """The sources of a command: those asked for (--source_tasks), else those of a list, else the tasks."""
-    names = list(asked or listed_sources(given) or tasks)
+    """The sources of a command: those asked for (--source_tasks), else those of a list.
+
+    Else, of one folder, the tasks where any of them is in it, or all that it holds.
+    """
+    names = list(asked or listed_sources(given) or _names_in(Path(given), tasks))
     for name in asked:
         if names.count(checked_name(name, "--source_tasks")) > 1:
             raise UserError(f"--source_tasks names {name!r} twice")
@@ -87,12 +90,21 @@ def _sources_at(item: str, fetch: bool) -> Iterator[tuple[str, Path]]:
     elif _is_delta(path):
         yield checked_name(own or (path.stem if path.is_file() else path.resolve().name), item), _file(path)
     elif path.is_dir() and not own:
-        inside = [one for one in visible(sorted(path.iterdir())) if one.is_dir() and _is_delta(one)]
-        if not inside:
+        if not (inside := _inside(path)):
             raise UserError(f"--source_ckpt_path: {place} holds no delta: no {CONFIG}, no {BEST}, no folder with one")
         yield from ((one.name, _file(one)) for one in inside)
     else:
         raise UserError(f"--source_ckpt_path: {item!r} is no delta: no folder of PEFT, no {BEST}, no hub id OWNER/NAME")
+
+
+def _names_in(folder: Path, tasks: Sequence[str]) -> list[str]:
+    """The tasks, or where none of them has a delta in the folder the names of all deltas in it, if there are any."""
+    inside = [one.name for one in _inside(folder)] if folder.is_dir() else []
+    return list(tasks) if set(inside) & set(tasks) else inside or list(tasks)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [one for one in visible(sorted(folder.iterdir())) if one.is_dir() and _is_delta(one)]
 
 
 def _is_delta(path: Path) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 from get_similarity import MEASURES
 from pewe.deltas.checkpoint import BACKBONE, Checkpoints, check_made_for, delta_identity
 from pewe.deltas.kinds import KINDS, SCORED
-from pewe.deltas.peft_folder import targets_of
-from pewe.deltas.sources import all_sources, first_files, listed_sources, source_digest, source_files, source_names
+from pewe.deltas.projections import targets_of
+from pewe.deltas.sources import first_files, listed_sources, source_digest, source_files, source_names
 from pewe.errors import UserError
 from pewe.grid.step import Step
 from pewe.identity import digest
@@ -35,14 +35,12 @@ class Own:
 def own_sources(kind: str, given: str, asked: Sequence[str], tasks: Sequence[str], fetch: bool) -> Own:
     """What --source_ckpt_path and --source_tasks stand for, deltas of a kind. Raises UserError for a place that holds no delta.
 
-    Of a folder the tasks, where any of them is in it; else all that it holds. Without `fetch` nothing is downloaded.
+    Without `fetch` nothing is downloaded.
     """
     if listed := listed_sources(given, fetch):
         places = source_files(given, asked or list(listed), fetch)
         return Own(places, size_of(kind, places), of_tasks=False)
     names = source_names(given, asked, tasks)
-    if not asked and not any(path.exists() for path in source_files(given, tasks).values()) and Path(given).is_dir():
-        names = list(all_sources(given))
     places = source_files(given, names)
     return Own(places, size_of(kind, places), set(names) == set(tasks), given)
 

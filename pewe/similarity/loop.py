@@ -87,7 +87,9 @@ def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: S
     """The deltas of these tasks in a folder, each checked against the backbone, and made for it and these flags."""
     use = {"shapes": shapes_of(delta), "made_for": delta_identity(config)}
     paths = source_files(folder, names)
-    return {name: read_checkpoint(path, config.tune_method, **use) for name, path in paths.items()}
+    return {
+        name: read_checkpoint(path, config.tune_method, **use, among=paths.values()) for name, path in paths.items()
+    }
 
 
 def check_inputs(measure: Measure, config: SimilarityConfig) -> None:

@@ -50,7 +50,7 @@ def pairs_of(config: TuneAllConfig) -> Work:
     def init(delta: Tunable, task: str, name: str, shapes: Shapes) -> DeltaState:
         path = paths[name]
         if name not in states:
-            like = {"built_on": delta.built_on, "made_for": delta_identity(config)}
+            like = {"built_on": delta.built_on, "made_for": delta_identity(config), "among": paths.values()}
             states[name] = read_checkpoint(path, config.tune_method, shapes, hint, **like)
         check_state(states[name], shapes, path)  # PEMT's shapes are those of the target
         return states[name]
