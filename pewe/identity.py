@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,12 +121,17 @@ def model_digest(model: str, tokenizer: str = "") -> str:
 
 
 def _folder_prints(name: str) -> dict[str, str] | str:
-    folder = Path(name) if Path(name).is_dir() else cached_folder(name)
+    folder = model_folder(name)
     if folder is None:
         return name
     paths = [path for path in folder.iterdir() if path.suffix in _OF_A_MODEL and path.name != _UNREAD]
     safe = any(path.suffix == ".safetensors" for path in paths)
     return files_digests(path for path in paths if not (safe and path.suffix == ".bin"))
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a model, or of a hub's in the cache; None where it is not there. Nothing is downloaded."""
+    return Path(name) if os.path.isdir(name) else cached_folder(name)  # noqa: PTH112  no name is too long for it
 
 
 def cached_folder(name: str) -> Path | None:

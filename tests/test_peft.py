@@ -261,6 +261,14 @@ def test_ours_among_those_of_peft_is_padded_too(folders, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "a\nb", "../.."])
+def test_a_backbone_of_an_odd_name_is_one_that_is_not_here(folders, tmp_path, name):
+    folder = change(folders["q and v"], tmp_path / "x", base_model_name_or_path=name)
+    assert read_peft(folder)[1]["model"] == name
+    with pytest.raises(UserError, match="on another backbone"):
+        read_checkpoint(folder, "lora", made_for={"lora_r": 3, "lora_alpha": 5.0, "backbone": "of --model"})
+
+
 def test_a_source_gets_the_flags_rank_and_names_another_backbone(folders, tmp_path):
     use = {"lora_r": 4, "lora_alpha": 8.0}
     state = read_checkpoint(folders["q and v"], "lora", made_for=use)

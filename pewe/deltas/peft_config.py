@@ -52,7 +52,7 @@ def check_plain(config: Mapping, path: Path) -> None:
         raise UserError(f"{path}: task_type is {config['task_type']!r}; expected 'SEQ_2_SEQ_LM', a T5's")
     for name, kind in TYPES.items():
         if not isinstance(config.get(name), kind):
-            raise UserError(f"{path}: {name} is {config[name]!r}; expected {kind}")
+            raise UserError(f"{path}: {name} is {config[name]!r:.60}; expected {kind}")
     for name, value in config.items():
         if name not in SILENT and (value or value == {}) and value not in PLAIN.get(name, ()):
             raise UserError(f"{path}: {name} is {str(value)[:60]!r}; only LoRA's plain A and B can be taken")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pewe.deltas.flags import LORA_TARGETS
 from pewe.errors import UserError
-from pewe.identity import cached_folder
+from pewe.identity import model_folder
 from pewe.model_files import json_object
 
 SITE = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.\d\.(SelfAttention|EncDecAttention|DenseReluDense)\.(\w+)")
@@ -21,7 +21,7 @@ def sizes_of(model: str | None) -> Mapping[str, int]:
 
     Raises UserError where it is no T5.
     """
-    folder = Path(model) if model and Path(model).is_dir() else cached_folder(model) if model else None
+    folder = model_folder(model) if model else None
     if folder is None or not (folder / "config.json").is_file():
         return UNKNOWN
     about = json_object(folder / "config.json")
