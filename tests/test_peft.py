@@ -324,6 +324,10 @@ ENTRIES = [
 TENSORS = [
     (lambda t: t | {"base_model.model.lm_head.weight": t[f"{Q}A.weight"]}, "is none of LoRA's"),
     (lambda t: t | {Q.replace(".q.", ".x.") + "A.weight": t[f"{Q}A.weight"]}, "is of no projection of a T5"),
+    (
+        lambda t: t | {name.replace("layer.0", "layer.1"): one for name, one in t.items() if Q in name},
+        "which no T5 has",
+    ),
     (lambda t: {name: one for name, one in t.items() if name != f"{Q}B.weight"}, "q has no lora_B"),
     (lambda t: {name: one for name, one in t.items() if not name.startswith(Q)}, "has no LoRA on encoder.block.0"),
     (lambda t: t | {f"{Q}A.weight": t[f"{Q}A.weight"].flatten()}, "expected a matrix"),

@@ -62,6 +62,8 @@ def check_widths(widths: Mapping[str, Width], path: Path, sizes: Mapping[str, in
     known = _widths(sizes) if sizes else {}
     for site, width in widths.items():
         side, block, _, target = SITE.fullmatch(site).groups()
+        if site not in _all(side, int(block) + 1, target):
+            raise UserError(f"{path} has LoRA on {site}, which no T5 has")
         if sizes and int(block) >= (blocks := _blocks(side, widths, sizes)):
             raise UserError(f"{path} has LoRA on {site}, but the {side} of its backbone has {blocks} blocks")
         wanted = known.setdefault(target, width)
