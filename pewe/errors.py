@@ -36,7 +36,7 @@ def write_fault(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """The line for an error that the input or the machine made; empty for a bug, whose traceback is wanted."""
     if isinstance(error, UserError):
-        return shortened(" ".join(str(error).splitlines()))
+        return " ".join(str(error).splitlines())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in _MEMORY)):
         return "out of memory; a smaller --stack, batch, length or delta needs less"
     if isinstance(error, UnicodeEncodeError):
@@ -75,7 +75,7 @@ def one_line() -> Iterator[None]:
     except Exception as error:
         if not (line := reason(error)):
             raise
-        _end(f"error: {line}", 2)
+        _end(f"error: {shortened(line)}", 2)
 
 
 class Terminal(logging.StreamHandler):

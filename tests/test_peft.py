@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -99,6 +100,11 @@ def test_every_linear_layer_in_our_own_forward(folders):
 
 SOME = {
     "one block": {"layers_to_transform": [1], "layers_pattern": "block"},
+    "the first block": {"layers_to_transform": [0]},
+    "the last, as a number": {"layers_to_transform": 1, "layers_pattern": []},
+    "a block by a group": {"layers_to_transform": [1], "layers_pattern": "(block)"},
+    "a block of the encoder": {"layers_to_transform": [0], "layers_pattern": "encoder.block"},
+    "the first of both, by a pattern": {"target_modules": r".*coder\.block\.0.*\.q"},
     "the decoder": {"target_modules": r"decoder.*\.(q|wo)"},
     "not the cross-attention": {"exclude_modules": r".*EncDecAttention.*"},
 }
@@ -109,7 +115,14 @@ def test_a_projection_without_lora_gets_zeros(tmp_path, shape):
     """Where the backbone is here, which says how many blocks there are; a number of its layers has LoRA."""
     tiny_config().save_pretrained(tmp_path / "base")
     plain = make_peft(tmp_path / "plain", **SOME[shape])
-    with pytest.raises(UserError, match="only some layers have LoRA, and the backbone None is not here"):
+    must = (
+        shape != "the first of both, by a pattern"
+    )  # all that there is, where it is not known how many blocks there are
+    with (
+        pytest.raises(UserError, match="the backbone None, which says how many there are, is not here")
+        if must
+        else nullcontext()
+    ):
         read_peft(plain)
     folder = change(plain, tmp_path / "named", base_model_name_or_path=str(tmp_path / "base"))
     (state, args), (again, _) = read_peft(folder), read_peft(plain, str(tmp_path / "base"))
@@ -316,6 +329,8 @@ ENTRIES = [
     ({"exclude_modules": ["v"]}, r"has LoRA on .*Attention.v, which target_modules"),
     ({"layers_to_transform": [0], "layers_pattern": "block"}, "has LoRA on .*coder.block.1"),
     ({"layers_to_transform": "zzz", "layers_pattern": "block"}, "has LoRA on .*coder.block.0"),
+    ({"target_modules": "(" * 3000 + "q" + ")" * 3000}, "target_modules, exclude_modules or layers_to_transform"),
+    ({"rank_pattern": {"q{99999999999999999999}": 1}}, "rank_pattern has a name that is no pattern"),
     ({"lora_dropout": "x"}, "lora_dropout is 'x'; expected int"),
     ({"rank_pattern": False}, "rank_pattern is False; expected dict"),
     ({"kasa_config": {}}, "kasa_config is '{}'"),
@@ -389,6 +404,22 @@ def test_a_lora_of_more_blocks_than_its_backbone(folders, tmp_path):
     folder = change(folders["q and v"], tmp_path / "x", base_model_name_or_path=str(tmp_path / "base"))
     with pytest.raises(UserError, match=r"LoRA on encoder.block.1.*, but the encoder of its backbone has 1 blocks"):
         read_peft(folder)
+
+
+def test_entries_that_change_nothing_are_taken(folders, tmp_path):
+    folder = change(folders["q and v"], tmp_path / "x", megatron_config={}, loftq_config={}, use_rslora=0)
+    assert torch.equal(logits_of(*read_peft(folder)), logits_of(*read_peft(folders["q and v"])))
+
+
+def test_a_backbone_whose_name_is_that_of_another_model_here(folders, tmp_path):
+    """Who uses the LoRA says which backbone it is for; as a name alone it says nothing."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 32}')
+    folder = change(folders["q and v"], tmp_path / "x", base_model_name_or_path=str(tmp_path))
+    assert len(Checkpoints([folder], "lora")) == 1
+    config = {**tiny_config().to_dict(), "num_decoder_layers": "2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="num_decoder_layers is '2', not a number as a T5 has it"):
+        convert_peft(ConvertConfig(peft=str(folder), out=str(tmp_path / "y.pt"), model=str(tmp_path)))
 
 
 def test_convert_and_export_to_a_backbone_that_does_not_fit(folders, tmp_path):

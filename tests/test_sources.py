@@ -1,12 +1,14 @@
 """Sources of one's own: where they lie, what they are called, and what commands make of them."""
 
+import contextlib
+
 import pandas as pd
 import pytest
 import torch
 from conftest import MINI_TASKS, load_backbone
 from test_peft import change, make_peft
 
-from get_similarity import get_Loss
+from get_similarity import get_KL_divergence, get_Loss
 from pewe.backbone import BackboneConfig
 from pewe.deltas.checkpoint import ensemble_checkpoint, open_checkpoint, task_checkpoint, write_checkpoint
 from pewe.deltas.convert import ConvertConfig, convert_peft
@@ -42,6 +44,9 @@ def test_a_list_names_its_sources(places):
     assert source_names(hub, [], ["a task", "prices"]) == ["a task", "prices"]  # one of which is missing
     assert source_names(hub, [], ["a task"]) == ["poems", "prices"]
     assert source_names(f"{places}", [], ["a task"]) == ["plain_poems", "plain_prices"]
+    with contextlib.chdir(hub):  # no folder is given
+        assert source_names("", [], ["a task"]) == ["a task"]
+    assert list(listed_sources(f"{hub},")) == ["poems", "prices"]
     assert source_names(f"{places}/nowhere", [], ["a task"]) == ["a task"]
     write_checkpoint(task_checkpoint(places / "tuned", "mini"), "lora", {"a": torch.ones(1)}, {})
     assert list(listed_sources(f"{places}/tuned,{hub}")) == ["mini", "poems", "prices"]
@@ -130,6 +135,35 @@ def test_similarity_ensemble_and_tables_of_own_sources(places, tiny_backbone, ti
     )
     unit_model_others.run(one)
     assert set(pd.read_csv(tmp_path / "two" / "final_weight.tsv", sep="\t")["source"]) == {"dear", "mine"}
+
+
+def test_tuned_targets_are_padded_with_the_sources(places, tiny_backbone, tiny_data, tmp_path):
+    """Whose largest rank is that of a LoRA of PEFT; the targets' own deltas, of ours, are of a smaller one."""
+    model = load_backbone(BackboneConfig(model=str(tiny_backbone), device="cpu")).model
+    plain = make_peft(tmp_path / "plain", 5, model, r=5)
+    folder = change(plain, tmp_path / "wide", base_model_name_or_path=str(tiny_backbone))
+    state, args = open_checkpoint(places / "mine.pt", "lora")
+    target = MINI_TASKS[0]
+    write_checkpoint(task_checkpoint(tmp_path / "tuned", target), "lora", state, args)
+    config = get_KL_divergence.MEASURE.config(
+        model=str(tiny_backbone),
+        task_dir=str(tiny_data),
+        device="cpu",
+        tasks=[target],
+        source_ckpt_path=f"{folder},{places}/mine.pt",
+        random_tuned_ckpt_path=str(tmp_path / "tuned"),
+        output_dir=str(tmp_path / "S"),
+        max_input_length=32,
+        max_output_length=6,
+        predict_batch_size=4,
+        tune_method="lora",
+        lora_r=5,
+        lora_alpha=5.0,
+        pictures=False,
+        quiet=True,
+    )
+    table = similarity(get_KL_divergence.MEASURE, config).set_index("source")["value"]
+    assert table["mine"] == pytest.approx(0, abs=1e-5) and abs(table["wide"]) > 1e-4
 
 
 def test_another_backbone_is_refused_and_may_be_named(places, tiny_backbone, tmp_path):

@@ -86,9 +86,12 @@ def test_what_the_machine_did_is_one_line(name, capsys):
     assert stop.value.code == 2 and printed.startswith(f"error: {line}") and printed.count("\n") == 1
 
 
-def test_a_name_of_many_letters_or_lines_leaves_one_line():
-    line = reason(UserError("a\nb " + "x" * 5000 + " end"))
-    assert "\n" not in line and len(line) < 1100 and line.startswith("a b xx") and line.endswith("xx end")
+@pytest.mark.parametrize("error", [UserError("a\nb " + "x" * 5000 + " end"), OSError(36, "a b x", "x" * 5000 + " end")])
+def test_a_name_of_many_letters_or_lines_leaves_one_line(error, capsys):
+    with pytest.raises(SystemExit):
+        main(ends(error), Config, args=[])
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and len(line) < 1100 and line.startswith("error: a b x") and line.endswith("xx end\n")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Made(NamedTuple):
 def as_peft(state: DeltaState, args: Mapping, path: Path, model: str) -> Made:
     """A LoRA as a folder of PEFT. Raises UserError where a projection has none that others have."""
     check_names(state, path)
-    widths, sizes = widths_of(state, path), sizes_of(model)
+    widths, sizes = widths_of(state, path), sizes_of(model, sure=True)
     check_widths(widths, path, sizes)
     check_complete(widths, path, sizes)
     r, alpha, targets = next(iter(state.values())).shape[1], args["lora_alpha"], targets_of(state)

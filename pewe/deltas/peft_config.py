@@ -37,8 +37,10 @@ SILENT = {
     "use_rslora",
 }
 # values of other entries that mean plain LoRA, beside null, false, 0 and empty lists
-PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal"), "loftq_config": ({},)}
-TYPES = {"lora_dropout": int | float | None, "use_rslora": bool | None, "layers_pattern": list | str | None}
+PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
+PLAIN |= dict.fromkeys(("loftq_config", "megatron_config"), ({},))
+NO_PATTERN = (re.error, TypeError, ValueError, OverflowError, RecursionError)  # what a name that is no pattern raises
+TYPES = {"lora_dropout": int | float | None, "use_rslora": int | None, "layers_pattern": list | str | None}
 TYPES |= dict.fromkeys(("rank_pattern", "alpha_pattern"), dict | None)
 TYPES |= dict.fromkeys(("target_modules", "exclude_modules"), list | str | None)
 TYPES |= {"base_model_name_or_path": str | None}
@@ -62,7 +64,7 @@ def check_targets(sites: Mapping[str, object], config: Mapping, path: Path, weig
     """Raises UserError for a projection that PEFT would not give this LoRA, and for a target that has no tensors."""
     try:
         outside = next((site for site in sites if not targeted(site, config)), "")
-    except (re.error, TypeError) as error:
+    except NO_PATTERN as error:
         raise UserError(f"{path}: target_modules, exclude_modules or layers_to_transform: {error}") from None
     if outside:
         raise UserError(
@@ -88,11 +90,18 @@ def targeted(site: str, config: Mapping) -> bool:
         return True
     if isinstance(named, str) or site in named or layers is None or layers == []:
         return _any(site, named)
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    number = next((found for one in patterns if (found := re.match(rf".*\.{one}\.(\d+)\.", site))), None)
-    wanted = layers if isinstance(layers, list) else [layers]
-    return _any(site, named) and number is not None and int(number[1]) in wanted
+    return _any(site, named) and _layer(site, config.get("layers_pattern")) in (
+        layers if isinstance(layers, list) else [layers]
+    )
+
+
+def _layer(site: str, patterns: str | list[str] | None) -> int | None:
+    """The first number behind a name of this pattern, or behind any name: that of the block."""
+    before = [rf"(?:^|.*?\.){one}" for one in ([patterns] if isinstance(patterns, str) else patterns or ())]
+    for one in before if patterns else [r".*?\.[^.]*"]:
+        if found := re.match(rf"{one}\.(?P<number>\d+)\.", site):
+            return int(found["number"])
+    return None
 
 
 def _any(site: str, names: str | list[str]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import pad
 
 from pewe.deltas.flags import LORA_TARGETS, WIDEST
-from pewe.deltas.peft_config import CONFIG, check_plain, check_targeted, check_targets
+from pewe.deltas.peft_config import CONFIG, NO_PATTERN, check_plain, check_targeted, check_targets
 from pewe.deltas.projections import SITE, Width, absent, check_complete, check_widths, sizes_of
 from pewe.errors import UserError
 from pewe.identity import model_digest
@@ -56,7 +56,13 @@ def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
     pairs = _pairs(tensors, weights)
     check_targets(pairs, config, path, weights)
     found = {site: _lora(site, pair, config, path, weights) for site, pair in pairs.items()}
-    sizes = sizes_of(model or config.get("base_model_name_or_path"))
+    base = config.get("base_model_name_or_path")
+    sizes = sizes_of(model or base, sure=bool(model))
+    if not sizes and of_some_layers(found, config, sizes):
+        raise UserError(
+            f"{path}: some layers may have no LoRA, and the backbone {model or base}, which says how many there are, is not here"
+            "; pewe convert --model FOLDER names it"
+        )
     found |= without_lora(found, config, sizes, path)
     check_complete(found, weights, sizes)
     widest = max(found.values(), key=lambda one: one.A.shape[1])
@@ -67,7 +73,6 @@ def read_peft(folder: Path, model: str = "") -> tuple[DeltaState, dict]:
         state |= {f"{site}.lora_A": A.contiguous(), f"{site}.lora_B": B.contiguous()}
     check_widths(widths_of(state, weights), weights, sizes)
     check_state(state, None, weights)
-    base = config.get("base_model_name_or_path")
     made_for = {"model": base, "backbone": model_digest(base)} if base else {}
     return state, {"lora_r": r, "lora_alpha": widest.alpha, **made_for}
 
@@ -134,26 +139,23 @@ def _of_site(site: str, config: Mapping, path: Path, name: str, patterns: str) -
     try:
         found = (value for pattern, value in own.items() if re.match(rf"(.*\.)?({pattern})$", site))
         return next(found, config.get(name))
-    except re.error as error:
+    except NO_PATTERN as error:
         raise UserError(f"{path}: {patterns} has a name that is no pattern ({error})") from None
+
+
+def of_some_layers(found: Mapping[str, Lora], config: Mapping, sizes: Mapping[str, int]) -> bool:
+    """Whether projections of the same targets may be without LoRA: in blocks behind these, or where a pattern leaves them out."""
+    by_pattern = isinstance(config.get("target_modules"), str) or bool(config.get("exclude_modules"))
+    return config.get("layers_to_transform") not in (None, []) or (by_pattern and any(absent(found, sizes)))
 
 
 def without_lora(found: Mapping[str, Lora], config: Mapping, sizes: Mapping[str, int], path: Path) -> dict[str, Lora]:
     """The projections that a LoRA of some layers leaves as they are, with matrices of zeros; none of one for all layers.
 
-    Raises UserError where the backbone, which says how many blocks there are, is not here, and for a projection that the
-    configuration gives LoRA, but the weights do not.
+    Raises UserError for a projection that the configuration gives LoRA, but the weights do not.
     """
-    some = config.get("layers_to_transform") is not None or config.get("exclude_modules")
-    if not found or not (some or isinstance(config.get("target_modules"), str)):
+    if not of_some_layers(found, config, sizes):
         return {}
-    if not sizes and not some and not any(absent(found)):  # a pattern that names all layers
-        return {}
-    if not sizes:
-        model = config.get("base_model_name_or_path")
-        raise UserError(
-            f"{path}: only some layers have LoRA, and the backbone {model} is not here; pewe convert --model says it"
-        )
     check_targeted(absent(found, sizes), config, path)
     widths = {SITE.fullmatch(site)[4]: (one.A.shape[0], one.B.shape[1]) for site, one in found.items()}
     made = {}

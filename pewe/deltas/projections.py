@@ -16,20 +16,21 @@ UNKNOWN: Mapping[str, int] = MappingProxyType({})  # sizes of a backbone that is
 Width = tuple[int, int]  # features in and out
 
 
-def sizes_of(model: str | None) -> Mapping[str, int]:
-    """The sizes in the `config.json` of a T5's folder, or of a hub id in the cache; empty where it is not here.
+def sizes_of(model: str | None, sure: bool = False) -> Mapping[str, int]:
+    """The sizes in the `config.json` of a T5's folder, or of a hub id in the cache; empty where none of this name is here.
 
-    Raises UserError where it is no T5.
+    Where one is `sure` that it is this one, raises UserError for a folder that is no T5's.
     """
     folder = model_folder(model) if model else None
     if folder is None or not (folder / "config.json").is_file():
         return UNKNOWN
     about = json_object(folder / "config.json")
-    for name in SIZES:
-        if type(about.get(name)) is not int:
-            raise UserError(f"{folder / 'config.json'}: {name} is {about.get(name)!r}, not a number as a T5 has it")
-    decoder = about.get("num_decoder_layers") or about["num_layers"]
-    return {**{name: about[name] for name in SIZES}, "num_decoder_layers": decoder}
+    sizes = {name: about.get(name) for name in SIZES}
+    sizes["num_decoder_layers"] = about.get("num_decoder_layers") or sizes["num_layers"]
+    wrong = [name for name, size in sizes.items() if type(size) is not int or size < 1]
+    if wrong and sure:
+        raise UserError(f"{folder / 'config.json'}: {wrong[0]} is {sizes[wrong[0]]!r}, not a number as a T5 has it")
+    return UNKNOWN if wrong else sizes
 
 
 def targets_of(names: Mapping[str, object]) -> list[str]:

@@ -45,9 +45,9 @@ def source_digest(path: Path) -> str:
 def source_names(given: str, asked: Sequence[str], tasks: Sequence[str]) -> list[str]:
     """The sources of a command: those asked for (--source_tasks), else those of a list.
 
-    Else, of one folder, the tasks where any of them is in it, or all that it holds.
+    Else, of one folder, the tasks, or where none of them is in it all that it holds.
     """
-    names = list(asked or listed_sources(given) or _names_in(Path(given), tasks))
+    names = list(asked or listed_sources(given) or _names_in(given, tasks))
     for name in asked:
         if names.count(checked_name(name, "--source_tasks")) > 1:
             raise UserError(f"--source_tasks names {name!r} twice")
@@ -59,7 +59,7 @@ def listed_sources(given: str, fetch: bool = True) -> dict[str, Path]:
 
     Raises UserError for a place that holds no delta, and for two sources of one name.
     """
-    if len(_items(given)) == 1 and "=" not in given and not _is_delta(Path(given)) and not _is_hub_id(given):
+    if not {",", "="} & set(given) and not _is_delta(Path(given)) and not _is_hub_id(given):
         return {}
     return all_sources(given, fetch)
 
@@ -97,9 +97,9 @@ def _sources_at(item: str, fetch: bool) -> Iterator[tuple[str, Path]]:
         raise UserError(f"--source_ckpt_path: {item!r} is no delta: no folder of PEFT, no {BEST}, no hub id OWNER/NAME")
 
 
-def _names_in(folder: Path, tasks: Sequence[str]) -> list[str]:
-    """The tasks, or where none of them has a delta in the folder the names of all deltas in it, if there are any."""
-    inside = [one.name for one in _inside(folder)] if folder.is_dir() else []
+def _names_in(given: str, tasks: Sequence[str]) -> list[str]:
+    """The tasks, or where none of them has a delta in the folder, if one is given, the names of all deltas in it."""
+    inside = [one.name for one in _inside(Path(given))] if given and Path(given).is_dir() else []
     return list(tasks) if set(inside) & set(tasks) else inside or list(tasks)
 
 

@@ -180,10 +180,10 @@ def run(config: Config) -> None:
     backbone, made_for = frozen_backbone(config), delta_identity(config)
     delta = attach_delta(backbone.model, config)
     for path in paths:  # all, before the first is worked on
-        read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
+        read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for, among=paths)
     with hold(folder):
         for task, path in zip(tasks, paths, strict=True):
-            state = read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for)
+            state = read_checkpoint(path, config.tune_method, shapes_of(delta), made_for=made_for, among=paths)
             prefix = chosen_prefixes(config, task)[0]
             data = load_split(backbone.tokenizer, config, task, prefix, "train")
             write_delta_statistics(config, backbone, delta, state, data, statistics_file(folder, task))

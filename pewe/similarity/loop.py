@@ -10,7 +10,7 @@ A measure is a function `score(sources, batch)`: the K stacked sources on one ba
 A table that is not the one that `config.json` names, or was made from something else, is set aside, not continued.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -57,8 +57,10 @@ def _matrix(measure: Measure, config: SimilarityConfig, out: Path) -> pd.DataFra
     targets = task_names(config, scored=False)
     names = source_names(config.source_ckpt_path, config.source_tasks, targets)
     backbone, delta = attached(config)
-    states = read_sources(config, delta, config.source_ckpt_path, names)
-    tuned = read_sources(config, delta, config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
+    places = source_files(config.source_ckpt_path, names)
+    states = read_sources(config, delta, places, places)
+    own = source_files(config.random_tuned_ckpt_path, targets) if measure.needs_target else {}
+    tuned = read_sources(config, delta, own, places)
     dev = {target: _dev_split(backbone, config, target) for target in targets}
     record = {
         "settings": identity(measure, config, delta, states, tuned, dev),
@@ -83,13 +85,12 @@ def check(measure: Measure, config: SimilarityConfig) -> None:
     check_inputs(measure, config)
 
 
-def read_sources(config: SimilarityConfig, delta: Tunable, folder: str, names: Sequence[str]) -> dict[str, DeltaState]:
-    """The deltas of these tasks in a folder, each checked against the backbone, and made for it and these flags."""
-    use = {"shapes": shapes_of(delta), "made_for": delta_identity(config)}
-    paths = source_files(folder, names)
-    return {
-        name: read_checkpoint(path, config.tune_method, **use, among=paths.values()) for name, path in paths.items()
-    }
+def read_sources(
+    config: SimilarityConfig, delta: Tunable, places: Mapping[str, Path], sources: Mapping[str, Path]
+) -> dict[str, DeltaState]:
+    """The deltas at these places, used with these sources, each checked against the backbone, and made for it and these flags."""
+    use = {"shapes": shapes_of(delta), "made_for": delta_identity(config), "among": sources.values()}
+    return {name: read_checkpoint(path, config.tune_method, **use) for name, path in places.items()}
 
 
 def check_inputs(measure: Measure, config: SimilarityConfig) -> None:
