@@ -2,18 +2,21 @@
 
 import math
 import statistics
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from conftest import ROOT
 
 from pewe.grid.steps import SOURCES
 from pewe.merging.overview import save_overview
 from pewe.reporting import page as report
 from pewe.reporting import stats
-from pewe.reporting.stored import Stored, varied
+from pewe.reporting.stored import Stored, read_stored, varied
 from pewe.reporting.tables import best_by_dev
 
 A, B, C = "mini_read_towns", "mini_read_people", "mini_yesno_towns"  # two of one group, one of another
@@ -294,6 +297,24 @@ def test_effective_numbers_and_correlations():
     reversed_ = weights(inits=("Loss",)).assign(init="Reversed", weight=lambda rows: 1 - rows["weight"])
     correlations = stats.rank_correlations(pd.concat([table, reversed_]))
     assert correlations.loc["Loss", "Reversed"] == pytest.approx(-1) and correlations.loc["Loss", "Loss"] == 1
+
+
+def test_a_row_of_one_delta_has_its_place_in_the_summary(tmp_path):
+    of_one = stored(tmp_path)
+    ours, sources = (part for _, part in of_one.cells.groupby(of_one.cells["init"] == SOURCES))
+    other = ours[ours["init"] == "Loss"].assign(delta="lora", init="Arrow")
+    report.tables(replace(of_one, cells=pd.concat([ours, other, sources])))
+    rows = [
+        line.split("|")[1].strip()
+        for line in (tmp_path / "summary.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[2:] == [*ours["init"].unique(), "Arrow", SOURCES]
+
+
+def test_rows_with_a_combiner_stand_together():
+    inits = list(read_stored(ROOT / "results/reference/mini_seeds").cells["init"])
+    assert [name for name, _ in groupby(inits)] == list(dict.fromkeys(inits)) and "Loss+ties" in inits
 
 
 def test_tables_of_a_folder(tmp_path):

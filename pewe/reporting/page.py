@@ -62,7 +62,8 @@ def tables(stored: Stored) -> None:
         text.append(f"{delta}\n{mean.round(3).to_string()}\n")
     note = f"\n± is the sample deviation (divisor n - 1) of the mean over the seeds, whose number follows. {varied(stored.cells)}\n"
     write_text(stored.folder / "table.md", "\n".join(blocks) + note)
-    write_text(stored.folder / "summary.md", markdown(pd.DataFrame(summary).fillna(""), "init") + note)
+    means = pd.DataFrame(summary).reindex(plain_rows(stored.cells)["init"].unique()).dropna(how="all")
+    write_text(stored.folder / "summary.md", markdown(means.fillna(""), "init") + note)
     with replacing(stored.folder / "table.csv") as temporary:
         pd.concat(long).rename_axis("init").reset_index().to_csv(temporary, index=False)
     write_text(stored.folder / "table.tex", "\n".join(latex))

@@ -94,7 +94,8 @@ def _in_order(path: Path, names: list[str], numbers: list[str]) -> pd.DataFrame:
         for line, name in enumerate(table[column].fillna(""), start=2):
             if (name.split("/")[0] if column == "init" else name) not in known[column]:
                 raise UserError(f"{path}, line {line}: {column} cannot be {suggest(name, known[column])}")
-    return table.sort_values("init", key=lambda names: names.map(listed).map(order.index), kind="stable")
+    places = {name: (order.index(listed(name)), "+" in name) for name in table["init"].unique()}
+    return table.sort_values("init", key=lambda names: names.map(places), kind="stable")
 
 
 def seed_scores(cells: pd.DataFrame, delta: str) -> pd.DataFrame:
