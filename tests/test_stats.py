@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -295,7 +296,10 @@ def test_effective_numbers_and_correlations():
         ]
         assert found[init] == pytest.approx(statistics.median(numbers))
     reversed_ = weights(inits=("Loss",)).assign(init="Reversed", weight=lambda rows: 1 - rows["weight"])
-    correlations = stats.rank_correlations(pd.concat([table, reversed_]))
+    equal = weights(inits=("Loss",)).assign(init="Average", weight=0.5)
+    with warnings.catch_warnings(action="error"):
+        correlations = stats.rank_correlations(pd.concat([table, reversed_, equal]))
+    assert correlations["Average"].isna().all() and correlations.loc["Average"].isna().all()
     assert correlations.loc["Loss", "Reversed"] == pytest.approx(-1) and correlations.loc["Loss", "Loss"] == 1
 
 

@@ -113,11 +113,16 @@ def _interval(values: np.ndarray, seed: int) -> dict[str, float]:
 
 
 def rank_correlations(weights: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation of the weights of two inits over the sources of a target, averaged over all targets."""
+    """Spearman's correlation of the weights of two inits over the sources of a target, averaged over all targets.
+
+    Equal weights have none.
+    """
     others = weights[weights["target"] != weights["source"]]
     frame = others.pivot_table(index=["delta", "seed", "target", "source"], columns="init", values="weight", sort=False)
-    by_target = [part.corr("spearman") for _, part in frame.groupby(level=["delta", "seed", "target"])]
-    return pd.concat(by_target).groupby(level=0, sort=False).mean().loc[frame.columns, frame.columns]
+    targets = (part for _, part in frame.groupby(level=["delta", "seed", "target"]))
+    by_target = [part.loc[:, part.nunique() > 1].corr("spearman") for part in targets]
+    found = pd.concat(by_target).groupby(level=0, sort=False).mean()
+    return found.reindex(index=frame.columns, columns=frame.columns)
 
 
 def effective(weights: pd.DataFrame) -> pd.DataFrame:
