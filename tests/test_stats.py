@@ -17,6 +17,7 @@ from pewe.grid.steps import SOURCES
 from pewe.merging.overview import save_overview
 from pewe.reporting import page as report
 from pewe.reporting import stats
+from pewe.reporting.pictures import higher_is_more_similar
 from pewe.reporting.stored import Stored, read_stored, varied
 from pewe.reporting.tables import best_by_dev
 
@@ -314,6 +315,18 @@ def test_a_row_of_one_delta_has_its_place_in_the_summary(tmp_path):
         if line.startswith("|")
     ]
     assert rows[2:] == [*ours["init"].unique(), "Arrow", SOURCES]
+
+
+def test_a_similarity_that_is_equal_for_all_sources_has_no_orientation(tmp_path):
+    table = weights(inits=("Loss",))
+    one = table["target"] == table["target"].iloc[0]
+    for values, higher in ((-table["weight"], False), (table["weight"], True)):
+        similarities = table.assign(value=values.where(~one, 1.0)).drop(columns="weight")
+        with warnings.catch_warnings(action="error"):
+            found = higher_is_more_similar(
+                stored(tmp_path, weights=table, similarities=similarities), "adapter", "Loss", 1
+            )
+        assert found == higher
 
 
 def test_rows_with_a_combiner_stand_together():

@@ -104,7 +104,8 @@ def higher_is_more_similar(stored: Stored, delta: str, init: str, seed: int) -> 
     both = both[
         (both["delta"] == delta) & (both["init"] == init) & (both["seed"] == seed) & (both["target"] != both["source"])
     ]
-    by_target = [part["value"].corr(part["weight"], "spearman") for _, part in both.groupby("target")]
+    varied = both.groupby("target").filter(lambda part: (part[["value", "weight"]].nunique() > 1).all())
+    by_target = [part["value"].corr(part["weight"], "spearman") for _, part in varied.groupby("target")]
     return not pd.Series(by_target, dtype=float).mean() < 0
 
 
