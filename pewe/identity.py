@@ -131,11 +131,8 @@ def _folder_prints(name: str) -> dict[str, str] | str:
 
 def model_folder(name: str) -> Path | None:
     """The folder of a model, or of a hub's in the cache; None where it is not there. Nothing is downloaded."""
-    return Path(name) if os.path.isdir(name) else cached_folder(name)  # noqa: PTH112  no name is too long for it
-
-
-def cached_folder(name: str) -> Path | None:
-    """The folder of a hub's model in the cache; None where it is not there. Nothing is downloaded."""
+    if os.path.isdir(name):  # noqa: PTH112  no name is too long for it
+        return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
     try:

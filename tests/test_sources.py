@@ -90,28 +90,29 @@ def test_hub_ids_are_fetched(places, monkeypatch):
         listed_sources("who/nothing")
 
 
-def test_similarity_ensemble_and_tables_of_own_sources(places, tiny_backbone, tiny_data, tmp_path):
+@pytest.fixture
+def setting(tiny_backbone, tiny_data, tmp_path):
+    """The flags of a similarity of LoRAs on the tiny T5, into S."""
+    return {
+        "model": str(tiny_backbone),
+        "task_dir": str(tiny_data),
+        "device": "cpu",
+        "output_dir": str(tmp_path / "S"),
+        "max_input_length": 32,
+        "max_output_length": 6,
+        "predict_batch_size": 4,
+        "tune_method": "lora",
+        "lora_alpha": 5.0,
+        "pictures": False,
+        "quiet": True,
+    }
+
+
+def test_similarity_ensemble_and_tables_of_own_sources(places, setting, tmp_path):
     """Targets and sources differ altogether; a PEFT folder, a checkpoint and both ways to name them."""
     given, targets = f"{places}/hub/poems,dear={places}/hub/prices,{places}/mine.pt", list(MINI_TASKS[:2])
-    table = similarity(
-        get_Loss.MEASURE,
-        SimilarityConfig(
-            model=str(tiny_backbone),
-            task_dir=str(tiny_data),
-            device="cpu",
-            tasks=targets,
-            source_ckpt_path=given,
-            output_dir=str(tmp_path / "S"),
-            max_input_length=32,
-            max_output_length=6,
-            predict_batch_size=4,
-            tune_method="lora",
-            lora_r=3,
-            lora_alpha=5.0,
-            pictures=False,
-            quiet=True,
-        ),
-    )
+    config = SimilarityConfig(**setting, tasks=targets, source_ckpt_path=given, lora_r=3)
+    table = similarity(get_Loss.MEASURE, config)
     S = table.pivot_table(index="target", columns="source", values="value")
     assert set(S.columns) == {"poems", "dear", "mine"} and set(S.index) == set(targets)
     assert S["poems"].tolist() == S["mine"].tolist() != S["dear"].tolist()
@@ -137,7 +138,7 @@ def test_similarity_ensemble_and_tables_of_own_sources(places, tiny_backbone, ti
     assert set(pd.read_csv(tmp_path / "two" / "final_weight.tsv", sep="\t")["source"]) == {"dear", "mine"}
 
 
-def test_tuned_targets_are_padded_with_the_sources(places, tiny_backbone, tiny_data, tmp_path):
+def test_tuned_targets_are_padded_with_the_sources(places, tiny_backbone, setting, tmp_path):
     """Whose largest rank is that of a LoRA of PEFT; the targets' own deltas, of ours, are of a smaller one."""
     model = load_backbone(BackboneConfig(model=str(tiny_backbone), device="cpu")).model
     plain = make_peft(tmp_path / "plain", 5, model, r=5)
@@ -146,21 +147,11 @@ def test_tuned_targets_are_padded_with_the_sources(places, tiny_backbone, tiny_d
     target = MINI_TASKS[0]
     write_checkpoint(task_checkpoint(tmp_path / "tuned", target), "lora", state, args)
     config = get_KL_divergence.MEASURE.config(
-        model=str(tiny_backbone),
-        task_dir=str(tiny_data),
-        device="cpu",
+        **setting,
         tasks=[target],
         source_ckpt_path=f"{folder},{places}/mine.pt",
         random_tuned_ckpt_path=str(tmp_path / "tuned"),
-        output_dir=str(tmp_path / "S"),
-        max_input_length=32,
-        max_output_length=6,
-        predict_batch_size=4,
-        tune_method="lora",
         lora_r=5,
-        lora_alpha=5.0,
-        pictures=False,
-        quiet=True,
     )
     table = similarity(get_KL_divergence.MEASURE, config).set_index("source")["value"]
     assert table["mine"] == pytest.approx(0, abs=1e-5) and abs(table["wide"]) > 1e-4

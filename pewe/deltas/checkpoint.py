@@ -18,7 +18,7 @@ import torch
 from pewe import identity
 from pewe.cli import log
 from pewe.deltas.kinds import KINDS
-from pewe.deltas.peft_folder import fitted, is_peft, read_peft
+from pewe.deltas.peft_folder import fitted, is_peft, read_peft, says_scale
 from pewe.errors import UserError
 from pewe.files import replacing
 from pewe.state import DeltaState, Shapes, check_state, float_state, read_stored, shapes_of_state
@@ -255,11 +255,7 @@ class Checkpoints(Sequence[DeltaState]):
         if not any(map(is_peft, self.paths)):
             return None
         said = [(open_checkpoint(path, self.tune_method, self.hint, True, False)[1], path) for path in self.paths]
-        known = [
-            (args["lora_r"], not is_peft(path), args["lora_alpha"])
-            for args, path in said
-            if {"lora_r", "lora_alpha"} <= args.keys()
-        ]
+        known = [(args["lora_r"], not is_peft(path), args["lora_alpha"]) for args, path in said if says_scale(args)]
         r, _, alpha = max(known, key=lambda one: one[:2])
         return r, alpha
 

@@ -196,12 +196,17 @@ def widened(one: Lora, r: int, alpha: float) -> tuple[torch.Tensor, torch.Tensor
     return pad(one.A, (0, missing)), pad(B, (0, 0, 0, missing))
 
 
+def says_scale(args: Mapping) -> bool:
+    """Whether a checkpoint says its rank and alpha."""
+    return {"lora_r", "lora_alpha"} <= args.keys()
+
+
 def fitted(state: DeltaState, args: Mapping, r: int, alpha: float, path: Path) -> tuple[DeltaState, dict]:
     """The same function at another rank and scale; as it is where it does not say its own.
 
     Raises UserError for a rank that is too small, and for tensors that are no LoRA.
     """
-    if not {"lora_r", "lora_alpha"} <= args.keys() or (args["lora_r"], args["lora_alpha"]) == (r, alpha):
+    if not says_scale(args) or (args["lora_r"], args["lora_alpha"]) == (r, alpha):
         return state, dict(args)
     if args["lora_r"] > r:
         raise UserError(f"{path} has rank {args['lora_r']}, more than {r}; give --lora_r {args['lora_r']}")

@@ -20,7 +20,7 @@ from pewe.flags import LARGEST
 from pewe.grid import cost
 from pewe.grid.step import Step
 from pewe.grid.steps import Grid
-from pewe.identity import cached_folder, part
+from pewe.identity import model_folder, part
 from pewe.merging import collect_deltas
 from pewe.merging.few_shot import FewShotConfig
 from pewe.model_files import check_folder
@@ -189,7 +189,7 @@ def device_peak() -> tuple[float, str]:
 def folder_of(model: str) -> Path:
     """Where a backbone lies. Raises UserError where it is not on this machine; nothing is downloaded."""
     check_folder(model)
-    folder = Path(model) if Path(model).is_dir() else cached_folder(model)
+    folder = model_folder(model)
     if folder is None:
         raise UserError(f"--model {model}: not on this machine; the first run would download it")
     return folder
